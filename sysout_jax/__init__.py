@@ -1,0 +1,18 @@
+"""Find, explain and remove systematic outliers in large language models.
+
+import sysout_jax as so
+lm = so.load(path)
+logits, taps = so.capture(lm, tokens)
+stats = so.collect(lm, tokens)
+report = so.lifecycle(lm, tokens)
+"""
+
+from sysout_jax.capture import TAPS
+from sysout_jax.engine import capture
+from sysout_jax.errors import InputError
+from sysout_jax.language_model import LanguageModel
+from sysout_jax.loading import load
+
+__version__ = "0.1.0"
+
+__all__ = ["TAPS", "InputError", "LanguageModel", "capture", "load"]

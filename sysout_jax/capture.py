@@ -1,0 +1,68 @@
+"""The only writer of the `intermediates` collection, and the list of names that it may hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+from flax import linen as nn
+
+COLLECTION = "intermediates"
+
+#: Every name a model may tap, with its shape for one layer. `K = H` without grouped queries; `gate` only where gated.
+TAPS = {
+    "h": "(B, T, D) layer output, the residual stream",
+    "h_mid": "(B, T, D) residual stream between attention and MLP",
+    "x_down": "(B, T, F) input of the down projection",
+    "gate": "(B, T, F) gate before its activation function",
+    "up": "(B, T, F) up projection, before the activation function where there is no gate",
+    "down": "(B, T, D) output of the MLP",
+    "q": "(B, T, H, Dh) queries as they meet the keys (after rotation)",
+    "k": "(B, T, K, Dh) keys as they meet the queries (after rotation)",
+    "v": "(B, T, K, Dh) values",
+    "lse": "(B, H, T) log-sum-exp of each query's logits",
+    "attn_map": "(B, H, T, S) attention probabilities",
+    "attn_sums": "(B, H, S) column sums of the attention map",
+    "attn_heads": "(B, T, H, Dh) weighted values of every head, before the output projection",
+    "attn_out": "(B, T, D) output of the attention block",
+}
+
+
+def tap(module: nn.Module, name: str, value: jax.Array | Callable[[], jax.Array]) -> None:
+    """Record `value` under `name` in the module's intermediates; without that collection do nothing.
+
+    A callable is evaluated only when somebody records, so that a large intermediate (an attention map) is not even traced
+    otherwise. A name can be written once per call; a second write raises ValueError.
+    """
+    if name not in TAPS:
+        raise ValueError(f"tap {name!r} is not in capture.TAPS; add it there with its shape")
+    if not module.is_mutable_collection(COLLECTION) or module.is_initializing():
+        return
+
+    def write_once(old, new):
+        if old is not None:
+            raise ValueError(f"tap {name!r} was written twice in {module.scope and module.path}")
+        return new
+
+    array = value() if callable(value) else value
+    module.sow(COLLECTION, name, array, reduce_fn=write_once, init_fn=lambda: None)
+
+
+def flatten_taps(intermediates: dict) -> dict[str, jax.Array]:
+    """One flat dict of the taps of one block, whichever submodule wrote them."""
+    flat: dict[str, jax.Array] = {}
+    for key, value in intermediates.items():
+        for name, leaf in (
+            flatten_taps(value).items() if isinstance(value, dict) else [(key, value)]
+        ):
+            if name in flat:
+                raise ValueError(f"tap {name!r} is written by two submodules of one block")
+            flat[name] = leaf
+    return flat
+
+
+def check_names(names: tuple[str, ...]) -> None:
+    """Raise ValueError with the valid names when one of `names` is not a tap."""
+    unknown = [name for name in names if name not in TAPS]
+    if unknown:
+        raise ValueError(f"unknown tap {', '.join(unknown)}; known are {', '.join(TAPS)}")

@@ -1,0 +1,88 @@
+"""A model as analyses see it: config, weights that may still lie on disk, tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sysout_jax.config import ModelConfig
+from sysout_jax.data.tokenizers import Tokenizer
+from sysout_jax.errors import InputError
+from sysout_jax.models import build
+from sysout_jax.weights import InMemory, WeightSource, groups
+
+
+@dataclass(eq=False)
+class LanguageModel:
+    """What `so.load` returns. Weights are read group by group when needed; `params` reads and keeps all of them."""
+
+    config: ModelConfig
+    source: WeightSource
+    tokenizer: Tokenizer | None = None
+    dtype: Any = "float32"
+    name: str = "model"
+
+    @property
+    def num_layers(self) -> int:
+        return self.config.num_layers
+
+    @cached_property
+    def module(self):
+        """The Flax module; `lm.module.apply({"params": lm.params}, tokens)` gives logits."""
+        return build(self.config, self.dtype)
+
+    @cached_property
+    def params(self) -> dict:
+        """All parameters as one nested dict of device arrays."""
+        params = {
+            name: jax.tree.map(jnp.asarray, self.source.read(name, self.dtype))
+            for name in groups(self.config)
+        }
+        self.source = InMemory(params)
+        return params
+
+    def read(self, group: str) -> dict:
+        """Parameters below one top-level name, in the model's dtype, as device arrays."""
+        return jax.tree.map(jnp.asarray, self.source.read(group, self.dtype))
+
+    def with_edits(self, edits: Mapping[str, Callable[[dict], dict]]) -> LanguageModel:
+        """The same model with some groups changed as they are read; the original stays as it is."""
+        return dataclasses.replace(self, source=_Edited(self.source, edits))
+
+    def check_tokens(self, tokens) -> np.ndarray:
+        """`tokens` as (N, T) int32; InputError when empty, longer than the context, or outside the vocabulary."""
+        tokens = np.asarray(tokens)
+        if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
+            raise InputError(
+                f"tokens have shape {tokens.shape} and dtype {tokens.dtype}; expected (sequences, length) integers"
+            )
+        if tokens.size == 0:
+            raise InputError(f"tokens have shape {tokens.shape}; expected at least one token")
+        if tokens.shape[1] > self.config.context_length:
+            raise InputError(
+                f"sequences of {tokens.shape[1]} tokens exceed the model's context of "
+                f"{self.config.context_length}; shorten them"
+            )
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= self.config.vocab_size:
+            raise InputError(
+                f"token ids span {low} to {high}, the model's vocabulary has {self.config.vocab_size} entries; "
+                "does the tokenizer belong to this model?"
+            )
+        return tokens.astype(np.int32)
+
+
+class _Edited:
+    def __init__(self, base: WeightSource, edits: Mapping[str, Callable[[dict], dict]]):
+        self._base, self._edits = base, edits
+
+    def read(self, group: str, dtype: Any) -> dict:
+        params = self._base.read(group, dtype)
+        return self._edits[group](params) if group in self._edits else params

@@ -1,0 +1,118 @@
+"""GPT-2: LayerNorm, learned positions, fused QKV, GELU (Radford et al. 2019), in the HF and the nanoGPT convention."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from sysout_jax.capture import tap
+from sysout_jax.config import Gpt2Config
+from sysout_jax.models.layers import attend_and_tap
+
+
+class Attention(nn.Module):
+    cfg: Gpt2Config
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+    kernel: str = "auto"
+
+    @nn.compact
+    def __call__(self, x_BxTxD):
+        cfg = self.cfg
+
+        def dense(features: int, name: str):
+            return nn.Dense(features, cfg.bias, self.dtype, self.param_dtype, name=name)
+
+        B, T, _ = x_BxTxD.shape
+        qkv_BxTx3xHxDh = dense(3 * cfg.d_model, "qkv_proj")(x_BxTxD).reshape(
+            B, T, 3, cfg.num_heads, cfg.head_dim
+        )
+        q, k, v = (qkv_BxTx3xHxDh[:, :, i] for i in range(3))
+        out = dense(cfg.d_model, "o_proj")(attend_and_tap(self, q, k, v, self.kernel))
+        tap(self, "attn_out", out)
+        return out
+
+
+class Mlp(nn.Module):
+    cfg: Gpt2Config
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxTxD):
+        cfg = self.cfg
+
+        def dense(features: int, name: str):
+            return nn.Dense(features, cfg.bias, self.dtype, self.param_dtype, name=name)
+
+        up_BxTxF = dense(cfg.d_ff, "up_proj")(x_BxTxD)
+        x_down_BxTxF = jax.nn.gelu(up_BxTxF, approximate=cfg.activation == "gelu_tanh")
+        down_BxTxD = dense(cfg.d_model, "down_proj")(x_down_BxTxF)
+        tap(self, "up", up_BxTxF)
+        tap(self, "x_down", x_down_BxTxF)
+        tap(self, "down", down_BxTxD)
+        return down_BxTxD
+
+
+def _norm(cfg: Gpt2Config, dtype, param_dtype, name: str | None = None) -> nn.LayerNorm:
+    # the fast variance E[x²] − E[x]² cancels catastrophically exactly where outliers are
+    return nn.LayerNorm(
+        cfg.norm_eps, dtype, param_dtype, cfg.bias, use_fast_variance=False, name=name
+    )
+
+
+class Block(nn.Module):
+    cfg: Gpt2Config
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+    kernel: str = "auto"
+
+    @nn.compact
+    def __call__(self, x_BxTxD):
+        attn = Attention(self.cfg, self.dtype, self.param_dtype, self.kernel, name="attn")
+        mlp = Mlp(self.cfg, self.dtype, self.param_dtype, name="mlp")
+        norms = (
+            _norm(self.cfg, self.dtype, self.param_dtype, name)
+            for name in ("attn_norm", "mlp_norm")
+        )
+        x_BxTxD = x_BxTxD + attn(next(norms)(x_BxTxD))
+        tap(self, "h_mid", x_BxTxD)
+        x_BxTxD = x_BxTxD + mlp(next(norms)(x_BxTxD))
+        tap(self, "h", x_BxTxD)
+        return x_BxTxD
+
+
+class Gpt2(nn.Module):
+    """Tokens (B, T) to logits (B, T, V). Parameters: embed, positions, layer_0 … layer_{L-1}, final_norm, lm_head unless tied."""
+
+    cfg: Gpt2Config
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+    kernel: str = "auto"
+
+    def setup(self):
+        cfg = self.cfg
+        self.embed = nn.Embed(cfg.vocab_size, cfg.d_model, self.dtype, self.param_dtype)
+        self.positions = nn.Embed(cfg.context_length, cfg.d_model, self.dtype, self.param_dtype)
+        self.layer = [self.block() for _ in range(cfg.num_layers)]
+        self.final_norm = _norm(cfg, self.dtype, self.param_dtype)
+        if not cfg.tied_embeddings:
+            self.lm_head = nn.Dense(cfg.vocab_size, False, self.dtype, self.param_dtype)
+
+    @nn.nowrap
+    def block(self) -> Block:
+        return Block(self.cfg, self.dtype, self.param_dtype, self.kernel)
+
+    def embed_tokens(self, tokens_BxT):
+        return self.embed(tokens_BxT) + self.positions(jnp.arange(tokens_BxT.shape[1]))[None]
+
+    def unembed(self, x_BxTxD):
+        x_BxTxD = self.final_norm(x_BxTxD)
+        return self.embed.attend(x_BxTxD) if self.cfg.tied_embeddings else self.lm_head(x_BxTxD)
+
+    def __call__(self, tokens_BxT):
+        x_BxTxD = self.embed_tokens(tokens_BxT)
+        for block in self.layer:
+            x_BxTxD = block(x_BxTxD)
+        return self.unembed(x_BxTxD)

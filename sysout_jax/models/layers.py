@@ -1,0 +1,51 @@
+"""Pieces shared by the model families: rotary positions and the taps around attention."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from sysout_jax.attention import attend, attention_map
+from sysout_jax.capture import tap
+from sysout_jax.config import RopeScaling
+
+
+def rotary_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
+    """Radians per position of the Dh/2 rotating pairs, float32 (Su et al. 2021; scalings as transformers defines them)."""
+    exponents = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
+    freqs = 1.0 / theta**exponents
+    if scaling is None:
+        return freqs.astype(np.float32)
+    if scaling.kind == "linear":
+        return (freqs / scaling.factor).astype(np.float32)
+    # llama3: slow pairs (less than low_freq_factor turns in the original context) are divided, fast ones kept, blended between
+    turns = scaling.original_context * freqs / (2 * np.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return (keep * freqs + (1 - keep) * freqs / scaling.factor).astype(np.float32)
+
+
+def rotate(x_BxTxHxDh: jax.Array, freqs: np.ndarray) -> jax.Array:
+    """Turn the pair (i, i + Dh/2) of every head by position times frequency; in float32, returned in the input's dtype."""
+    T, half = x_BxTxHxDh.shape[1], x_BxTxHxDh.shape[-1] // 2
+    angle_Tx1xHalf = (jnp.arange(T, dtype=jnp.float32)[:, None] * freqs[None, :])[:, None, :]
+    cos, sin = jnp.cos(angle_Tx1xHalf), jnp.sin(angle_Tx1xHalf)
+    x = x_BxTxHxDh.astype(jnp.promote_types(x_BxTxHxDh.dtype, jnp.float32))
+    first, second = x[..., :half], x[..., half:]
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x_BxTxHxDh.dtype)
+
+
+def attend_and_tap(module: nn.Module, q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh, kernel: str) -> jax.Array:
+    """Attention with its taps written in `module`'s name; returns the heads side by side, (B, T, H*Dh)."""
+    out_BxTxHxDh, lse_BxHxT, sums_BxHxS = attend(q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh, kernel=kernel)
+    tap(module, "q", q_BxTxHxDh)
+    tap(module, "k", k_BxTxKxDh)
+    tap(module, "v", v_BxTxKxDh)
+    tap(module, "lse", lse_BxHxT)
+    tap(module, "attn_sums", sums_BxHxS)
+    tap(module, "attn_map", lambda: attention_map(q_BxTxHxDh, k_BxTxKxDh, lse_BxHxT))
+    tap(module, "attn_heads", out_BxTxHxDh)
+    return out_BxTxHxDh.reshape(*out_BxTxHxDh.shape[:2], -1)
