@@ -12,7 +12,19 @@ from sysout_jax.engine import capture
 from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.loading import load
+from sysout_jax.outliers.collect import Stats, collect
+from sysout_jax.outliers.lifecycle import Lifecycle, lifecycle
 
 __version__ = "0.1.0"
 
-__all__ = ["TAPS", "InputError", "LanguageModel", "capture", "load"]
+__all__ = [
+    "TAPS",
+    "InputError",
+    "LanguageModel",
+    "Lifecycle",
+    "Stats",
+    "capture",
+    "collect",
+    "lifecycle",
+    "load",
+]

@@ -1,0 +1,1 @@
+"""What outliers are, where they are, and how they live: definitions, statistics, lifecycle."""

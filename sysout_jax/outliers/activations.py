@@ -1,0 +1,155 @@
+"""Activation statistics of one place in the model (`h` or `x_down`): reduced per sequence on the device, joined on the host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sysout_jax.outliers.definitions import MASSIVE_RATIO, MASSIVE_VALUE, TAUS
+from sysout_jax.outliers.order import median_of_magnitudes
+
+
+@dataclass(frozen=True)
+class ActivationStats:
+    """Statistics of one place over N sequences of T tokens, C channels, in L layers; K largest magnitudes are kept.
+
+    NaN and inf are left out of every statistic, counted in `nonfinite` and located in `first_nonfinite`.
+    """
+
+    top_values: np.ndarray  # (L, K) largest magnitudes over all sequences, descending
+    top_signs: np.ndarray  # (L, K) their signs, -1 or 1
+    top_sequences: np.ndarray  # (L, K) int: sequence
+    top_tokens: np.ndarray  # (L, K) int: position in the sequence
+    top_channels: np.ndarray  # (L, K) int: channel (feature dim for h)
+    mean: np.ndarray  # (L,) mean magnitude
+    median: np.ndarray  # (L,) mean over sequences of the sequence's exact median magnitude
+    sequence_mean: np.ndarray  # (L, N)
+    sequence_median: np.ndarray  # (L, N)
+    sequence_top: np.ndarray  # (L, N, 3) largest magnitudes of each sequence
+    token_max: np.ndarray  # (L, N, T) largest magnitude of each token
+    channel_ratio: np.ndarray  # (L, C) largest magnitude over mean magnitude of its sequence
+    counts: np.ndarray  # (L, len(TAUS)) elements flagged at each threshold of TAUS
+    massive: np.ndarray  # (L,) elements that are massive activations (Sun et al.)
+    neuron_kurtosis: np.ndarray  # (L,) neuron-RMS kurtosis over all sequences
+    excess_kurtosis: np.ndarray  # (L,) mean over sequences
+    nonfinite: np.ndarray  # (L,) NaN and inf elements
+    first_nonfinite: (
+        np.ndarray
+    )  # (L, 3) sequence, token, channel of the first one; -1 where there is none
+
+    @property
+    def ratio(self) -> np.ndarray:
+        """(L,) the largest magnitude over the mean magnitude of its own sequence: what is compared with τ."""
+        return self.channel_ratio.max(axis=1)
+
+    def outlier_tokens(self, tau: float) -> np.ndarray:
+        """(L, N, T) bool: tokens that hold an activation outlier at τ."""
+        return self.token_max > tau * self.sequence_mean[..., None]
+
+    def outlier_channels(self, tau: float) -> np.ndarray:
+        """(L, C) bool: channels that hold an activation outlier at τ in any sequence."""
+        return self.channel_ratio > tau
+
+
+def reduce_activations(x_BxTxC: jax.Array, top: int) -> dict[str, jax.Array]:
+    """Everything `ActivationStats` needs, one row per sequence. Runs inside the block step."""
+    B, T, C = x_BxTxC.shape
+    x = x_BxTxC.astype(jnp.float32)
+    finite = jnp.isfinite(x)
+    x = jnp.where(finite, x, 0.0)
+    magnitude = jnp.abs(x)
+    # sums over tokens first, then channels: every pass is one sweep through memory on CPU
+    count = finite.sum(1, dtype=jnp.int32).sum(1)
+    number = jnp.maximum(count, 1).astype(jnp.float32)
+    mean = magnitude.sum(1).sum(1) / number
+    median = median_of_magnitudes(jnp.where(finite, magnitude, jnp.inf), count)
+    token_max = magnitude.max(2)
+    channel_max = magnitude.max(1)
+    power = (x * x).sum(1)
+    centre = x.sum(1).sum(1) / number
+    centred = jnp.where(finite, x - centre[:, None, None], 0.0)
+    square = centred * centred
+    variance, fourth = square.sum(1).sum(1) / number, (square * square).sum(1).sum(1) / number
+    threshold = mean[:, None] * jnp.asarray(TAUS, jnp.float32)[None]
+    bound = jnp.maximum(MASSIVE_VALUE, MASSIVE_RATIO * median)
+    # only the rows of the `top` largest tokens can hold the `top` largest elements; in order, so that ties resolve by position
+    rows = jnp.sort(jax.lax.top_k(token_max, min(top, T))[1], axis=-1)
+    candidates = jnp.take_along_axis(x, rows[:, :, None], axis=1)
+    flat = candidates.reshape(B, -1)
+    top_magnitude, at = jax.lax.top_k(jnp.abs(flat), min(top, flat.shape[1]))
+    bad = count < T * C
+    return {
+        "top_signed": jnp.take_along_axis(flat, at, -1),
+        "top_token": jnp.take_along_axis(rows, at // C, -1),
+        "top_channel": at % C,
+        "top_magnitude": top_magnitude,
+        "mean": mean,
+        "median": median,
+        "token_max": token_max,
+        "channel_max": channel_max,
+        "power": power / T,
+        "excess_kurtosis": jnp.where(
+            variance > 0, fourth / jnp.where(variance > 0, variance**2, 1.0) - 3.0, 0.0
+        ),
+        "counts": _count_above(magnitude, channel_max, threshold),
+        "massive": _count_above(magnitude, channel_max, bound[:, None])[:, 0],
+        "nonfinite": T * C - count,
+        "first_nonfinite": jnp.where(bad, jnp.argmin(finite.reshape(B, -1), -1), -1),
+    }
+
+
+def _count_above(magnitude_BxTxC, channel_max_BxC, bounds_BxK):
+    """Elements above each bound. Most layers have none above the lowest, and then the sweeps are skipped."""
+
+    def sweep(_):
+        counts = [
+            (magnitude_BxTxC > bound[:, None, None]).sum(1, dtype=jnp.int32).sum(1)
+            for bound in bounds_BxK.T
+        ]
+        return jnp.stack(counts, axis=-1)
+
+    found = (channel_max_BxC.max(1) > bounds_BxK.min(1)).any()
+    return jax.lax.cond(found, sweep, lambda _: jnp.zeros(bounds_BxK.shape, jnp.int32), None)
+
+
+def join_activations(layers: list[dict[str, np.ndarray]], top: int) -> ActivationStats:
+    """Per-sequence reductions of all layers to statistics over all sequences, in float64."""
+    columns: dict[str, list] = {}
+    for found in layers:
+        N, k = found["top_magnitude"].shape
+        C = found["channel_max"].shape[1]
+        order = np.argsort(-found["top_magnitude"].reshape(-1), kind="stable")[:top]
+        mean = found["mean"].astype(np.float64)
+        power = found["power"].astype(np.float64).mean(axis=0)
+        where = np.flatnonzero(found["first_nonfinite"] >= 0)[:1]
+        flat = found["first_nonfinite"][where]
+        row = {
+            "top_values": found["top_magnitude"].reshape(-1)[order],
+            "top_signs": np.where(found["top_signed"].reshape(-1)[order] < 0, -1, 1),
+            "top_sequences": order // k,
+            "top_tokens": found["top_token"].reshape(-1)[order],
+            "top_channels": found["top_channel"].reshape(-1)[order],
+            "mean": mean.mean(),
+            "median": found["median"].astype(np.float64).mean(),
+            "sequence_mean": mean,
+            "sequence_median": found["median"],
+            "sequence_top": found["top_magnitude"][:, :3],
+            "token_max": found["token_max"],
+            "channel_ratio": (found["channel_max"] / np.where(mean > 0, mean, np.inf)[:, None]).max(
+                axis=0
+            ),
+            "counts": found["counts"].sum(axis=0),
+            "massive": found["massive"].sum(),
+            "neuron_kurtosis": (power**2).mean() / power.mean() ** 2 if power.any() else 0.0,
+            "excess_kurtosis": found["excess_kurtosis"].astype(np.float64).mean(),
+            "nonfinite": found["nonfinite"].astype(np.int64).sum(),
+            "first_nonfinite": np.array([where[0], flat[0] // C, flat[0] % C])
+            if len(where)
+            else np.full(3, -1),
+        }
+        for name, value in row.items():
+            columns.setdefault(name, []).append(value)
+    return ActivationStats(**{name: np.stack(values) for name, values in columns.items()})

@@ -1,0 +1,63 @@
+"""Attention statistics from column sums: cumulative scores, both outlier rules, sinks and the overlap with outlier tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sysout_jax.outliers import definitions as rules
+
+
+@dataclass(frozen=True)
+class AttentionStats:
+    """Attention over N sequences of T tokens, H heads, L layers. All from column sums; no map is ever whole in memory."""
+
+    cumulative: np.ndarray  # (L, H, T) column sums, mean over sequences
+    head_mean: np.ndarray  # (L, N, T) column sums, mean over heads
+    outlier_keys: (
+        np.ndarray
+    )  # (L, H) share of sequences in which the head has an attention outlier, paper's rule at τ
+    code_outlier_tokens: np.ndarray  # (L, N, T) bool, the published code's rule
+    sink_rate: np.ndarray  # (L,) share of (sequence, head) whose first token is a sink (α > 0.3)
+    overlap: np.ndarray  # (L,) paper B.2 with the paper's rule, mean over samples with outlier tokens and heads; NaN without
+    overlap_code: np.ndarray  # (L,) the same with each head's column sum ≥ T/10
+    iou: np.ndarray  # (L,) intersection over union beside `overlap`
+    iou_code: np.ndarray  # (L,)
+    nonfinite: np.ndarray  # (L,)
+
+
+def reduce_attention(
+    sums_NxHxT: np.ndarray, outliers_NxT: np.ndarray, tau: float
+) -> dict[str, np.ndarray]:
+    """One layer's column sums and outlier tokens of `h` to one row of `AttentionStats`."""
+    finite = np.isfinite(sums_NxHxT)
+    sums = np.where(finite, sums_NxHxT, 0.0).astype(np.float64)
+    T = sums.shape[-1]
+    flagged = np.stack([rules.attention_outliers(s, tau) for s in sums])
+    flagged_code = sums >= rules.CODE_SHARE * T
+    with_outliers = np.flatnonzero(outliers_NxT.any(axis=1))
+
+    def mean_over_samples(measure, keys_NxHxT) -> float:
+        values = [measure(outliers_NxT[n], keys_NxHxT[n]) for n in with_outliers]
+        return float(np.nanmean(values)) if values and np.isfinite(values).any() else float("nan")
+
+    return {
+        "cumulative": sums.mean(axis=0),
+        "head_mean": sums.mean(axis=1),
+        "outlier_keys": flagged.any(axis=-1).mean(axis=0),
+        "code_outlier_tokens": np.stack([rules.attention_outliers_of_code(s) for s in sums]),
+        "sink_rate": (rules.sink_scores(sums.reshape(-1, T))[:, 0] > rules.SINK_SHARE).mean(),
+        "overlap": mean_over_samples(rules.overlap, flagged),
+        "overlap_code": mean_over_samples(rules.overlap, flagged_code),
+        "iou": mean_over_samples(rules.intersection_over_union, flagged),
+        "iou_code": mean_over_samples(rules.intersection_over_union, flagged_code),
+        "nonfinite": (~finite).sum(),
+    }
+
+
+def join_attention(layers: list[dict[str, np.ndarray]]) -> AttentionStats:
+    """Stack the rows of all layers."""
+    return AttentionStats(
+        **{name: np.stack([layer[name] for layer in layers]) for name in layers[0]}
+    )

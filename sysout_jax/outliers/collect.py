@@ -1,0 +1,71 @@
+"""`so.collect`: one streaming pass that gathers weight, activation and attention statistics of every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from sysout_jax.engine import Stream
+from sysout_jax.language_model import LanguageModel
+from sysout_jax.outliers.activations import ActivationStats, join_activations, reduce_activations
+from sysout_jax.outliers.attention import AttentionStats, join_attention, reduce_attention
+from sysout_jax.outliers.definitions import TAU
+from sysout_jax.outliers.weights import WeightStats, join_weights, reduce_weights
+
+TOP = 16
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Everything one pass over `tokens` (N, T) tells about a model."""
+
+    tokens: np.ndarray  # (N, T)
+    tau: float
+    h: ActivationStats
+    x_down: ActivationStats
+    attention: AttentionStats
+    weights: WeightStats
+
+
+def collect(
+    lm: LanguageModel,
+    tokens,
+    tau: float = TAU,
+    *,
+    batch_size: int | None = None,
+    on_layer: Callable[[], None] | None = None,
+) -> Stats:
+    """Statistics of all layers over sequences `tokens` (N, T), one layer at a time; see `Stats` for what they are.
+
+    `tau` is the threshold at which attention outliers and overlaps are evaluated; activations can be asked at any threshold
+    afterwards. `on_layer` is called after each layer. Raises InputError for bad tokens, ValueError for τ ≤ 0.
+    """
+    if not tau > 0:
+        raise ValueError(f"tau is {tau}; expected a positive threshold")
+    stream = Stream(lm, tokens, batch_size)
+    h, x_down, attention, weights = [], [], [], []
+    for _, params, seen in stream.layers(_observe, on_layer=on_layer):
+        outlier_tokens = seen["h"]["token_max"] > tau * seen["h"]["mean"][:, None]
+        h.append(seen["h"])
+        x_down.append(seen["x_down"])
+        attention.append(reduce_attention(seen["sums"], outlier_tokens, tau))
+        weights.append(jax.device_get(reduce_weights(lm.config, params)))
+    return Stats(
+        tokens=np.concatenate([np.asarray(batch) for batch in stream.batches]),
+        tau=tau,
+        h=join_activations(h, TOP),
+        x_down=join_activations(x_down, TOP),
+        attention=join_attention(attention),
+        weights=join_weights(weights),
+    )
+
+
+def _observe(x_in, taps, extra):
+    return {
+        "h": reduce_activations(taps["h"], TOP),
+        "x_down": reduce_activations(taps["x_down"], TOP),
+        "sums": taps["attn_sums"],
+    }

@@ -1,0 +1,223 @@
+"""A second, narrow pass: follow known outlier tokens and feature dims through every layer, part by part.
+
+`collect` finds where outliers are; this pass records, at those places only, what attention and MLP add to the residual stream,
+which channels do it, and how attention treats the tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sysout_jax.attention import attend
+from sysout_jax.engine import Stream
+from sysout_jax.language_model import LanguageModel
+
+MAX_SEQUENCES = 8
+MAX_TOKENS = 16  # outlier tokens followed per sequence
+MAX_DIMS = 16
+WINDOW = 48  # positions of the close-up of one head
+KEPT_CHANNELS = 64  # strongest channels kept per layer and dim
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What to follow: E sequences, up to M outlier tokens in each, and P feature dims."""
+
+    sequences: np.ndarray  # (E,) int, rows of the analysed tokens
+    tokens: np.ndarray  # (E, M) int positions, padded with the first one
+    valid: np.ndarray  # (E, M) bool: not padding
+    mask: np.ndarray  # (E, T) bool: every outlier token of the sequence, also beyond M
+    dims: np.ndarray  # (P,) int feature dims of h
+    window: np.ndarray  # (E,) int first position of the close-up
+
+
+@dataclass(frozen=True)
+class HeadCloseUp:
+    """One head over `WINDOW` positions of one sequence (Figure 8)."""
+
+    layer: int
+    head: int
+    start: int  # first position
+    q: np.ndarray  # (W, Dh)
+    k: np.ndarray  # (W, Dh)
+    v: np.ndarray  # (W, Dh)
+    logits: np.ndarray  # (W, W) -inf above the diagonal
+    probabilities: np.ndarray  # (W, W)
+
+
+@dataclass(frozen=True)
+class LayerChannels:
+    """What the strongest channels of one layer's MLP add to each followed dim, at each followed token."""
+
+    indices: np.ndarray  # (C,) int channels that are among the strongest for some dim
+    added: np.ndarray  # (E, M, P, C) W_down[d, c] · x_down[c]
+    x_down: np.ndarray  # (E, M, C)
+    gate: np.ndarray | None  # (E, M, C) before the activation function; None without a gate
+    up: np.ndarray  # (E, M, C)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The followed elements through all L layers."""
+
+    targets: Targets
+    x_in: np.ndarray  # (L, E, M, P) residual stream before the layer
+    attn_out: np.ndarray  # (L, E, M, P) added by attention
+    down: np.ndarray  # (L, E, M, P) added by the MLP
+    h: np.ndarray  # (L, E, M, P) residual stream after the layer
+    channels: tuple[LayerChannels, ...]  # one per layer
+    mass: np.ndarray  # (L, H) share of attention on outlier tokens, over queries that can see one
+    drain: np.ndarray  # (L, K) ‖v‖ of outlier tokens over the mean ‖v‖ of the others
+    update: np.ndarray  # (L, H) ‖Σ over outlier tokens of A v‖ / ‖Σ over all of A v‖, other queries
+    qk: (
+        np.ndarray
+    )  # (L, H, Dh) part of each dim in mean logit to outlier tokens minus mean logit to the others
+    close_up: HeadCloseUp  # the head with the largest mass among layers from the first outlier on
+    nll: np.ndarray  # (E, T-1) nats
+
+
+def trace(
+    lm: LanguageModel,
+    tokens: np.ndarray,
+    targets: Targets,
+    first_layer: int,
+    on_layer: Callable[[], None] | None = None,
+) -> Trace:
+    """Follow `targets` in `tokens` (N, T); `first_layer` is the first one whose attention can see outliers."""
+    E, P = len(targets.sequences), len(targets.dims)
+    extra = {
+        "tokens": targets.tokens.astype(np.int32),
+        "dims": np.broadcast_to(targets.dims.astype(np.int32), (E, P)),
+        "mask": targets.mask,
+        "window": targets.window.astype(np.int32),
+    }
+    stream = Stream(lm, tokens[targets.sequences])
+    layers, channels, close_up = [], [], None
+    for layer, params, seen in stream.layers(_observe, [extra] * lm.num_layers, on_layer):
+        mass = seen["mass"].sum(0) / np.maximum(seen["queries"].sum(0), 1)
+        drain = seen["v_outlier"].mean(0) / np.maximum(seen["v_other"].mean(0), 1e-30)
+        update = seen["update"].sum(0) / np.maximum(seen["others"].sum(0), 1)
+        layers.append(
+            {name: seen[name] for name in ("x_in", "attn_out", "down", "h")}
+            | {"mass": mass, "drain": drain, "update": update, "qk": seen["qk"].mean(0)}
+        )
+        channels.append(_channels(np.asarray(params["mlp"]["down_proj"]["kernel"]), targets, seen))
+        if close_up is None or (
+            layer >= first_layer and (close_up[0] < mass.max() or close_up[1] < first_layer)
+        ):
+            close_up = (mass.max(), layer, int(mass.argmax()), seen)
+    assert close_up is not None
+    stacked = {name: np.stack([layer[name] for layer in layers]) for name in layers[0]}
+    return Trace(
+        targets=targets,
+        channels=tuple(channels),
+        close_up=_close_up(*close_up[1:], int(targets.window[0])),
+        nll=stream.nll(),
+        **stacked,
+    )
+
+
+def _observe(x_in, taps, extra):
+    def at(x_BxTxC):  # rows of the followed tokens, float32
+        return jnp.take_along_axis(x_BxTxC, extra["tokens"][:, :, None], axis=1).astype(jnp.float32)
+
+    def at_dims(x_BxTxD):
+        return jnp.take_along_axis(at(x_BxTxD), extra["dims"][:, None, :], axis=2)
+
+    found = {
+        "x_in": at_dims(x_in),
+        "attn_out": at_dims(taps["attn_out"]),
+        "down": at_dims(taps["down"]),
+        "h": at_dims(taps["h"]),
+        "x_down": at(taps["x_down"]),
+        "up": at(taps["up"]),
+    }
+    if "gate" in taps:
+        found["gate"] = at(taps["gate"])
+    q, k, v = (taps[name].astype(jnp.float32) for name in ("q", "k", "v"))
+    return (
+        found
+        | _attention(q, k, v, taps["attn_heads"], extra["mask"])
+        | _window(q, k, v, taps["lse"], extra["window"])
+    )
+
+
+def _attention(q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh, heads_BxTxHxDh, mask_BxT):
+    """How much attention outlier tokens get, what their values add, and which dims of q and k make the difference."""
+    H, K, Dh = q_BxTxHxDh.shape[2], k_BxTxKxDh.shape[2], q_BxTxHxDh.shape[3]
+    mask = mask_BxT.astype(jnp.float32)
+    # the same attention over values that are zero for all other tokens, with one more channel that counts the outlier tokens
+    ones = jnp.ones((*v_BxTxKxDh.shape[:3], 1), jnp.float32)
+    marked = jnp.concatenate([v_BxTxKxDh, ones], -1) * mask[:, :, None, None]
+    mixed = attend(q_BxTxHxDh, k_BxTxKxDh, marked).out
+    sees = jnp.cumsum(mask, axis=1) > 0
+    others = sees & ~mask_BxT
+    share = jnp.linalg.norm(mixed[..., :Dh], axis=-1) / jnp.maximum(
+        jnp.linalg.norm(heads_BxTxHxDh.astype(jnp.float32), axis=-1), 1e-30
+    )
+    outside = 1.0 - mask
+
+    def mean_over(x_BxTxXxDh, weight_BxT):
+        total = jnp.maximum(weight_BxT.sum(1), 1.0)
+        return (x_BxTxXxDh * weight_BxT[:, :, None, None]).sum(1) / total[:, None, None]
+
+    query = mean_over(q_BxTxHxDh, others.astype(jnp.float32))
+    key = mean_over(k_BxTxKxDh, mask) - mean_over(k_BxTxKxDh, outside)
+    norm = jnp.linalg.norm(v_BxTxKxDh, axis=-1)[..., None]
+    return {
+        "mass": (mixed[..., Dh] * sees[:, :, None]).sum(1),
+        "queries": jnp.broadcast_to(sees.sum(1)[:, None], (len(mask), H)),
+        "update": (share * others[:, :, None]).sum(1),
+        "others": jnp.broadcast_to(others.sum(1)[:, None], (len(mask), H)),
+        "v_outlier": mean_over(norm, mask)[..., 0],
+        "v_other": mean_over(norm, outside)[..., 0],
+        "qk": query * jnp.repeat(key, H // K, axis=1) * Dh**-0.5,
+    }
+
+
+def _window(q, k, v, lse_BxHxT, start_B):
+    size = min(WINDOW, q.shape[1])
+
+    def cut(x, start, axis):
+        return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
+
+    return {
+        "window_q": jax.vmap(lambda x, s: cut(x, s, 0))(q, start_B),
+        "window_k": jax.vmap(lambda x, s: cut(x, s, 0))(k, start_B),
+        "window_v": jax.vmap(lambda x, s: cut(x, s, 0))(v, start_B),
+        "window_lse": jax.vmap(lambda x, s: cut(x, s, 1))(lse_BxHxT, start_B),
+    }
+
+
+def _channels(
+    kernel_FxD: np.ndarray, targets: Targets, seen: dict[str, np.ndarray]
+) -> LayerChannels:
+    """Keep the channels that add most, in magnitude, to some followed dim."""
+    columns_FxP = kernel_FxD[:, targets.dims].astype(np.float32)
+    weight = targets.valid[..., None].astype(np.float32)
+    x = np.nan_to_num(seen["x_down"] * weight)
+    strength_FxP = np.abs(x).sum((0, 1))[:, None] * np.abs(columns_FxP)
+    kept = np.unique(np.argsort(-strength_FxP, axis=0, kind="stable")[:KEPT_CHANNELS])
+    x_down = seen["x_down"][..., kept]
+    return LayerChannels(
+        indices=kept,
+        added=x_down[:, :, None, :] * columns_FxP[kept].T,
+        x_down=x_down,
+        gate=seen["gate"][..., kept] if "gate" in seen else None,
+        up=seen["up"][..., kept],
+    )
+
+
+def _close_up(layer: int, head: int, seen: dict[str, np.ndarray], start: int) -> HeadCloseUp:
+    q = seen["window_q"][0, :, head]
+    group = seen["window_q"].shape[2] // seen["window_k"].shape[2]
+    k, v = seen["window_k"][0, :, head // group], seen["window_v"][0, :, head // group]
+    logits = q @ k.T * q.shape[-1] ** -0.5
+    logits = np.where(np.tri(len(q), dtype=bool), logits, -np.inf)
+    probabilities = np.exp(logits - seen["window_lse"][0, head][:, None])
+    return HeadCloseUp(layer, head, start, q, k, v, logits, probabilities)

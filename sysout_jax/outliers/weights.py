@@ -1,0 +1,91 @@
+"""Weight statistics of a layer's matrices: extremal ratios and the paper's row-wise outliers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sysout_jax.config import ModelConfig
+from sysout_jax.outliers.definitions import TAUS
+
+
+@dataclass(frozen=True)
+class WeightStats:
+    """Statistics of every matrix of every layer; `modules` names the M matrices of a layer in the paper's order.
+
+    A matrix maps I inputs (columns) to O outputs (rows), as the paper writes W (O, I).
+    """
+
+    modules: tuple[str, ...]
+    column_ratio: np.ndarray  # (L, M) largest column-wise max|w| / mean|w| (paper §3.2)
+    column: np.ndarray  # (L, M) int: the column that has it
+    row_ratio: np.ndarray  # (L, M) the same per row; at the same time the largest |w| / row mean, which τ is compared with
+    row: np.ndarray  # (L, M) int
+    counts: np.ndarray  # (L, M, len(TAUS)) weights flagged at each threshold of TAUS, row-wise rule
+    down_column_ratios: np.ndarray  # (L, F) every column of the down projection
+    nonfinite: np.ndarray  # (L, M)
+
+
+def matrices(config: ModelConfig, params: dict) -> dict[str, jax.Array]:
+    """The matrices of one layer under the paper's names, each as stored: kernel (I, O)."""
+    attn, mlp = params["attn"], params["mlp"]
+    if config.family == "gpt2":
+        qkv = jnp.split(attn["qkv_proj"]["kernel"], 3, axis=1)
+        found = dict(zip(("q", "k", "v"), qkv, strict=True))
+    else:
+        found = {name: attn[f"{name}_proj"]["kernel"] for name in ("q", "k", "v")}
+    found["o"] = attn["o_proj"]["kernel"]
+    for name in ("gate", "up", "down"):
+        if f"{name}_proj" in mlp:
+            found[name] = mlp[f"{name}_proj"]["kernel"]
+    return found
+
+
+@partial(jax.jit, static_argnums=0)
+def reduce_weights(config: ModelConfig, params: dict) -> dict[str, dict[str, jax.Array]]:
+    """Everything `WeightStats` needs of one layer."""
+    return {name: _reduce(kernel) for name, kernel in matrices(config, params).items()}
+
+
+def _reduce(kernel_IxO: jax.Array) -> dict[str, jax.Array]:
+    finite = jnp.isfinite(kernel_IxO)
+    magnitude = jnp.where(finite, jnp.abs(kernel_IxO.astype(jnp.float32)), 0.0)
+
+    def ratios(axis: int):
+        mean = magnitude.mean(axis)
+        return jnp.where(mean > 0, magnitude.max(axis) / jnp.where(mean > 0, mean, 1.0), 0.0)
+
+    columns, rows = ratios(1), ratios(0)  # the kernel is stored transposed
+    row_mean = magnitude.mean(0)
+    return {
+        "columns": columns,
+        "row_ratio": rows.max(),
+        "row": rows.argmax(),
+        "counts": jnp.stack([(magnitude > tau * row_mean[None]).sum() for tau in TAUS]),
+        "nonfinite": (~finite).sum(),
+    }
+
+
+def join_weights(layers: list[dict[str, dict[str, np.ndarray]]]) -> WeightStats:
+    """Stack the reductions of all layers."""
+    modules = tuple(
+        name for name in ("q", "k", "v", "o", "gate", "up", "down") if name in layers[0]
+    )
+
+    def table(value) -> np.ndarray:
+        return np.array([[value(layer[name]) for name in modules] for layer in layers])
+
+    return WeightStats(
+        modules=modules,
+        column_ratio=table(lambda m: m["columns"].max()),
+        column=table(lambda m: m["columns"].argmax()),
+        row_ratio=table(lambda m: m["row_ratio"]),
+        row=table(lambda m: m["row"]),
+        counts=table(lambda m: m["counts"]),
+        down_column_ratios=np.stack([layer["down"]["columns"] for layer in layers]),
+        nonfinite=table(lambda m: m["nonfinite"]),
+    )
