@@ -1,0 +1,1 @@
+"""Command lines of the analyses: parse, call the library, write files."""

@@ -1,0 +1,48 @@
+"""python -m analyze.lifecycle: birth, spread, death and cause of a model's outliers, as a report."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from tqdm import tqdm
+
+import sysout_jax as so
+from analyze.source import Source, check_out, prepare
+from sysout_jax.cli import run
+from sysout_jax.summary import lifecycle_summary
+
+
+@dataclass(frozen=True)
+class Args(Source):
+    """Find the systematic outliers of a language model and follow them from birth to death."""
+
+    out: Path = Path("out/lifecycle")
+    """Directory for lifecycle.json, figures and report.html."""
+
+
+def main() -> None:
+    args = tyro.cli(Args, prog="python -m analyze.lifecycle")
+    out = check_out(args.out)
+    prepared = prepare(args)
+    for note in prepared.notes:
+        print(note)
+    with tqdm(
+        total=4 * prepared.lm.num_layers, unit="layer", disable=not sys.stderr.isatty(), leave=False
+    ) as bar:
+        report = so.lifecycle(
+            prepared.lm,
+            prepared.tokens,
+            args.tau,
+            seed=args.seed,
+            batch_size=args.batch_size,
+            on_layer=bar.update,
+        )
+    print(lifecycle_summary(report, prepared.token_text))
+    print(out)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,126 @@
+"""The flags that all analyses share: which model, which text, which threshold, where to write."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+import sysout_jax as so
+from sysout_jax.data.demo import demo_text
+from sysout_jax.data.text import prompt_sequence, read_text, text_windows
+from sysout_jax.outliers.definitions import TAU
+from sysout_jax.testing import demo_model
+
+NUM_SEQS, SEQ_LEN = 10, 1024
+
+
+@dataclass(frozen=True)
+class Source:
+    """Flags that every analysis takes."""
+
+    ckpt: str | None = None
+    """Hugging Face directory or hub id, or a directory written by python -m sysout_jax.convert.
+    Default: a planted model with known outliers."""
+    text: Path | None = None
+    """Text file to analyse in non-overlapping windows. Default: a short text that comes with the package."""
+    prompt: str | None = None
+    """Analyse this one prompt instead of a text."""
+    num_seqs: int | None = None
+    """Windows to analyse (default 10)."""
+    seq_len: int | None = None
+    """Tokens per window, BOS included (default 1024, or the model's context where that is shorter)."""
+    tau: float = TAU
+    """Outlier threshold: |x| > tau * mean|x| of the sequence."""
+    bos: bool = False
+    """Start every sequence with the model's BOS token. The paper's figures have none."""
+    dtype: Annotated[str, tyro.conf.arg(metavar="DTYPE")] = "float32"
+    """Of weights and compute: float32, bfloat16, float16."""
+    batch_size: int | None = None
+    """Sequences per step (default: what fits half a gigabyte). Changes no result."""
+    seed: int = 0
+    """Draws the random control weights."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model and what it will read."""
+
+    lm: so.LanguageModel
+    tokens: np.ndarray  # (N, T)
+    notes: list[str] = field(default_factory=list)
+
+    def token_text(self, sequence: int, position: int) -> str:
+        """The token as a reader should see it."""
+        token = int(self.tokens[sequence, position])
+        return self.lm.tokenizer.token(token) if self.lm.tokenizer else f"[{token}]"
+
+
+def prepare(source: Source) -> Prepared:
+    """Load the model and cut the text; InputError for everything that cannot work."""
+    if not source.tau > 0:
+        raise so.InputError(
+            f"--tau {source.tau:g}: expected a positive threshold, for example 1000"
+        )
+    for flag, value in (
+        ("--num-seqs", source.num_seqs),
+        ("--seq-len", source.seq_len),
+        ("--batch-size", source.batch_size),
+    ):
+        if value is not None and value < 1:
+            raise so.InputError(f"{flag} {value}: expected at least 1")
+    if source.text is not None and source.prompt is not None:
+        raise so.InputError("--text and --prompt exclude each other; give one of them")
+    if source.prompt is not None and (source.num_seqs or source.seq_len):
+        raise so.InputError(
+            "--num-seqs and --seq-len cut a --text into windows; a --prompt is one sequence"
+        )
+    text = read_text(source.text) if source.text is not None else None
+    notes = []
+    if source.ckpt is None:
+        lm = demo_model()
+        notes.append(
+            "No --ckpt given: this is a small planted model whose outliers are known by construction."
+        )
+    else:
+        lm = so.load(source.ckpt, source.dtype)
+    if lm.tokenizer is None:
+        raise so.InputError(
+            f"{source.ckpt}: has no tokenizer.json, so no text can be read; put the model's tokenizer.json beside its config"
+        )
+    if source.prompt is not None:
+        tokens = prompt_sequence(lm.tokenizer, source.prompt, source.bos)
+    else:
+        if text is None:
+            text = demo_text()
+            notes.append(
+                "No --text and no --prompt given: the text is the one that comes with the package."
+            )
+        wanted = source.num_seqs or NUM_SEQS
+        length = source.seq_len or min(SEQ_LEN, lm.config.context_length)
+        if length > lm.config.context_length:
+            raise so.InputError(
+                f"--seq-len {length}: the model's context is {lm.config.context_length} tokens; ask for at most that"
+            )
+        tokens = text_windows(lm.tokenizer, text, wanted, length, source.bos)
+        if len(tokens) < wanted or tokens.shape[1] < length:
+            notes.append(
+                f"The text fills only {len(tokens)} of {wanted} windows ({tokens.shape[1]} tokens each)."
+            )
+    return Prepared(lm, lm.check_tokens(tokens), notes)
+
+
+def check_out(out: Path) -> Path:
+    """The output directory if it can be written to; nothing is created yet."""
+    if out.exists() and not out.is_dir():
+        raise so.InputError(f"--out {out}: is a file; name a directory")
+    parent = out.absolute()
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise so.InputError(f"--out {out}: {parent} is not writable; name another directory")
+    return out

@@ -1,0 +1,78 @@
+"""From text to token sequences: non-overlapping windows of a text, or one prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from sysout_jax.data.tokenizers import Tokenizer
+from sysout_jax.errors import InputError
+
+CHARACTERS_PER_TOKEN = (
+    8  # how much of a long text to tokenise at first; doubled while it is not enough
+)
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text file; InputError when it is missing, empty or not text."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise InputError(f"{path}: {reason}; expected a readable text file") from None
+    if not text.strip():
+        raise InputError(f"{path}: holds no text; expected a text file with words in it")
+    return text
+
+
+def text_windows(
+    tokenizer: Tokenizer, text: str, num_sequences: int, length: int, bos: bool
+) -> np.ndarray:
+    """The first windows of a text that do not overlap, (N, T) int32; with `bos` each one starts with BOS.
+
+    Fewer than `num_sequences` where the text is shorter, and one shorter sequence where it does not fill a single window.
+    Raises InputError when the text gives no token, or when BOS is asked for and the model names none.
+    """
+    per_window = length - bos
+    if num_sequences < 1 or per_window < 1:
+        raise InputError(
+            f"{num_sequences} sequences of {length} tokens hold no text; ask for at least 1 of {1 + bos}"
+        )
+    ids = _first_tokens(tokenizer, text, num_sequences * per_window)
+    if not ids:
+        raise InputError("the text gives no token; expected some words")
+    count = min(num_sequences, len(ids) // per_window)
+    rows = (
+        np.array(ids[: count * per_window]).reshape(count, per_window) if count else np.array([ids])
+    )
+    return _with_bos(tokenizer, rows) if bos else rows.astype(np.int32)
+
+
+def prompt_sequence(tokenizer: Tokenizer, prompt: str, bos: bool) -> np.ndarray:
+    """One prompt as (1, T) int32. Raises InputError when it gives no token."""
+    ids = tokenizer.encode(prompt)
+    if not ids:
+        raise InputError(f"--prompt {prompt!r} gives no token; expected some text")
+    rows = np.array([ids], np.int32)
+    return _with_bos(tokenizer, rows) if bos else rows
+
+
+def _first_tokens(tokenizer: Tokenizer, text: str, count: int) -> list[int]:
+    """The first `count` tokens without tokenising much more than they need."""
+    size = CHARACTERS_PER_TOKEN * count
+    while True:
+        ids = tokenizer.encode(text[:size])
+        # the last tokens of a cut text may differ from those of the whole one
+        if size >= len(text) or len(ids) >= count + 16:
+            return ids[:count]
+        size *= 2
+
+
+def _with_bos(tokenizer: Tokenizer, rows: np.ndarray) -> np.ndarray:
+    if tokenizer.bos_id is None:
+        raise InputError(
+            "--bos was given, but the model's config names no bos_token_id; use --no-bos"
+        )
+    first = np.full((len(rows), 1), tokenizer.bos_id)
+    return np.concatenate([first, rows], axis=1).astype(np.int32)

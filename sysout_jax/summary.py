@@ -1,0 +1,173 @@
+"""The lifecycle in one terminal screen. Layers are counted from 1 here, as in the paper and on the figures' axes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+
+from sysout_jax.outliers.definitions import SINK_SHARE
+from sysout_jax.outliers.lifecycle import Birth, Lifecycle, Spread
+
+TokenText = Callable[[int, int], str]
+_MOST = 6  # members of a list that are printed
+
+
+def lifecycle_summary(report: Lifecycle, token_text: TokenText) -> str:
+    """Verdict, birth, spread, death and cause, a line or two each."""
+    lines = [verdict(report)]
+    if nonfinite := _nonfinite(report):
+        lines.append(nonfinite)
+    shown = report if report.found else report.candidate
+    if not report.found:
+        lines.append(_largest(report, token_text))
+        lines.append(_flags(report))
+        if shown is not None:
+            lines.append(
+                f"For orientation, the strongest elements (over {shown.tau:.3g} times the mean) are followed instead:"
+            )
+    if shown is not None:
+        lines += [*_birth(shown, token_text), *_spread(shown.spread, shown.birth), *_death(shown)]
+    if report.cause is not None:
+        lines += _cause(report)
+    return "\n".join(lines)
+
+
+def verdict(report: Lifecycle) -> str:
+    """One sentence: are there outliers, and from where to where."""
+    where = f"{report.num_sequences} sequence{'s' * (report.num_sequences > 1)} of {report.length} tokens"
+    if not report.found:
+        return (
+            f"{report.model}: no activation outlier at tau = {report.tau:g} in {where}; "
+            f"the largest |h| is {report.largest_h.ratio:.4g} times the mean."
+        )
+    assert report.birth.layer is not None and report.death.last_alive is not None
+    last = report.death.last_alive + 1
+    end = "the last layer" if report.death.layer is None else f"layer {last}"
+    return (
+        f"{report.model}: activation outliers at tau = {report.tau:g} from layer {report.birth.layer + 1} to {end} "
+        f"(of {report.num_layers}), up to {report.largest_h.ratio:,.0f} times the mean, in {where}."
+    )
+
+
+def _nonfinite(report: Lifecycle) -> str:
+    parts = []
+    for name, place in (("h", report.stats.h), ("x_down", report.stats.x_down)):
+        bad = np.flatnonzero(place.nonfinite)
+        if len(bad):
+            sequence, token, channel = place.first_nonfinite[bad[0]]
+            parts.append(
+                f"{place.nonfinite.sum():,} in {name}, first in layer {bad[0] + 1} (sequence {sequence}, token {token}, "
+                f"channel {channel})"
+            )
+    weights = report.stats.weights
+    if weights.nonfinite.any():
+        layer, module = np.argwhere(weights.nonfinite)[0]
+        parts.append(
+            f"{weights.nonfinite.sum():,} in weights, first in layer {layer + 1}, {weights.modules[module]}"
+        )
+    return f"NaN or inf: {'; '.join(parts)}. They are left out of all statistics." if parts else ""
+
+
+def _largest(report: Lifecycle, token_text: TokenText) -> str:
+    def one(name, place) -> str:
+        return (
+            f"{name} {place.ratio:.4g} (layer {place.layer + 1}, token {place.token} "
+            f"“{token_text(place.sequence, place.token)}”, channel {place.channel})"
+        )
+
+    return f"Largest ratios: {one('h', report.largest_h)}; {one('x_down', report.largest_x_down)}."
+
+
+def _flags(report: Lifecycle) -> str:
+    def one(name: str) -> str:
+        return ", ".join(
+            f"{sum(counts)} at {tau}"
+            for tau, counts in report.flags[name].items()
+            if tau != "massive"
+        )
+
+    massive = sum(report.flags["h"]["massive"])
+    return f"Elements flagged: h {one('h')}; x_down {one('x_down')}; massive activations (Sun et al.) in h: {massive}."
+
+
+def _birth(report: Lifecycle, token_text: TokenText) -> list[str]:
+    lines = []
+    for event in report.birth.events[:3]:
+        values = ", ".join(
+            f"{d} ({v:+.4g})" for d, v in list(zip(event.dims, event.values, strict=True))[:_MOST]
+        )
+        lines.append(f"Birth   layer {event.layer + 1}: dims {values}{_more(event.dims)}")
+        texts = Counter(token_text(n, t) for n, t in event.tokens)
+        first = sum(t == 0 for _, t in event.tokens)
+        shown = ", ".join(f"“{text}” x{count}" for text, count in texts.most_common(4))
+        lines.append(
+            f"        at {len(event.tokens)} tokens ({first} of them first in their sequence): {shown}"
+        )
+        channels = ", ".join(
+            f"{c.index} ({c.share:.0%}, extremal ratio {c.column_ratio:,.0f}, rank {c.column_rank + 1})"
+            for c in event.channels[:3]
+        )
+        lines.append(
+            f"        {event.from_mlp:.0%} of it from the MLP, {event.from_attention:.0%} attention, {event.from_before:.0%} before; "
+            f"channels {channels}{_more(event.channels, 3)}"
+        )
+    if len(report.birth.events) > 3:
+        lines.append(
+            f"        and {len(report.birth.events) - 3} more layers that add new outliers"
+        )
+    return lines
+
+
+def _spread(spread: Spread, birth: Birth) -> list[str]:
+    if not spread.heads:
+        return [f"Spread  no head gives these tokens more than {SINK_SHARE:.0%} of its attention"]
+    total = spread.mass[(birth.layer or 0) + 1 :].size
+    best = max(spread.heads, key=lambda head: head.mass)
+    return [
+        f"Spread  {len(spread.heads)} of {total} later heads give them more than {SINK_SHARE:.0%} of their attention; "
+        f"most: layer {best.layer + 1} head {best.head}, {best.mass:.0%},",
+        f"        carried by q/k dims {', '.join(map(str, best.dims[:_MOST]))}{_more(best.dims)}; "
+        f"their values are {best.drain:.2f} of the others' length",
+    ]
+
+
+def _death(report: Lifecycle) -> list[str]:
+    death = report.death
+    if death.last_alive is None:
+        return []
+    if death.layer is None:
+        lines = ["Death   none: outliers survive the last layer"]
+    else:
+        lines = [f"Death   layer {death.layer + 1}: after it no outlier is left"]
+    for item in sorted(death.oppositions, key=lambda o: -o.removed)[:2]:
+        channels = ", ".join(str(c.index) for c in item.channels[:_MOST])
+        carried = f", channels {channels}{_more(item.channels)}" if channels else ""
+        lines.append(
+            f"        layer {item.layer + 1} {item.part} takes back {item.removed:.0%}{carried}"
+        )
+    return lines
+
+
+def _cause(report: Lifecycle) -> list[str]:
+    cause = report.cause
+    assert cause is not None
+
+    def row(name: str, effect, gone: float | None) -> str:
+        change = "" if gone is None else f"{gone:>8.0%} gone"
+        return (
+            f"        {name:<34}{effect.outliers:>8} outlier tokens{change:<14} mass {effect.mass:.3f}  "
+            f"perplexity {effect.perplexity:,.4g}"
+        )
+
+    return [
+        f"Cause   {cause.weights} weight{'s' * (cause.weights > 1)} W_down[dims, channels] of the birth set to zero:",
+        row("as it is", cause.baseline, None),
+        row("birth weights zero", cause.zeroed, cause.outliers_gone),
+        row("as many random weights zero", cause.control, cause.outliers_gone_in_control),
+    ]
+
+
+def _more(items, most: int = _MOST) -> str:
+    return f" and {len(items) - most} more" if len(items) > most else ""
