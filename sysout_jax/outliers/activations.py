@@ -58,21 +58,23 @@ def reduce_activations(x_BxTxC: jax.Array, top: int) -> dict[str, jax.Array]:
     """Everything `ActivationStats` needs, one row per sequence. Runs inside the block step."""
     B, T, C = x_BxTxC.shape
     x = x_BxTxC.astype(jnp.float32)
-    finite = jnp.isfinite(x)
-    x = jnp.where(finite, x, 0.0)
+    # Every sum runs over tokens first and channels then: on CPU that is one sweep through memory.
+    nonfinite = (~jnp.isfinite(x)).sum(1, dtype=jnp.int32).sum(1)
+    bad = nonfinite > 0
+    # copies the array only where it must be mended
+    x = jax.lax.cond(bad.any(), lambda: jnp.where(jnp.isfinite(x), x, 0.0), lambda: x)
     magnitude = jnp.abs(x)
-    # sums over tokens first, then channels: every pass is one sweep through memory on CPU
-    count = finite.sum(1, dtype=jnp.int32).sum(1)
-    number = jnp.maximum(count, 1).astype(jnp.float32)
+    number = jnp.maximum(T * C - nonfinite, 1).astype(jnp.float32)
     mean = magnitude.sum(1).sum(1) / number
-    median = median_of_magnitudes(jnp.where(finite, magnitude, jnp.inf), count)
+    median = median_of_magnitudes(magnitude, nonfinite)
     token_max = magnitude.max(2)
     channel_max = magnitude.max(1)
     power = (x * x).sum(1)
     centre = x.sum(1).sum(1) / number
-    centred = jnp.where(finite, x - centre[:, None, None], 0.0)
-    square = centred * centred
-    variance, fourth = square.sum(1).sum(1) / number, (square * square).sum(1).sum(1) / number
+    square = (x - centre[:, None, None]) ** 2
+    # mended elements sit at 0 and added centre² each
+    variance = (square.sum(1).sum(1) - nonfinite * centre**2) / number
+    fourth = ((square * square).sum(1).sum(1) - nonfinite * centre**4) / number
     threshold = mean[:, None] * jnp.asarray(TAUS, jnp.float32)[None]
     bound = jnp.maximum(MASSIVE_VALUE, MASSIVE_RATIO * median)
     # only the rows of the `top` largest tokens can hold the `top` largest elements; in order, so that ties resolve by position
@@ -80,7 +82,6 @@ def reduce_activations(x_BxTxC: jax.Array, top: int) -> dict[str, jax.Array]:
     candidates = jnp.take_along_axis(x, rows[:, :, None], axis=1)
     flat = candidates.reshape(B, -1)
     top_magnitude, at = jax.lax.top_k(jnp.abs(flat), min(top, flat.shape[1]))
-    bad = count < T * C
     return {
         "top_signed": jnp.take_along_axis(flat, at, -1),
         "top_token": jnp.take_along_axis(rows, at // C, -1),
@@ -96,8 +97,12 @@ def reduce_activations(x_BxTxC: jax.Array, top: int) -> dict[str, jax.Array]:
         ),
         "counts": _count_above(magnitude, channel_max, threshold),
         "massive": _count_above(magnitude, channel_max, bound[:, None])[:, 0],
-        "nonfinite": T * C - count,
-        "first_nonfinite": jnp.where(bad, jnp.argmin(finite.reshape(B, -1), -1), -1),
+        "nonfinite": nonfinite,
+        "first_nonfinite": jax.lax.cond(
+            bad.any(),
+            lambda: jnp.where(bad, jnp.argmin(jnp.isfinite(x_BxTxC).reshape(B, -1), -1), -1),
+            lambda: jnp.full(B, -1),
+        ),
     }
 
 

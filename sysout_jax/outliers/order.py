@@ -15,18 +15,18 @@ WALK = 2  # values below the rank at which searching turns into walking
 SAMPLE = 4096  # values whose quantiles give the first bracket
 
 
-def median_of_magnitudes(magnitudes_BxTxC: jax.Array, counts_B: jax.Array) -> jax.Array:
-    """Median of each sequence's `counts_B` smallest values, float32 (B,); 0 where a sequence counts nothing.
+def median_of_magnitudes(magnitudes_BxTxC: jax.Array, skip_B: jax.Array) -> jax.Array:
+    """Median of each sequence's non-negative float32 values without its `skip_B` smallest; (B,), 0 where none are left.
 
-    `magnitudes_BxTxC` is non-negative float32; values to leave out must be inf, so that they come last.
+    Values that do not count (NaN, inf) are passed as 0 and skipped.
     """
-    magnitudes_BxTxC = magnitudes_BxTxC.astype(jnp.float32)
-    lower_rank = jnp.maximum(counts_B - 1, 0) // 2
+    count_B = magnitudes_BxTxC.shape[1] * magnitudes_BxTxC.shape[2] - skip_B
+    lower_rank = skip_B + jnp.maximum(count_B - 1, 0) // 2
     lower, at_most_lower = _kth_smallest(magnitudes_BxTxC, lower_rank)
     # an even number of values has two middle ones, which may be equal
-    single = (counts_B % 2 == 1) | (at_most_lower > lower_rank + 1)
+    single = (count_B % 2 == 1) | (at_most_lower > lower_rank + 1)
     upper = jnp.where(single, lower, _next_above(magnitudes_BxTxC, lower))
-    return jnp.where(counts_B > 0, (lower + upper) / 2, 0.0)
+    return jnp.where(count_B > 0, (lower + upper) / 2, 0.0)
 
 
 # Both passes reduce over tokens first and compare floats, not patterns: three to eight times as fast on CPU.

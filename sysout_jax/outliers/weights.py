@@ -54,20 +54,25 @@ def reduce_weights(config: ModelConfig, params: dict) -> dict[str, dict[str, jax
 def _reduce(kernel_IxO: jax.Array) -> dict[str, jax.Array]:
     finite = jnp.isfinite(kernel_IxO)
     magnitude = jnp.where(finite, jnp.abs(kernel_IxO.astype(jnp.float32)), 0.0)
+    row_mean, row_max = magnitude.mean(0), magnitude.max(0)  # a row of W is a column of the kernel
+    rows, columns = _ratio(row_max, row_mean), _ratio(magnitude.max(1), magnitude.mean(1))
 
-    def ratios(axis: int):
-        mean = magnitude.mean(axis)
-        return jnp.where(mean > 0, magnitude.max(axis) / jnp.where(mean > 0, mean, 1.0), 0.0)
+    def count(_):
+        return jnp.stack([(magnitude > tau * row_mean[None]).sum(0).sum() for tau in TAUS])
 
-    columns, rows = ratios(1), ratios(0)  # the kernel is stored transposed
-    row_mean = magnitude.mean(0)
+    none = jnp.zeros(len(TAUS), jnp.int32)
     return {
         "columns": columns,
         "row_ratio": rows.max(),
         "row": rows.argmax(),
-        "counts": jnp.stack([(magnitude > tau * row_mean[None]).sum() for tau in TAUS]),
-        "nonfinite": (~finite).sum(),
+        # most matrices have no weight above the lowest threshold, and then the sweeps are skipped
+        "counts": jax.lax.cond(rows.max() > min(TAUS), count, lambda _: none, None),
+        "nonfinite": (~finite).sum(0).sum(),
     }
+
+
+def _ratio(largest: jax.Array, mean: jax.Array) -> jax.Array:
+    return jnp.where(mean > 0, largest / jnp.where(mean > 0, mean, 1.0), 0.0)
 
 
 def join_weights(layers: list[dict[str, dict[str, np.ndarray]]]) -> WeightStats:

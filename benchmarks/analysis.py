@@ -1,0 +1,214 @@
+"""Rows 1 and 2 of the analysis targets: `collect` beside transformers with hooks, and beside our own plain forward pass.
+
+    pip install -e '.[parity]' && python benchmarks/analysis.py
+
+Every contestant runs in a process of its own on the same random LLaMA (8 layers, D 512, H 8, F 1376, V 32000, T 2048, float32).
+The peer is kept as light as it can be: no output head, hooks that only copy h, x_down and the attention maps. A second figure
+for it adds the same statistics computed from those copies. Time is the median of the repetitions after one warm-up; added
+memory is the peak resident size from the loaded model on, first call and compilation included. The contestants take turns,
+and the ratios printed are medians over the rounds.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+SHAPE = {
+    "vocab_size": 32000,
+    "hidden_size": 512,
+    "intermediate_size": 1376,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 2048,
+}
+
+
+@dataclass(frozen=True)
+class Args:
+    """Compare contestants, or (with --child) be one of them."""
+
+    rounds: int = 3
+    repeat: int = 5
+    length: int = 2048
+    child: str | None = None
+    model: Path | None = None
+
+
+def main() -> None:
+    args = tyro.cli(Args)
+    if args.child:
+        assert args.model is not None
+        print(json.dumps(measure(*CONTESTANTS[args.child](args.model, args.length), args.repeat)))
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        make_model(Path(directory))
+        found: dict[str, list[dict]] = {name: [] for name in CONTESTANTS}
+        for round_number in range(args.rounds):
+            for name in CONTESTANTS:
+                print(f"round {round_number + 1} of {args.rounds}: {name}", file=sys.stderr)
+                found[name].append(run_child(name, directory, args))
+    report(found)
+
+
+def make_model(directory: Path) -> None:
+    """A random LLaMA as transformers initialises it, saved as a Hugging Face directory."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**SHAPE)).save_pretrained(directory)
+
+
+def run_child(name: str, directory: str, args: Args) -> dict:
+    flags = ["--child", name, "--model", directory, "--repeat", args.repeat, "--length", args.length]
+    command = [sys.executable, __file__, *map(str, flags)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{name} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def tokens(length: int):
+    import numpy as np
+
+    return np.random.default_rng(0).integers(0, SHAPE["vocab_size"], (1, length))
+
+
+def ours(model: Path, length: int):
+    """`so.collect`."""
+    import sysout_jax as so
+
+    lm, ids = so.load(model), tokens(length)
+    _ = lm.params
+    return lambda: so.collect(lm, ids)
+
+
+def plain(model: Path, length: int):
+    """Our own forward pass through all layers, nothing observed."""
+    import jax
+
+    import sysout_jax as so
+    from sysout_jax.engine import Stream
+
+    lm, ids = so.load(model), tokens(length)
+    _ = lm.params
+
+    def run():
+        stream = Stream(lm, ids)
+        for _ in stream.layers(_nothing):
+            pass
+        jax.block_until_ready(stream.hidden)
+
+    return run
+
+
+def _nothing(x_in, taps, extra):
+    return {}
+
+
+def _peer(model: Path, length: int, statistics_too: bool):
+    import torch
+    from transformers import LlamaModel
+
+    lm = LlamaModel.from_pretrained(model, attn_implementation="eager", dtype=torch.float32).eval()
+    ids = torch.tensor(tokens(length))
+    kept: dict[str, list] = {"h": [], "x_down": [], "map": []}
+    for layer in lm.layers:
+        layer.register_forward_hook(
+            lambda _m, _i, out: kept["h"].append((out[0] if isinstance(out, tuple) else out).clone())
+        )
+        layer.mlp.down_proj.register_forward_pre_hook(lambda _m, i: kept["x_down"].append(i[0].clone()))
+        layer.self_attn.register_forward_hook(lambda _m, _i, out: kept["map"].append(out[1].clone()))
+
+    def reduce():
+        for name in ("h", "x_down"):
+            for x in kept[name]:
+                a = x.abs()
+                flat = a.flatten()
+                mean, middle = a.mean(), flat.median()
+                flat.topk(16), a.amax(2), a.amax(1), (x * x).sum(1)
+                centred = (x - x.mean()) ** 2
+                centred.mean(), (centred**2).mean()
+                [(a > tau * mean).sum() for tau in (100, 300, 1000, 3000)]
+                ((a > 100) & (a > 1000 * middle)).sum()
+        for attention in kept["map"]:
+            attention.sum(2)
+
+    @torch.no_grad()
+    def run():
+        for values in kept.values():
+            values.clear()
+        lm(ids, use_cache=False)
+        assert len(kept["map"]) == SHAPE["num_hidden_layers"]
+        if statistics_too:
+            reduce()
+
+    return run
+
+
+def transformers_hooks(model: Path, length: int):
+    """Eager attention, hooks that copy; nothing computed from the copies."""
+    return _peer(model, length, statistics_too=False)
+
+
+def transformers_statistics(model: Path, length: int):
+    """The same, then the statistics that `collect` gives, from the copies."""
+    return _peer(model, length, statistics_too=True)
+
+
+CONTESTANTS = {
+    "collect": lambda model, length: (ours(model, length),),
+    "plain forward": lambda model, length: (plain(model, length),),
+    "transformers, hooks": lambda model, length: (transformers_hooks(model, length),),
+    "transformers, hooks + statistics": lambda model, length: (transformers_statistics(model, length),),
+}
+
+
+def measure(run, repeat: int) -> dict:
+    """Median seconds and peak added memory in MiB of calling `run`."""
+    before = _memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
+    run()
+    times = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return {"seconds": statistics.median(times), "added_mib": _memory("VmHWM") - before}
+
+
+def _memory(field: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def report(found: dict[str, list[dict]]) -> None:
+    def median(name: str, field: str) -> float:
+        return statistics.median(row[field] for row in found[name])
+
+    def ratio(above: str, below: str, field: str) -> float:
+        return statistics.median(a[field] / b[field] for a, b in zip(found[above], found[below], strict=True))
+
+    print(f"{'':<36}{'seconds':>9}{'added MiB':>11}")
+    for name in found:
+        print(f"{name:<36}{median(name, 'seconds'):>9.2f}{median(name, 'added_mib'):>11.0f}")
+    for peer in ("transformers, hooks", "transformers, hooks + statistics"):
+        speed, memory = ratio(peer, "collect", "seconds"), ratio("collect", peer, "added_mib")
+        print(f"collect against {peer}: {speed:.2f}x faster (target 4), {memory:.2f} of the added memory (target 0.25)")
+    print(f"all reductions cost {ratio('collect', 'plain forward', 'seconds'):.2f}x a plain forward (target 1.25)")
+
+
+if __name__ == "__main__":
+    main()
