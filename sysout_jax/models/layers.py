@@ -30,8 +30,9 @@ def rotary_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None)
 def rotate(x_BxTxHxDh: jax.Array, freqs: np.ndarray) -> jax.Array:
     """Turn the pair (i, i + Dh/2) of every head by position times frequency; in float32, returned in the input's dtype."""
     T, half = x_BxTxHxDh.shape[1], x_BxTxHxDh.shape[-1] // 2
-    angle_Tx1xHalf = (jnp.arange(T, dtype=jnp.float32)[:, None] * freqs[None, :])[:, None, :]
-    cos, sin = jnp.cos(angle_Tx1xHalf), jnp.sin(angle_Tx1xHalf)
+    angle_TxHalf = jnp.arange(T, dtype=jnp.float32)[:, None] * freqs[None, :]
+    angle_1xTx1xHalf = angle_TxHalf[None, :, None, :]
+    cos, sin = jnp.cos(angle_1xTx1xHalf), jnp.sin(angle_1xTx1xHalf)
     x = x_BxTxHxDh.astype(jnp.promote_types(x_BxTxHxDh.dtype, jnp.float32))
     first, second = x[..., :half], x[..., half:]
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
