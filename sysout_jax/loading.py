@@ -39,14 +39,18 @@ def load(path: str | Path, dtype: Any = "float32") -> LanguageModel:
     else:
         fields = _read_json(directory / HF_CONFIG)
         layout, config = read_config(fields, str(directory / HF_CONFIG))
-        source, bos_id = SafetensorsSource(directory, layout, config), _read_bos(fields)
+        source, bos_id = SafetensorsSource(directory, layout, config), _bos_id(fields)
     file = directory / tokenizers.FILE
     tokenizer = tokenizers.Tokenizer.from_file(file, bos_id) if file.is_file() else None
     return LanguageModel(config, source, tokenizer, dtype.name, str(path))
 
 
-def _read_bos(fields: dict) -> int | None:
-    """The id that opens a sequence according to a config.json."""
+def read_bos_id(directory: Path) -> int | None:
+    """The id that opens a sequence according to a Hugging Face directory, None where it names none."""
+    return _bos_id(_read_json(directory / HF_CONFIG))
+
+
+def _bos_id(fields: dict) -> int | None:
     bos = fields.get("bos_token_id")
     return bos if isinstance(bos, int) else None
 

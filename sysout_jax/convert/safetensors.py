@@ -18,6 +18,9 @@ from sysout_jax.weights import expected_shapes, nest
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
+#: Stored number formats that are plain weights, and the dtype to keep them in.
+DTYPES = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
 
 class SafetensorsSource:
     """Weights of one model in a directory of safetensors files.
@@ -40,17 +43,28 @@ class SafetensorsSource:
             }
         _compare(directory, config, self._stored, shapes)
 
+    @property
+    def stored_dtype(self) -> str:
+        """The dtype that the embedding, and with it practically everything else, is stored in."""
+        name = self._stored["embed/embedding"].name
+        with safe_open(self._files[name], framework="numpy") as file:
+            return DTYPES[file.get_slice(name).get_dtype()]
+
     def read(self, group: str, dtype: Any) -> dict:
-        flat = {}
-        for ours, stored in self._stored.items():
-            if ours.startswith(group + "/"):
-                with safe_open(self._files[stored.name], framework="numpy") as file:
-                    tensor = file.get_tensor(stored.name)
-                tensor = tensor.T if stored.transposed else tensor
-                flat[ours.removeprefix(group + "/")] = np.ascontiguousarray(
-                    tensor.astype(dtype, copy=False)
-                )
-        return nest(flat)
+        prefix = group + "/"
+        return nest(
+            {
+                ours.removeprefix(prefix): self._tensor(stored, dtype)
+                for ours, stored in self._stored.items()
+                if ours.startswith(prefix)
+            }
+        )
+
+    def _tensor(self, stored: Stored, dtype: Any) -> np.ndarray:
+        with safe_open(self._files[stored.name], framework="numpy") as file:
+            tensor = file.get_tensor(stored.name)
+        # cast and transposition in one copy: at most one tensor is held beyond what is returned
+        return (tensor.T if stored.transposed else tensor).astype(dtype, "C", copy=False)
 
 
 def _tensor_files(directory: Path) -> dict[str, Path]:
@@ -58,8 +72,10 @@ def _tensor_files(directory: Path) -> dict[str, Path]:
     index = directory / INDEX
     if index.exists():
         try:
-            weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+            weight_map = json.loads(index.read_text())["weight_map"]
+            if not all(isinstance(name, str) for name in weight_map.values()):
+                raise TypeError("weight_map holds something other than file names")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{index}: not a safetensors index ({error!r}); download it again"
             ) from None
@@ -97,11 +113,19 @@ def _tensor_files(directory: Path) -> dict[str, Path]:
 
 
 def _header_shapes(files: dict[str, Path]) -> dict[str, tuple[int, ...]]:
-    shapes = {}
+    shapes, packed = {}, []
     for path in set(files.values()):
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118  safe_open is no mapping
-                shapes[name] = tuple(file.get_slice(name).get_shape())
+                header = file.get_slice(name)
+                shapes[name] = tuple(header.get_shape())
+                if header.get_dtype() not in DTYPES and not BUFFERS.search(name):
+                    packed.append(f"{name} is {header.get_dtype()}")
+    if packed:
+        raise InputError(
+            f"{path.parent}: not stored as {', '.join(DTYPES)}: {_some(sorted(packed))}; "
+            "quantised weights are not read, use the original model"
+        )
     return shapes
 
 

@@ -1,0 +1,39 @@
+"""How every command line ends: 0 done, 2 bad input in one line on stderr, and no traceback for what is not a bug."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from sysout_jax.errors import InputError
+
+BAD_INPUT = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+BROKEN_PIPE = 141  # 128 + SIGPIPE: the reader of our output (`| head`) has had enough
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Call `main` and leave the process with the status that its outcome stands for.
+
+    InputError becomes its one line on stderr and status 2; anything else that is raised is a bug and keeps its traceback.
+    """
+    sys.exit(_status(main))
+
+
+def _status(main: Callable[[], None]) -> int:
+    try:
+        main()
+        sys.stdout.flush()  # a broken pipe must show here, where it is caught, not at exit
+    except InputError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # the interpreter flushes stdout once more when it ends; give it somewhere to write
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    return 0
