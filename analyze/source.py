@@ -41,7 +41,7 @@ class Source:
     dtype: Annotated[str, tyro.conf.arg(metavar="DTYPE")] = "float32"
     """Of weights and compute: float32, bfloat16, float16."""
     batch_size: int | None = None
-    """Sequences per step (default: what fits half a gigabyte). Changes no result."""
+    """Sequences per step (default 4096 tokens worth). Changes no result."""
     seed: int = 0
     """Draws the random control weights."""
 

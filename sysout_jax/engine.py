@@ -2,7 +2,8 @@
 
 Memory is one layer of weights (two while the next one is prefetched), the hidden states and one block of attention rows; it
 depends neither on the depth nor on T². One block is compiled once for all layers. Every observation has the sequence as its
-leading axis, so batches combine by concatenation: how the sequences were cut into batches cannot change a result.
+leading axis and is computed for one sequence at a time, so batches combine by concatenation, and how the sequences were
+cut into batches cannot change a result.
 """
 
 from __future__ import annotations
@@ -18,26 +19,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from sysout_jax import capture as cap
-from sysout_jax.attention.kernels import BLOCK
 from sysout_jax.language_model import LanguageModel
 
 #: `observe(x_in, taps, extra) -> pytree of arrays with leading axis B`; pure, traced once.
 Observe = Callable[[jax.Array, dict[str, jax.Array], Any], Any]
 
-STEP_BYTES = 512 * 2**20  # what one block step may hold beside weights and hidden states
+STEP_TOKENS = 4096  # tokens per step by default; a step works through its sequences one by one
 NLL_ROWS = 256  # positions whose logits are held at once when only their likelihood is wanted
 
 
 class Stream:
     """The hidden states of N sequences on their way through a model, layer by layer.
 
-    `tokens` is (N, T) int; `batch_size` is how many sequences one step takes (default: what fits `STEP_BYTES`).
+    `tokens` is (N, T) int; `batch_size` is how many sequences one step takes; it changes no result.
     """
 
     def __init__(self, lm: LanguageModel, tokens, batch_size: int | None = None):
         self.lm = lm
         tokens = lm.check_tokens(tokens)
-        size = batch_size or default_batch_size(lm, *tokens.shape)
+        size = batch_size or default_batch_size(*tokens.shape)
         self.batches = [jnp.asarray(tokens[i : i + size]) for i in range(0, len(tokens), size)]
         with _exact(lm):
             params = {name: lm.read(name) for name in ("embed", "positions") if self._has(name)}
@@ -110,13 +110,9 @@ def capture(lm: LanguageModel, tokens, names: Sequence[str] = ("h", "x_down", "a
     return stream.logits(), {name: np.stack([seen[name] for seen in found]) for name in names}
 
 
-def default_batch_size(lm: LanguageModel, num_sequences: int, length: int) -> int:
-    """Sequences per step so that its temporaries stay near `STEP_BYTES`."""
-    config = lm.config
-    floats = (
-        length * (4 * config.d_ff + 10 * config.d_model) + 3 * config.num_heads * BLOCK * length
-    )
-    return int(np.clip(STEP_BYTES // (4 * floats), 1, num_sequences))
+def default_batch_size(num_sequences: int, length: int) -> int:
+    """Sequences per step, so that calling the step costs nothing beside its work."""
+    return int(np.clip(STEP_TOKENS // length, 1, num_sequences))
 
 
 class _raw:  # a function that is equal to another one for the same names, so that jit compiles it once
@@ -140,8 +136,15 @@ class _raw:  # a function that is equal to another one for the same names, so th
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _block_step(block, observe: Observe, params: dict, x_BxTxD, extra):
-    y_BxTxD, state = block.apply({"params": params}, x_BxTxD, mutable=[cap.COLLECTION])
-    return y_BxTxD, observe(x_BxTxD, cap.flatten_taps(state[cap.COLLECTION]), extra)
+    # One sequence at a time: the shape of every product, and with it its rounding, is then that of a sequence, so that
+    # statistics do not depend on how sequences were cut into batches. The products are T rows high, which is enough.
+    def one_sequence(args):
+        x_1xTxD, extra = jax.tree.map(lambda a: a[None], args)
+        y, state = block.apply({"params": params}, x_1xTxD, mutable=[cap.COLLECTION])
+        found = observe(x_1xTxD, cap.flatten_taps(state[cap.COLLECTION]), extra)
+        return jax.tree.map(lambda a: a[0], (y, found))
+
+    return jax.lax.map(one_sequence, (x_BxTxD, extra))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -151,7 +154,10 @@ def _embed(module, params: dict, tokens_BxT):
 
 @partial(jax.jit, static_argnums=0)
 def _unembed(module, params: dict, x_BxTxD):
-    return module.apply({"params": params}, x_BxTxD, method="unembed")
+    def one_sequence(x_TxD):
+        return module.apply({"params": params}, x_TxD[None], method="unembed")[0]
+
+    return jax.lax.map(one_sequence, x_BxTxD)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -20,8 +20,10 @@ def median_of_magnitudes(magnitudes_BxTxC: jax.Array, skip_B: jax.Array) -> jax.
 
     Values that do not count (NaN, inf) are passed as 0 and skipped.
     """
-    count_B = magnitudes_BxTxC.shape[1] * magnitudes_BxTxC.shape[2] - skip_B
-    lower_rank = skip_B + jnp.maximum(count_B - 1, 0) // 2
+    total = magnitudes_BxTxC.shape[1] * magnitudes_BxTxC.shape[2]
+    count_B = total - skip_B
+    # a rank must exist even where nothing counts: nothing would end a search beyond the last value
+    lower_rank = jnp.minimum(skip_B + jnp.maximum(count_B - 1, 0) // 2, total - 1)
     lower, at_most_lower = _kth_smallest(magnitudes_BxTxC, lower_rank)
     # an even number of values has two middle ones, which may be equal
     single = (count_B % 2 == 1) | (at_most_lower > lower_rank + 1)
