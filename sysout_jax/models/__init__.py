@@ -19,7 +19,7 @@ def build(
 ) -> Llama | Gpt2:
     """The Flax module of a config; `dtype` is the compute dtype, `param_dtype` (default: the same) that of the weights."""
     dtype = jnp.dtype(dtype)
-    return MODELS[config.family](config, dtype, jnp.dtype(param_dtype or dtype), kernel)  # type: ignore[arg-type]
+    return MODELS[config.family](config, dtype, jnp.dtype(param_dtype or dtype), kernel)
 
 
 def parameter_shapes(config: ModelConfig) -> dict:

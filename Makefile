@@ -1,0 +1,34 @@
+# make demo   the main job on what the repository itself holds
+# make test   formatting, lint, types and tests; needs no torch
+# Both make a virtual environment on the first call and reuse it afterwards.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test parity-deps clean
+
+demo: $(VENV)/installed
+	$(BIN)/python -m analyze.lifecycle --out out/demo
+	@echo "Open the report: $(CURDIR)/out/demo/report.html"
+
+test: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2 -q
+
+# torch and transformers, with which the same test command also compares live with transformers
+parity-deps: $(VENV)/installed
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet 'transformers>=5.0'
+
+$(VENV)/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is older than Python 3.11; run make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) out build *.egg-info
