@@ -1,0 +1,1 @@
+"""Tests of sysout_jax, laid out like the package."""

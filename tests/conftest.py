@@ -1,0 +1,42 @@
+"""Settings that hold for all tests, and the fixtures that more than one of them needs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before anything imports jax
+
+import jax
+import pytest
+
+from tests.parity_cases import FIXTURES, REFERENCE
+
+# (B, T) + (T,) is a mistake more often than a wish: the library spells every broadcast out
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The directory of real models and texts that lies beside the repository, or where SYSOUT_SHARED points."""
+    beside = Path(__file__).resolve().parents[2] / "shared"
+    data = Path(os.environ.get("SYSOUT_SHARED") or beside) / "data"
+    if not data.is_dir():
+        pytest.skip(f"{data} is not there: it holds a trained model and texts that are not shipped")
+    return data
+
+
+@pytest.fixture
+def hf_copy(tmp_path: Path) -> Callable[[str], Path]:
+    """Copies the Hugging Face directory of a parity case to a place where a test may damage it."""
+
+    def copy(case: str) -> Path:
+        return Path(
+            shutil.copytree(
+                FIXTURES / case, tmp_path / case, ignore=shutil.ignore_patterns(REFERENCE)
+            )
+        )
+
+    return copy
