@@ -1,0 +1,55 @@
+"""Small random models for property tests: wild enough that attention is far from uniform."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import sysout_jax as so
+from sysout_jax.config import Gpt2Config, LlamaConfig, ModelConfig, RopeScaling
+from sysout_jax.models import parameter_shapes
+from sysout_jax.weights import InMemory
+
+SMALL = {"vocab_size": 11, "context_length": 40, "d_model": 8, "d_ff": 12, "num_layers": 2}
+
+CONFIGS: dict[str, ModelConfig] = {
+    "llama": LlamaConfig(num_heads=4, num_kv_heads=2, head_dim=4, **SMALL),
+    "llama-mha-biases": LlamaConfig(
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=6,
+        qkv_bias=True,
+        o_bias=True,
+        mlp_bias=True,
+        rope_scaling=RopeScaling(kind="linear", factor=2.0),
+        **SMALL,
+    ),
+    "llama-mqa-tied": LlamaConfig(
+        num_heads=3, num_kv_heads=1, head_dim=2, tied_embeddings=True, **SMALL
+    ),
+    "gpt2": Gpt2Config(num_heads=2, **SMALL),
+    "gpt2-nanogpt": Gpt2Config(num_heads=4, bias=False, activation="gelu", **SMALL),
+    "gpt2-untied": Gpt2Config(num_heads=1, tied_embeddings=False, **SMALL),
+}
+
+
+def random_params(config: ModelConfig, seed: int, dtype="float32") -> dict:
+    """Weights and biases from N(0, 0.5), norm scales around 1."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        mean = float(path[-1].key == "scale")
+        return jnp.asarray(mean + 0.5 * rng.standard_normal(leaf.shape), dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, parameter_shapes(config))
+
+
+def random_model(name: str, seed: int, dtype: str = "float32") -> so.LanguageModel:
+    config = CONFIGS[name]
+    return so.LanguageModel(config, InMemory(random_params(config, seed, dtype)), dtype=dtype)
+
+
+def random_tokens(seed: int, batch: int = 2, length: int = 13) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, SMALL["vocab_size"], (batch, length), dtype=np.int32)
