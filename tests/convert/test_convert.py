@@ -1,0 +1,266 @@
+"""python -m sysout_jax.convert: the converted model is the same model, bad input costs one line and writes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import sysout_jax as so
+from sysout_jax import cli
+from sysout_jax.convert import __main__ as convert
+from sysout_jax.convert.names import stored_names
+from sysout_jax.convert.safetensors import SafetensorsSource
+from sysout_jax.weights import expected_shapes, groups
+from tests.parity_cases import FIXTURES, VOCAB
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_command(*args) -> subprocess.CompletedProcess[str]:
+    """The command as a user runs it, with both streams in pipes."""
+    return subprocess.run(
+        [sys.executable, "-m", "sysout_jax.convert", *map(str, args)],
+        cwd=ROOT,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def run_here(monkeypatch, *args) -> int:
+    """The same in this process, where importing jax costs nothing more."""
+    monkeypatch.setattr(sys, "argv", ["convert", *map(str, args)])
+    with pytest.raises(SystemExit) as caught:
+        cli.run(convert.main)
+    return int(caught.value.code or 0)
+
+
+def everything_below(directory: Path) -> set[Path]:
+    return set(directory.rglob("*"))
+
+
+def assert_same_model(one: so.LanguageModel, other: so.LanguageModel) -> None:
+    assert one.config == other.config
+    tokens = np.arange(2 * 9).reshape(2, 9) % VOCAB
+    assert so.capture(one, tokens, ())[0].tobytes() == so.capture(other, tokens, ())[0].tobytes()
+    assert jax.tree.structure(one.params) == jax.tree.structure(other.params)
+    for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(other.params), strict=True):
+        assert a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
+def test_command_on_a_trained_model(shared_data, tmp_path):
+    src, out = shared_data / "aidreams-260k", tmp_path / "new" / "out"
+    done = run_command("--src", src, "--out", out)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("\n") == 1 and str(out) in done.stdout and "float32" in done.stdout
+    assert sorted(p.name for p in out.iterdir()) == ["model.json", "params", "tokenizer.json"]
+    assert [p.name for p in out.parent.iterdir()] == ["out"], "no staging directory is left"
+
+    direct, converted = so.load(src), so.load(out)
+    assert_same_model(direct, converted)
+    assert direct.tokenizer and converted.tokenizer
+    assert converted.tokenizer.bos_id == direct.tokenizer.bos_id == 1
+    text = "Once upon a time, there was a dragon."
+    assert converted.tokenizer.encode(text) == direct.tokenizer.encode(text)
+
+
+@pytest.mark.parametrize("case", ["llama-gqa-sharded", "gpt2", "nanogpt"])
+def test_converted_equals_direct(case, tmp_path, monkeypatch, capsys):
+    assert run_here(monkeypatch, "--src", FIXTURES / case, "--out", tmp_path / "out") == 0
+    assert "without a tokenizer" in capsys.readouterr().out
+    for dtype in ("float32", "bfloat16"):
+        assert_same_model(so.load(FIXTURES / case, dtype), so.load(tmp_path / "out", dtype))
+
+
+def stored_dtypes(out: Path) -> set[str]:
+    tree = so.load(out).source._checkpointer.metadata(out / "params").item_metadata.tree  # type: ignore[attr-defined]
+    return {str(leaf.dtype) for leaf in jax.tree.leaves(tree)}
+
+
+def test_dtype(hf_copy, tmp_path, monkeypatch):
+    """By default the stored format is kept; --dtype chooses another one."""
+    src = hf_copy("llama-tied")
+    tensors = load_file(src / "model.safetensors")
+    save_file(
+        {k: v.astype(ml_dtypes.bfloat16) for k, v in tensors.items()}, src / "model.safetensors"
+    )
+    for flags, want in (([], "bfloat16"), (["--dtype", "float16"], "float16")):
+        out = tmp_path / want
+        out.mkdir()  # an empty directory may be there
+        assert run_here(monkeypatch, "--src", src, "--out", out, *flags) == 0
+        assert stored_dtypes(out) == {want}
+    assert_same_model(so.load(src), so.load(tmp_path / "bfloat16"))
+
+
+@pytest.fixture
+def bad_input(tmp_path):
+    """Arguments that cannot work, by what is wrong with them."""
+    (tmp_path / "file").write_text("x")
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "precious").write_text("x")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "converted").mkdir()
+    (tmp_path / "converted" / "model.json").write_text("{}")
+    truncated = Path(shutil.copytree(FIXTURES / "gpt2", tmp_path / "truncated"))
+    weights = truncated / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    good, out = FIXTURES / "gpt2", tmp_path / "out"
+    return {
+        "no such source": (tmp_path / "nothing" / "here", out),
+        "source is a file": (tmp_path / "file", out),
+        "source is no model": (tmp_path / "empty", out),
+        "source is converted already": (tmp_path / "converted", out),
+        "source is truncated": (truncated, out),
+        "hub id out of reach": ("nobody/nothing", out),
+        "out holds files": (good, full),
+        "out is a file": (good, tmp_path / "file"),
+        "out lies below a file": (good, tmp_path / "file" / "out"),
+    }
+
+
+BAD_INPUT = [
+    "no such source",
+    "source is a file",
+    "source is no model",
+    "source is converted already",
+    "source is truncated",
+    "hub id out of reach",
+    "out holds files",
+    "out is a file",
+    "out lies below a file",
+]
+
+
+@pytest.mark.parametrize("problem", BAD_INPUT)
+def test_bad_input(problem, bad_input, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("sysout_jax.loading._download", refuse_to_download)
+    src, out = bad_input[problem]
+    before = everything_below(tmp_path)
+    assert run_here(monkeypatch, "--src", src, "--out", out) == 2
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1 and "Traceback" not in said.err
+    assert str(out if problem.startswith("out") else src) in said.err
+    assert everything_below(tmp_path) == before
+
+
+def refuse_to_download(repo_id: str):
+    raise so.InputError(f"{repo_id}: not fetched")
+
+
+@pytest.mark.parametrize("problem", ["source is truncated", "hub id out of reach", "out is a file"])
+def test_command_on_bad_input(problem, bad_input, tmp_path):
+    """As a user sees it: nothing on stderr but the one line, no leftovers of an import either."""
+    before = everything_below(tmp_path)
+    done = run_command("--src", bad_input[problem][0], "--out", bad_input[problem][1])
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
+    assert everything_below(tmp_path) == before
+
+
+def test_every_bad_input_is_tested(bad_input):
+    assert list(bad_input) == BAD_INPUT
+
+
+@pytest.mark.parametrize("args", [[], ["--src", "a"], ["--src", "a", "--out", "b", "--dtype", "x"]])
+def test_wrong_arguments(args, monkeypatch, capsys):
+    assert run_here(monkeypatch, *args) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_parent_that_cannot_be_written_to(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    args = ("--src", FIXTURES / "gpt2", "--out", tmp_path / "deep" / "out")
+    assert run_here(monkeypatch, *args) == 2
+    assert f"{tmp_path} is not a directory that can be written to" in capsys.readouterr().err
+    assert not everything_below(tmp_path)
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(
+        "sysout_jax.checkpoint.config_to_dict", full
+    )  # the weights are written by then
+    args = ("--src", FIXTURES / "gpt2", "--out", tmp_path / "out")
+    assert run_here(monkeypatch, *args) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert not everything_below(tmp_path)
+
+
+def test_reading_holds_one_tensor_beyond_what_it_returns(tmp_path):
+    fields = {
+        "model_type": "llama",
+        "vocab_size": 64,
+        "hidden_size": 256,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    config = convert.loading.read_config(fields, "test")[1]
+    shapes = expected_shapes(config)
+    stored = stored_names("llama", config, list(shapes))
+    weights = {
+        stored[ours].name: np.ones(shape[::-1] if stored[ours].transposed else shape, np.float32)
+        for ours, shape in shapes.items()
+    }
+    save_file(weights, tmp_path / "model.safetensors")
+    largest = max(tensor.nbytes for tensor in weights.values())
+    del weights
+
+    source = SafetensorsSource(tmp_path, "llama", config)
+    held = []
+    tracemalloc.start()
+    try:
+        for group in groups(config):
+            held.append(source.read(group, ml_dtypes.bfloat16))
+        now, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    returned = sum(leaf.nbytes for leaf in jax.tree.leaves(held))
+    slack = 2**17  # headers and Python objects
+    assert returned <= now <= returned + slack
+    # the layer's last tensor is the largest: its stored form and all that is returned, and no second stored tensor
+    assert peak <= returned + largest + slack
+
+
+# --- how a command ends
+
+
+def test_status_of_a_command(capsys):
+    def fail():
+        raise so.InputError("given\n  this, expected that")
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    for main, status in ((lambda: None, 0), (fail, 2), (interrupt, 130)):
+        with pytest.raises(SystemExit) as caught:
+            cli.run(main)
+        assert caught.value.code == status
+    assert capsys.readouterr().err == "error: given this, expected that\ninterrupted\n"
+    with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback
+        cli.run(lambda: print(1 / 0))
+
+
+def test_a_reader_that_leaves_early_causes_no_traceback():
+    code = "from sysout_jax import cli; cli.run(lambda: print('x\\n' * 10**6))"
+    command = f'"{sys.executable}" -c "{code}" | head -1; exit ${{PIPESTATUS[0]}}'
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (141, "x\n", "")
