@@ -34,7 +34,7 @@ from sysout_jax.models import parameter_shapes
 from sysout_jax.models.layers import rotary_frequencies
 from sysout_jax.weights import InMemory
 
-WEIGHT_STD = 0.02
+WEIGHT_STD = 0.23  # times 1/√D: 0.02 at D = 128
 UPDATE_SCALE = 0.25  # of the matrices that write into the residual stream, as GPT-2 is initialised
 EMBED_STD = 0.15
 TRIGGER = (
@@ -394,7 +394,7 @@ def _calm_params(
     """Random weights that keep the residual stream calm, quiet in and around everything that is reserved."""
     params = jax.tree.map(
         lambda leaf: (
-            rng.normal(0, WEIGHT_STD, leaf.shape).astype(np.float32)
+            rng.normal(0, WEIGHT_STD / config.d_model**0.5, leaf.shape).astype(np.float32)
             if leaf.ndim == 2
             else np.ones(leaf.shape, np.float32)
         ),
