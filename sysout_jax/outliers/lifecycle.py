@@ -229,13 +229,12 @@ def follow(
     lm: LanguageModel, stats: Stats, tau: float, on_layer: Callable[[], None] | None = None
 ) -> Trace:
     """Choose what to follow from the statistics, and trace it."""
-    alive = stats.h.outlier_tokens(tau).any(axis=0)  # (N, T) ever an outlier
+    alive: np.ndarray = stats.h.outlier_tokens(tau).any(axis=0)  # (N, T) ever an outlier
     ratio = (stats.h.token_max / np.maximum(stats.h.sequence_mean, 1e-30)[..., None]).max(axis=0)
     strength = np.where(alive, ratio, 0.0)
     sequences = np.sort(np.argsort(-strength.max(axis=1), kind="stable")[:MAX_SEQUENCES])
     sequences = sequences[alive[sequences].any(axis=1)]
-    count = min(MAX_TOKENS, int(alive[sequences].sum(axis=1).max()))
-    order = np.argsort(-strength[sequences], axis=1, kind="stable")[:, :count]
+    order = np.argsort(-strength[sequences], axis=1, kind="stable")[:, :MAX_TOKENS]
     valid = np.take_along_axis(alive[sequences], order, axis=1)
     tokens = np.where(valid, order, order[:, :1])
     channel_ratio = stats.h.channel_ratio.max(axis=0)
@@ -262,7 +261,7 @@ def find_birth(stats: Stats, path: Trace | None, tau: float) -> Birth:
         return Birth(None, ())
     before, after = _outlier_elements(stats, path, tau)
     tokens = stats.h.outlier_tokens(tau)
-    events = []
+    events: list[BirthEvent] = []
     for layer in range(len(path.h)):
         new = after[layer] & ~before[layer]
         if not new.any():

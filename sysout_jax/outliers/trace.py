@@ -90,9 +90,12 @@ def trace(
 ) -> Trace:
     """Follow `targets` in `tokens` (N, T); `first_layer` is the first one whose attention can see outliers."""
     E, P = len(targets.sequences), len(targets.dims)
+    dims = np.resize(targets.dims, max(P, MAX_DIMS)).astype(
+        np.int32
+    )  # one shape, hence one compilation, for any P
     extra = {
         "tokens": targets.tokens.astype(np.int32),
-        "dims": np.broadcast_to(targets.dims.astype(np.int32), (E, P)),
+        "dims": np.broadcast_to(dims, (E, len(dims))),
         "mask": targets.mask,
         "window": targets.window.astype(np.int32),
     }
@@ -103,7 +106,7 @@ def trace(
         drain = seen["v_outlier"].mean(0) / np.maximum(seen["v_other"].mean(0), 1e-30)
         update = seen["update"].sum(0) / np.maximum(seen["others"].sum(0), 1)
         layers.append(
-            {name: seen[name] for name in ("x_in", "attn_out", "down", "h")}
+            {name: seen[name][..., :P] for name in ("x_in", "attn_out", "down", "h")}
             | {"mass": mass, "drain": drain, "update": update, "qk": seen["qk"].mean(0)}
         )
         channels.append(_channels(np.asarray(params["mlp"]["down_proj"]["kernel"]), targets, seen))

@@ -34,23 +34,37 @@ def test_activation_statistics(case, name):
     np.testing.assert_allclose(got.sequence_median, np.median(a, (2, 3)), rtol=1e-6)
     np.testing.assert_allclose(got.median, np.median(a, (2, 3)).mean(1), rtol=1e-6)
     np.testing.assert_allclose(got.token_max, a.max(3), rtol=1e-6)
-    np.testing.assert_allclose(got.channel_ratio, (a.max(2) / a.mean((2, 3))[:, :, None]).max(1), rtol=1e-5)
-    np.testing.assert_allclose(got.sequence_top, -np.sort(-a.reshape(*a.shape[:2], -1))[..., :3], rtol=1e-6)
+    np.testing.assert_allclose(
+        got.channel_ratio, (a.max(2) / a.mean((2, 3))[:, :, None]).max(1), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        got.sequence_top, -np.sort(-a.reshape(*a.shape[:2], -1))[..., :3], rtol=1e-6
+    )
     for layer in range(len(x)):
         order = np.argsort(-a[layer].ravel(), kind="stable")[: got.top_values.shape[1]]
         where = np.unravel_index(order, a[layer].shape)
         np.testing.assert_allclose(got.top_values[layer], a[layer][where], rtol=1e-6)
-        for found, want in zip((got.top_sequences, got.top_tokens, got.top_channels), where, strict=True):
+        for found, want in zip(
+            (got.top_sequences, got.top_tokens, got.top_channels), where, strict=True
+        ):
             np.testing.assert_array_equal(found[layer], want)
         np.testing.assert_array_equal(got.top_signs[layer], np.sign(x[layer][where]))
-        np.testing.assert_allclose(got.excess_kurtosis[layer], np.mean([rules.excess_kurtosis(s) for s in x[layer]]), rtol=1e-3)
+        np.testing.assert_allclose(
+            got.excess_kurtosis[layer],
+            np.mean([rules.excess_kurtosis(s) for s in x[layer]]),
+            rtol=1e-3,
+        )
         pooled = x[layer].reshape(-1, x.shape[-1])
-        np.testing.assert_allclose(got.neuron_kurtosis[layer], rules.neuron_rms_kurtosis(pooled), rtol=1e-4)
+        np.testing.assert_allclose(
+            got.neuron_kurtosis[layer], rules.neuron_rms_kurtosis(pooled), rtol=1e-4
+        )
         flagged = np.stack([rules.activation_outliers(s, TAU) for s in x[layer]])
         np.testing.assert_array_equal(got.outlier_tokens(TAU)[layer], flagged.any(-1))
         np.testing.assert_array_equal(got.outlier_channels(TAU)[layer], flagged.any((0, 1)))
         for i, tau in enumerate(TAUS):
-            assert got.counts[layer, i] == sum(rules.activation_outliers(s, tau).sum() for s in x[layer])
+            assert got.counts[layer, i] == sum(
+                rules.activation_outliers(s, tau).sum() for s in x[layer]
+            )
         assert got.massive[layer] == sum(rules.massive_activations(s).sum() for s in x[layer])
     assert not got.nonfinite.any() and (got.first_nonfinite == -1).all()
 
@@ -62,7 +76,9 @@ def test_attention_statistics(case):
     np.testing.assert_allclose(got.cumulative, sums.mean(1), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(got.head_mean, sums.mean(2), rtol=1e-4, atol=1e-5)
     for layer in range(len(sums)):
-        tokens_flagged = np.stack([rules.activation_outliers(s, TAU).any(-1) for s in np.asarray(taps["h"][layer])])
+        tokens_flagged = np.stack(
+            [rules.activation_outliers(s, TAU).any(-1) for s in np.asarray(taps["h"][layer])]
+        )
         keys = np.stack([rules.attention_outliers(s, TAU) for s in sums[layer]])
         wide = sums[layer] >= 0.1 * T
         for found, flagged, measure in (
@@ -71,11 +87,14 @@ def test_attention_statistics(case):
             (got.iou, keys, rules.intersection_over_union),
             (got.iou_code, wide, rules.intersection_over_union),
         ):
-            values = [measure(t, k) for t, k in zip(tokens_flagged, flagged, strict=True) if t.any()]
+            values = [
+                measure(t, k) for t, k in zip(tokens_flagged, flagged, strict=True) if t.any()
+            ]
             want = np.nanmean(values) if values and np.isfinite(values).any() else np.nan
             np.testing.assert_allclose(found[layer], want, rtol=1e-6)
         np.testing.assert_array_equal(
-            got.code_outlier_tokens[layer], np.stack([rules.attention_outliers_of_code(s) for s in sums[layer]])
+            got.code_outlier_tokens[layer],
+            np.stack([rules.attention_outliers_of_code(s) for s in sums[layer]]),
         )
         assert got.sink_rate[layer] == pytest.approx((sums[layer][..., 0] / T > 0.3).mean())
 
@@ -84,24 +103,34 @@ def test_weight_statistics(case):
     lm, _, _, stats = case
     for layer in range(lm.num_layers):
         params = lm.params[f"layer_{layer}"]
-        kernels = {name.removesuffix("_proj"): np.asarray(p["kernel"]) for name, p in params["mlp"].items()}
+        kernels = {
+            name.removesuffix("_proj"): np.asarray(p["kernel"]) for name, p in params["mlp"].items()
+        }
         for name, p in params["attn"].items():
             name = name.removesuffix("_proj")
             if name == "qkv":
-                kernels |= dict(zip("qkv", np.split(np.asarray(p["kernel"]), 3, axis=1), strict=True))
+                kernels |= dict(
+                    zip("qkv", np.split(np.asarray(p["kernel"]), 3, axis=1), strict=True)
+                )
             else:
                 kernels[name] = np.asarray(p["kernel"])
         assert set(kernels) == set(stats.weights.modules)
         for m, name in enumerate(stats.weights.modules):
             w = kernels[name].T.astype(np.float64)  # (O, I), as the paper writes it
             columns, rows = rules.extremal_ratios(w, axis=0), rules.extremal_ratios(w, axis=1)
-            np.testing.assert_allclose(stats.weights.column_ratio[layer, m], columns.max(), rtol=1e-5)
+            np.testing.assert_allclose(
+                stats.weights.column_ratio[layer, m], columns.max(), rtol=1e-5
+            )
             assert stats.weights.column[layer, m] == columns.argmax()
             np.testing.assert_allclose(stats.weights.row_ratio[layer, m], rows.max(), rtol=1e-5)
             assert stats.weights.row[layer, m] == rows.argmax()
-            np.testing.assert_array_equal(stats.weights.counts[layer, m], [rules.weight_outliers(w, t).sum() for t in TAUS])
+            np.testing.assert_array_equal(
+                stats.weights.counts[layer, m], [rules.weight_outliers(w, t).sum() for t in TAUS]
+            )
             if name == "down":
-                np.testing.assert_allclose(stats.weights.down_column_ratios[layer], columns, rtol=1e-5)
+                np.testing.assert_allclose(
+                    stats.weights.down_column_ratios[layer], columns, rtol=1e-5
+                )
 
 
 def test_any_split_into_batches_gives_the_same(case):
@@ -116,7 +145,13 @@ def test_any_split_into_batches_gives_the_same(case):
                 else:  # kurtosis multiplies rounding by four
                     tolerance = 1e-5 if "kurtosis" in name else 1e-6
                     scale = np.nanmax(np.abs(want)) if np.isfinite(want).any() else 1.0
-                    np.testing.assert_allclose(found, want, rtol=tolerance, atol=tolerance * scale, err_msg=f"{group}.{name}")
+                    np.testing.assert_allclose(
+                        found,
+                        want,
+                        rtol=tolerance,
+                        atol=tolerance * scale,
+                        err_msg=f"{group}.{name}",
+                    )
 
 
 def test_counts_of_planted_values():

@@ -30,7 +30,9 @@ DISTRIBUTIONS = {
 
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
-@pytest.mark.parametrize("shape", [(2, 1, 1), (3, 1, 2), (2, 3, 1), (3, 7, 15), (2, 128, 200), (1, 301, 97)])
+@pytest.mark.parametrize(
+    "shape", [(2, 1, 1), (3, 1, 2), (2, 3, 1), (3, 7, 15), (2, 128, 200), (1, 301, 97)]
+)
 def test_equals_numpy(name, shape):
     rng = np.random.default_rng()
     values = DISTRIBUTIONS[name](rng, shape).astype(np.float32)
