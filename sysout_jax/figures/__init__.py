@@ -1,0 +1,74 @@
+"""Figures of the analyses: pure readings of results. The only place that imports matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from sysout_jax.figures.birth import birth, birth_sentence
+from sysout_jax.figures.death import cause, cause_sentence, death, death_sentence
+from sysout_jax.figures.layers import (
+    activations,
+    activations_sentence,
+    attention,
+    attention_sentence,
+    weights,
+    weights_sentence,
+)
+from sysout_jax.figures.select import TokenText, followed
+from sysout_jax.figures.spread import spread, spread_sentence
+from sysout_jax.figures.style import save_figure
+from sysout_jax.figures.where import where, where_sentence
+from sysout_jax.outliers.lifecycle import Lifecycle
+
+__all__ = ["FIGURES", "Figure", "FigureSpec", "TokenText", "lifecycle_figures", "save_figure"]
+
+
+def _always(report: Lifecycle) -> bool:
+    return True
+
+
+def _has_trace(report: Lifecycle) -> bool:
+    return followed(report) is not None
+
+
+def _has_cause(report: Lifecycle) -> bool:
+    return report.cause is not None
+
+
+@dataclass(frozen=True)
+class FigureSpec:
+    """How to draw a figure, what it is called, one sentence that says what to see in it, and when it applies.
+
+    `follows`: drawn for the strongest candidate where the report has no outlier.
+    """
+
+    draw: Callable[[Lifecycle, TokenText], Figure]
+    title: str
+    sentence: Callable[[Lifecycle, TokenText], str]
+    applies: Callable[[Lifecycle], bool] = _always
+    follows: bool = False
+
+
+#: Every figure of the lifecycle, in the order of reading.
+FIGURES: dict[str, FigureSpec] = {
+    "where": FigureSpec(where, "Where outliers live", where_sentence),
+    "activations": FigureSpec(activations, "Activations per layer", activations_sentence),
+    "weights": FigureSpec(weights, "Weights per layer and matrix", weights_sentence),
+    "attention": FigureSpec(attention, "Attention per layer and head", attention_sentence),
+    "birth": FigureSpec(birth, "Birth", birth_sentence, _has_trace, follows=True),
+    "spread": FigureSpec(spread, "Spread", spread_sentence, _has_trace, follows=True),
+    "death": FigureSpec(death, "Death", death_sentence, _has_trace, follows=True),
+    "cause": FigureSpec(cause, "Cause", cause_sentence, _has_cause),
+}
+
+
+def lifecycle_figures(report: Lifecycle, token_text: TokenText) -> dict[str, Figure]:
+    """All figures that apply to the report, by name; `token_text` gives the text of (sequence, position)."""
+    return {
+        name: spec.draw(report, token_text)
+        for name, spec in FIGURES.items()
+        if spec.applies(report)
+    }

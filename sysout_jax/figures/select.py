@@ -1,0 +1,100 @@
+"""What a figure shows of a report, and numbers as words. Layers are counted from 0 in arguments, from 1 in text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from sysout_jax.outliers.lifecycle import Lifecycle
+from sysout_jax.outliers.trace import Trace
+
+TokenText = Callable[[int, int], str]
+
+
+def followed(report: Lifecycle) -> Lifecycle | None:
+    """The lifecycle that has a trace: the report itself, or its candidate where nothing reached τ."""
+    shown = report if report.found else report.candidate
+    return shown if shown is not None and shown.trace is not None and shown.birth.events else None
+
+
+def subtitle(report: Lifecycle) -> str:
+    """Says so where what is drawn is not an outlier."""
+    if report.found:
+        return ""
+    return (
+        f"no outlier at τ = {report.tau:g}; strongest candidate, ratio {number(report.largest_h.ratio)}, "
+        "shown for orientation"
+    )
+
+
+def called(report: Lifecycle) -> str:
+    """How sentences call the followed elements."""
+    return "outlier" if report.found else "candidate"
+
+
+def outlier_layers(report: Lifecycle, place: str) -> np.ndarray:
+    """Layers in which `h` or `x_down` holds an activation outlier at the report's τ."""
+    return np.flatnonzero(getattr(report.stats, place).ratio > report.tau)
+
+
+def element_mean(path: Trace, values_ExM: np.ndarray) -> float:
+    """Mean over the followed tokens, without padding and NaN."""
+    chosen = values_ExM[path.targets.valid]
+    chosen = chosen[np.isfinite(chosen)]
+    return float(chosen.mean()) if len(chosen) else float("nan")
+
+
+def layer_ranges(layers: Iterable[int]) -> str:
+    """Layers in words: `2–4, 9`, counted from 1."""
+    runs: list[list[int]] = []
+    for layer in sorted(int(l) + 1 for l in layers):
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}–{r[-1]}" for r in runs)
+
+
+def in_layers(layers: Iterable[int]) -> str:
+    """`in layers 2–4`, `in layer 2`, `in no layer`."""
+    layers = list(layers)
+    if not layers:
+        return "in no layer"
+    return f"in layer{'s' * (len(layers) > 1)} {layer_ranges(layers)}"
+
+
+def listed(items: Iterable, most: int = 4) -> str:
+    """`1, 2, 3 and 5 more`."""
+    items = list(items)
+    shown = ", ".join(str(item) for item in items[:most])
+    return shown + (f" and {len(items) - most} more" if len(items) > most else "")
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 head`, `2 heads`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def number(value: float | None) -> str:
+    """Three significant digits and no needless exponent; `n/a` for NaN, `∞` for inf."""
+    if value is None or np.isnan(value):
+        return "n/a"
+    if np.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    size = abs(value)
+    if size >= 1e7 or 0 < size < 1e-4:
+        text = f"{value:.2e}"
+    elif size >= 100:
+        text = f"{value:,.0f}"
+    else:
+        text = f"{value:.3g}"
+    return text.replace("-", "−")
+
+
+def percent(share: float | None) -> str:
+    """A share as `12%`."""
+    if share is None or not np.isfinite(share):
+        return "n/a"
+    text = f"{100 * share:.0f}"
+    return f"{'0' if text == '-0' else text}%".replace("-", "−")

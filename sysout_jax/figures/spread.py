@@ -1,0 +1,155 @@
+"""The spread (paper Figure 8): how one head comes to look at outlier tokens, and how little they give it."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sysout_jax.figures import style
+from sysout_jax.figures.select import (
+    TokenText,
+    called,
+    followed,
+    listed,
+    number,
+    percent,
+    subtitle,
+)
+from sysout_jax.outliers.lifecycle import Lifecycle, SinkHead
+from sysout_jax.outliers.trace import Trace
+
+MAX_TOKENS = 22  # positions whose text stays readable on the axis of a heat map
+BEFORE = 3  # positions shown before the first outlier token
+MAX_NAMED = 4  # q/k dims named in the panel
+
+
+@style.styled
+def spread(report: Lifecycle, token_text: TokenText) -> Figure:
+    """The head with the most attention on outlier tokens: q·k per dim, ‖v‖, logits and probabilities."""
+    shown = followed(report)
+    assert shown is not None and shown.trace is not None
+    path = shown.trace
+    head, mask, view = path.close_up, _outliers(path), _view(path)
+    figure = style.new_figure(7.8, subtitle(report))
+    top, bottom = figure.subfigures(2, 1, height_ratios=[3, 5])
+    left, right = top.subplots(1, 2)
+    _dims(left, path)
+    left.set_title(f"layer {head.layer + 1}, head {head.head}: q·k per dim", pad=20)
+    _value_norms(right, path, mask, report)
+    right.set_title("length of the values", pad=20)
+    labels = _labels(path, view, token_text)
+    panels = bottom.subplots(1, 2, sharey=True)
+    logits = np.where(np.isfinite(head.logits), head.logits, np.nan)
+    for axes, values, title in (
+        (panels[0], logits, "logits q·k / √d"),
+        (panels[1], np.where(np.isfinite(logits), head.probabilities, np.nan), "probabilities"),
+    ):
+        _map(axes, values[view, view], title, labels, mask[view])
+    panels[0].set_ylabel("query")
+    panels[0].set_yticks(range(len(labels)), labels)
+    panels[1].tick_params(labelleft=False)
+    return figure
+
+
+def _outliers(path: Trace) -> np.ndarray:
+    """(W,) bool: outlier tokens of the close-up's positions; it shows the first followed sequence."""
+    start = path.close_up.start
+    return path.targets.mask[0, start : start + len(path.close_up.q)]
+
+
+def _view(path: Trace) -> slice:
+    """Which positions of the close-up the heat maps show: from shortly before its first outlier token on."""
+    mask = _outliers(path)
+    first = int(mask.argmax()) if mask.any() else 0
+    start = int(np.clip(first - BEFORE, 0, max(len(mask) - MAX_TOKENS, 0)))
+    return slice(start, min(start + MAX_TOKENS, len(mask)))
+
+
+def _labels(path: Trace, view: slice, token_text: TokenText) -> list[str]:
+    sequence, start = int(path.targets.sequences[0]), path.close_up.start
+    return [
+        f"{style.label_text(token_text(sequence, start + i), 9)} {start + i}"
+        for i in range(view.start, view.stop)
+    ]
+
+
+def _dims(axes: Axes, path: Trace) -> None:
+    parts = np.nan_to_num(path.qk[path.close_up.layer, path.close_up.head])
+    strong = np.argsort(-parts, kind="stable")[:MAX_NAMED]
+    strong = strong[parts[strong] > 0.1 * max(parts.max(), 1e-30)]
+    axes.bar(np.arange(len(parts)), parts, 0.9, color=style.GREY, rasterized=len(parts) > 512)
+    axes.bar(
+        strong,
+        parts[strong],
+        0.9,
+        color=style.ORANGE,
+        edgecolor=style.BLACK,
+        lw=0.8,
+        label=f"dim {listed(np.sort(strong), MAX_NAMED)}",
+    )
+    axes.axhline(0, color=style.BLACK, lw=0.8)
+    axes.set_xlabel("dim of the head")
+    axes.locator_params(axis="x", nbins=8, integer=True)
+    axes.set_ylabel("logit to outlier\nminus other tokens")
+    axes.margins(y=0.1)
+    if len(strong):
+        style.legend_above(axes, 1)
+
+
+def _value_norms(axes: Axes, path: Trace, mask: np.ndarray, report: Lifecycle) -> None:
+    norms = np.linalg.norm(np.nan_to_num(path.close_up.v), axis=1)
+    positions = path.close_up.start + np.arange(len(norms))
+    axes.bar(positions, norms, 0.9, color=style.GREY)
+    axes.bar(
+        positions[mask],
+        norms[mask],
+        0.9,
+        color=style.ORANGE,
+        edgecolor=style.BLACK,
+        hatch="//",
+        lw=0.8,
+        label=f"{called(report)} token",
+    )
+    axes.set_xlabel("position in the sequence")
+    axes.set_ylabel("‖v‖")
+    axes.locator_params(axis="x", nbins=8, integer=True)
+    if mask.any():
+        style.legend_above(axes, 1)
+
+
+def _map(axes: Axes, values: np.ndarray, title: str, labels: list[str], mask_W: np.ndarray) -> None:
+    image = axes.imshow(values, cmap=style.HEAT, interpolation="nearest", aspect="equal")
+    bar = axes.figure.colorbar(image, ax=axes, pad=0.02, aspect=25, location="top", shrink=0.9)
+    bar.set_label(title, fontweight="bold")
+    axes.set_xticks(range(len(labels)), labels, rotation=90)
+    axes.set_xlabel("key")
+    for i in np.flatnonzero(mask_W):
+        axes.get_xticklabels()[i].set_color(style.ORANGE)
+        axes.get_xticklabels()[i].set_fontweight("bold")
+
+
+def _sink(shown: Lifecycle) -> SinkHead | None:
+    head = shown.trace.close_up
+    return next(
+        (s for s in shown.spread.heads if (s.layer, s.head) == (head.layer, head.head)), None
+    )
+
+
+def spread_sentence(report: Lifecycle, token_text: TokenText) -> str:
+    """How much the head gives, which dims carry it, and what the values are worth."""
+    shown = followed(report)
+    assert shown is not None and shown.trace is not None
+    path, sink = shown.trace, _sink(shown)
+    head, word = path.close_up, called(report)
+    group = path.mass.shape[1] // path.drain.shape[1]
+    sentence = (
+        f"Head {head.head} of layer {head.layer + 1} gives {percent(path.mass[head.layer, head.head])} of its attention to "
+        f"{word} tokens, whose values have {number(path.drain[head.layer, head.head // group])} times the length of the others'"
+    )
+    if sink is None:
+        return f"{sentence}; it is no sink head."
+    return (
+        f"{sentence}; dim{'s' * (len(sink.dims) > 1)} {listed(sink.dims)} of q and k "
+        f"carr{'y' if len(sink.dims) > 1 else 'ies'} {percent(sink.dims_share)} of the difference in logits."
+    )

@@ -1,0 +1,157 @@
+"""How all figures look: one set of matplotlib settings, layers counted from 1 on axes, and text that cannot break a label.
+
+Figures are built without pyplot: nothing global is changed and no window system is needed.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import ParamSpec
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
+from matplotlib.ticker import LogFormatterSciNotation, MaxNLocator
+
+WIDTH = 8.0  # inches
+DPI = 160
+
+# Okabe and Ito's colours, which colour-blind readers tell apart; every use adds a line style, marker or hatch
+BLACK, ORANGE, SKY, GREEN = "#000000", "#d55e00", "#56b4e9", "#009e73"
+BLUE, PINK, YELLOW, GREY = "#0072b2", "#cc79a7", "#e69f00", "#8a8a8a"
+BAND = "#e4e4e4"  # marks layers
+#: Light for little, dark for much: keeps its order in greyscale.
+HEAT = LinearSegmentedColormap.from_list("heat", ["#ffffff", "#9ecae1", "#2b7bba", "#08264f"])
+HEAT.set_bad("#eeeeee")
+
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 10,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "legend.handlelength": 2.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": False,
+    "grid.color": "#d9d9d9",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "hatch.linewidth": 0.7,
+    "figure.constrained_layout.h_pad": 0.08,
+    "figure.constrained_layout.w_pad": 0.08,
+    "figure.facecolor": "white",
+    "pdf.fonttype": 42,  # text in the PDF stays text
+}
+
+P = ParamSpec("P")
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Run a drawing function under `STYLE`, whatever the reader's own settings are."""
+
+    @functools.wraps(draw)
+    def run(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return run
+
+
+def new_figure(height: float, subtitle: str = "", width: float = WIDTH) -> Figure:
+    """An empty figure, sizes in inches, that keeps its labels apart; `subtitle` is a remark on top of all panels."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    if subtitle:
+        figure.suptitle(subtitle, fontsize=10, fontstyle="italic")
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure in the format that the name of `path` asks for (png, pdf)."""
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(path, dpi=DPI)
+
+
+def layer_ticks(num_layers: int) -> list[int]:
+    """Which layers, counted from 1, get a label: all of them up to 16, round numbers beyond."""
+    if num_layers <= 16:
+        return list(range(1, num_layers + 1))
+    step = next((s for s in (5, 10, 20, 50, 100) if num_layers / s <= 12), 200)
+    return [1, *range(step, num_layers + 1, step)]
+
+
+def layer_axis(axes: Axes, num_layers: int, label: bool = True) -> None:
+    """The x axis of a panel over layers. Draw layer `l` of the data (from 0) at `l + 1`."""
+    axes.set_xlim(0.5, num_layers + 0.5)
+    axes.set_xticks(layer_ticks(num_layers))
+    if 16 < num_layers <= 100:
+        axes.set_xticks(range(1, num_layers + 1), minor=True)
+        axes.tick_params(axis="x", which="minor", length=2)
+    axes.xaxis.set_tick_params(labelbottom=label)
+    if label:
+        axes.set_xlabel("layer")
+
+
+def layers_from_one(num_layers: int) -> np.ndarray:
+    """(L,) x positions of the layers."""
+    return np.arange(1, num_layers + 1)
+
+
+def mark_every(num_points: int) -> int:
+    """Every how many points a line gets a marker, so that markers stay apart."""
+    return max(1, num_points // 20)
+
+
+def mark_layers(axes: Axes, layers, colour: str = BAND, **more) -> None:
+    """Shade layers, counted from 0."""
+    for layer in layers:
+        axes.axvspan(layer + 0.5, layer + 1.5, color=colour, lw=0, zorder=0, **more)
+
+
+def log_or_linear(axes: Axes, values, least_span: float = 20.0) -> None:
+    """A log y axis where positive finite values span more than `least_span` times, a linear one from 0 else."""
+    values = np.abs(np.asarray(values, float)).ravel()
+    values = values[np.isfinite(values) & (values > 0)]
+    if len(values) and values.max() / values.min() > least_span:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(LogFormatterSciNotation())
+    else:
+        axes.set_ylim(0, 1.12 * values.max() if len(values) else 1.0)
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+
+
+def legend_above(axes: Axes, columns: int, **more) -> None:
+    """A legend over the panel, where it covers no data; the panel's title moves into the figure's margin above it."""
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=columns,
+        borderaxespad=0.2,
+        columnspacing=1.4,
+        **more,
+    )
+
+
+def label_text(text: str, limit: int = 14) -> str:
+    """Text from outside as a label: shortened, no mathematics, no character that the font lacks."""
+    font = get_font(findfont(STYLE["font.family"]))
+    shown = "".join(
+        c if c.isprintable() and font.get_char_index(ord(c)) else "\N{WHITE SQUARE}" for c in text
+    )
+    if len(shown) > limit:
+        shown = shown[: limit - 1] + "…"
+    return shown.replace("$", r"\$")

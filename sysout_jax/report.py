@@ -1,0 +1,151 @@
+"""What every analysis writes: `<name>.json`, figures as PNG and PDF, and one self-contained `report.html`.
+
+All files are finished in a temporary directory first and then moved into place one by one; when anything fails, the output
+directory is as it was before.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import sysout_jax
+from sysout_jax.attention import resolve_kernel
+from sysout_jax.figures import Figure, save_figure
+from sysout_jax.outliers.serialise import plain
+from sysout_jax.report_page import Section, page
+
+_VERSIONS_OF = ("jax", "jaxlib", "flax", "numpy", "matplotlib")
+_FORMATS = ("png", "pdf")
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")  # of analyses and figures, which become file names
+
+
+def versions_and_device() -> dict[str, Any]:
+    """Versions of Python and the libraries whose numbers these are, and the device they were computed on."""
+    device = jax.devices()[0]
+    versions = {"python": platform.python_version(), "sysout_jax": sysout_jax.__version__}
+    return {
+        "versions": versions | {name: importlib.metadata.version(name) for name in _VERSIONS_OF},
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+            "host": platform.platform(),
+            "cores": os.cpu_count(),
+        },
+    }
+
+
+def run_settings(kernel: str = "auto", **more: Any) -> dict[str, Any]:
+    """The settings block of a report: the command as typed, the time, kernel, versions, device, and what is given besides.
+
+    `kernel` is the attention kernel asked for; the block names the one that ran.
+    """
+    return {
+        "command": shlex.join(sys.orig_argv),
+        "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "kernel": resolve_kernel(kernel),
+        **versions_and_device(),
+        **plain(more),
+    }
+
+
+def write_report(
+    out: Path,
+    name: str,
+    title: str,
+    *,
+    headline: str,
+    payload: Mapping[str, Any],
+    sections: Sequence[Section],
+    figures: Mapping[str, Figure],
+    settings: Mapping[str, Any],
+) -> list[Path]:
+    """Write `<out>/<name>.json`, `<out>/figures/<figure>.png` and `.pdf`, and `<out>/report.html`; returns their paths.
+
+    The JSON is `payload` and `settings`, strict: NaN and inf are null. The page shows `title`, `headline`, `sections` (a
+    `Picture` in them names one of `figures`) and `settings`. Files of the same names are replaced, and figures that an
+    earlier run of the same analysis left and this one does not draw are removed. Whatever fails, nothing changes in `out`.
+    """
+    for each in (name, *figures):
+        if not _NAME.fullmatch(each):
+            raise ValueError(
+                f"{each!r} becomes a file name; expected lower-case letters, digits, - and _"
+            )
+    out = Path(out)
+    nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=nearest) as work:
+        staged = Path(work) / "new"
+        (staged / "figures").mkdir(parents=True)
+        images = {}
+        for figure, drawing in figures.items():
+            for suffix in _FORMATS:
+                save_figure(drawing, staged / "figures" / f"{figure}.{suffix}")
+            images[figure] = (staged / "figures" / f"{figure}.png").read_bytes()
+        (staged / "report.html").write_text(
+            page(title, headline, sections, images, settings), encoding="utf-8"
+        )
+        # written and moved last: whoever finds it finds the rest as well
+        result = plain(dict(payload)) | {"figures": list(figures), "settings": plain(settings)}
+        (staged / f"{name}.json").write_text(
+            json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8"
+        )
+        files = [f"figures/{figure}.{suffix}" for figure in figures for suffix in _FORMATS]
+        files += ["report.html", f"{name}.json"]
+        _replace(staged, out, files, _outdated(out, name, files), Path(work) / "old")
+    return [out / file for file in files]
+
+
+def _outdated(out: Path, name: str, files: Sequence[str]) -> list[str]:
+    """Figures that the last run of this analysis wrote here and this one does not."""
+    try:
+        earlier = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))["figures"]
+        earlier = [figure for figure in earlier if _NAME.fullmatch(figure)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    candidates = [f"figures/{figure}.{suffix}" for figure in earlier for suffix in _FORMATS]
+    return [file for file in candidates if file not in files and (out / file).is_file()]
+
+
+def _replace(
+    staged: Path, out: Path, files: Sequence[str], outdated: Sequence[str], kept: Path
+) -> None:
+    """Move finished files into `out` and drop outdated ones; on failure bring back what was there."""
+    made = [
+        folder for folder in (out / "figures", out, *out.absolute().parents) if not folder.exists()
+    ]
+    touched: list[str] = []
+    try:
+        (out / "figures").mkdir(parents=True, exist_ok=True)
+        for file in (*files, *outdated):
+            if (out / file).is_file():
+                (kept / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(out / file, kept / file)
+            if file in outdated:
+                (out / file).unlink()
+            else:
+                os.replace(staged / file, out / file)
+            touched.append(file)
+    except BaseException:
+        for file in touched:
+            if (kept / file).is_file():
+                os.replace(kept / file, out / file)
+            else:
+                (out / file).unlink()
+        for folder in made:
+            if folder.exists():
+                folder.rmdir()
+        raise

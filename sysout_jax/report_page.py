@@ -1,0 +1,153 @@
+"""One self-contained HTML page from sections of text, tables and pictures: no script, no file beside it, no network."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text or numbers under a header. `note` stands below."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str | int, ...], ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One of the report's figures and the sentence that says what to see in it."""
+
+    figure: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands under it, in order; a string is a paragraph. All text is escaped by the page."""
+
+    title: str
+    blocks: tuple[str | Table | Picture, ...]
+
+
+_CSS = """
+:root { --ink: #1a1a1a; --soft: #5a5a5a; --line: #d5d5d5; --tint: #f3f5f7; }
+* { box-sizing: border-box; }
+body { color: var(--ink); background: #fff; font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
+  max-width: 62rem; margin: 0 auto; padding: 1.2rem; overflow-wrap: break-word; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: .4rem 0 .8rem; }
+h2 { font-size: 1.25rem; margin: 2.4rem 0 .6rem; padding-top: .6rem; border-top: 1px solid var(--line); }
+a { color: #0058a3; }
+.headline { font-size: 1.1rem; background: var(--tint); border-left: 4px solid #0072b2; padding: .7rem 1rem; margin: 0; }
+nav ul { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; }
+figure { margin: 1rem 0 1.6rem; }
+figure img { display: block; width: 100%; max-width: 56rem; height: auto; }
+figcaption { color: var(--soft); margin-top: .5rem; max-width: 56rem; }
+.table { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); }
+th { border-bottom: 2px solid var(--ink); white-space: nowrap; }
+td:last-child, th:last-child { padding-right: 0; }
+td.number, th.number { text-align: right; white-space: nowrap; }
+.note { color: var(--soft); font-size: .9rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--tint); padding: .8rem; font-size: .82rem; }
+@media (max-width: 40rem) { body { padding: .8rem; font-size: 15px; } h1 { font-size: 1.35rem; } }
+@media print { body { max-width: none; padding: 0; font-size: 10.5pt; } nav { display: none; } figure, tr { break-inside: avoid; }
+  h2 { break-after: avoid; } .table { overflow: visible; } a { color: inherit; } }
+"""
+
+
+def page(
+    title: str,
+    headline: str,
+    sections: Sequence[Section],
+    images: Mapping[str, bytes],
+    settings: Mapping[str, Any],
+) -> str:
+    """The page as text. `images` are PNG files by the names that pictures use; `settings` are shown exactly, at the end."""
+    titles = [*(section.title for section in sections), "Settings"]
+    links = "\n".join(
+        f'<li><a href="#section-{i}">{escape(text)}</a></li>' for i, text in enumerate(titles, 1)
+    )
+    bodies = [
+        _section(i, section.title, [_block(block, images) for block in section.blocks])
+        for i, section in enumerate(sections, 1)
+    ]
+    exact = json.dumps(settings, indent=2, ensure_ascii=False)
+    bodies.append(_section(len(titles), "Settings", [f"<pre>{escape(exact)}</pre>"]))
+    content = "\n".join(bodies)
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8"/>
+<meta name="viewport" content="width=device-width, initial-scale=1"/>
+<title>{escape(title)}</title>
+<style>{_CSS}</style>
+</head>
+<body>
+<header>
+<h1>{escape(title)}</h1>
+<p class="headline">{escape(headline)}</p>
+<nav aria-label="Contents"><ul>
+{links}
+</ul></nav>
+</header>
+<main>
+{content}
+</main>
+</body>
+</html>
+"""
+
+
+def _section(index: int, title: str, blocks: list[str]) -> str:
+    content = "\n".join(blocks)
+    return f'<section id="section-{index}">\n<h2>{escape(title)}</h2>\n{content}\n</section>'
+
+
+def _block(block: str | Table | Picture, images: Mapping[str, bytes]) -> str:
+    if isinstance(block, str):
+        return f"<p>{escape(block)}</p>"
+    if isinstance(block, Table):
+        return _table(block)
+    caption, data = escape(block.caption), base64.b64encode(images[block.figure]).decode()
+    return (
+        f'<figure id="figure-{escape(block.figure)}">\n<img src="data:image/png;base64,{data}" alt="{caption}"/>\n'
+        f"<figcaption>{caption}</figcaption>\n</figure>"
+    )
+
+
+def _table(table: Table) -> str:
+    numeric = [
+        bool(table.rows) and all(_is_number(row[i]) for row in table.rows)
+        for i in range(len(table.header))
+    ]
+
+    def line(tag: str, cells: Sequence[str | int]) -> str:
+        return "".join(
+            f'<{tag} class="number">{_cell(cell)}</{tag}>'
+            if right
+            else f"<{tag}>{_cell(cell)}</{tag}>"
+            for cell, right in zip(cells, numeric, strict=True)
+        )
+
+    rows = "\n".join(f"<tr>{line('td', row)}</tr>" for row in table.rows)
+    note = f'\n<p class="note">{escape(table.note)}</p>' if table.note else ""
+    return (
+        f'<div class="table"><table>\n<thead><tr>{line("th", table.header)}</tr></thead>\n'
+        f"<tbody>\n{rows}\n</tbody>\n</table></div>{note}"
+    )
+
+
+def _cell(value: str | int) -> str:
+    return escape(f"{value:,}" if isinstance(value, int) else value)
+
+
+def _is_number(value: str | int) -> bool:
+    """Right-aligned: numbers, shares and their stand-ins; not lists of numbers."""
+    return isinstance(value, int) or not value.strip("0123456789.,+−-%e∞ ") or value == "n/a"
