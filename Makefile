@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test parity-deps clean
 
 demo: $(VENV)/installed
-	$(BIN)/python -m analyze.lifecycle --out out/demo
+	$(BIN)/python -m analyze.lifecycle --bos --out out/demo
 	@echo "Open the report: $(CURDIR)/out/demo/report.html"
 
 test: $(VENV)/installed

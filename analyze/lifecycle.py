@@ -10,8 +10,9 @@ import tyro
 from tqdm import tqdm
 
 import sysout_jax as so
-from analyze.source import Source, check_out, prepare
+from analyze.source import Source, check_out, prepare, settings
 from sysout_jax.cli import run
+from sysout_jax.report_lifecycle import write_lifecycle_report
 from sysout_jax.summary import lifecycle_summary
 
 
@@ -41,7 +42,8 @@ def main() -> None:
             on_layer=bar.update,
         )
     print(lifecycle_summary(report, prepared.token_text))
-    print(out)
+    paths = write_lifecycle_report(out, report, prepared.token_text, settings(args, prepared))
+    print(f"Report  {out / 'report.html'} ({len(paths)} files in {out})")
 
 
 if __name__ == "__main__":

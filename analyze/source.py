@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
 
 import sysout_jax as so
+from sysout_jax.config import config_to_dict
 from sysout_jax.data.demo import demo_text
 from sysout_jax.data.text import prompt_sequence, read_text, text_windows
 from sysout_jax.outliers.definitions import TAU
+from sysout_jax.report import run_settings
 from sysout_jax.testing import demo_model
 
 NUM_SEQS, SEQ_LEN = 10, 1024
@@ -124,3 +127,16 @@ def check_out(out: Path) -> Path:
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise so.InputError(f"--out {out}: {parent} is not writable; name another directory")
     return out
+
+
+def settings(args: Source, prepared: Prepared) -> dict[str, Any]:
+    """What a report records of its run: flags, model config, tokens read, versions, device and kernel."""
+    flags = {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(args).items()}
+    return run_settings(
+        prepared.lm.module.kernel,
+        flags=flags,
+        notes=prepared.notes,
+        config=config_to_dict(prepared.lm.config),
+        sequences=prepared.tokens.shape[0],
+        length=prepared.tokens.shape[1],
+    )
