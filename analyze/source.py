@@ -131,7 +131,9 @@ def check_out(out: Path) -> Path:
 
 def settings(args: Source, prepared: Prepared) -> dict[str, Any]:
     """What a report records of its run: flags, model config, tokens read, versions, device and kernel."""
-    flags = {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(args).items()}
+    flags = {
+        name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(args).items()
+    }
     return run_settings(
         prepared.lm.module.kernel,
         flags=flags,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from sysout_jax.outliers.definitions import SINK_SHARE
-from sysout_jax.outliers.lifecycle import Birth, Lifecycle, Spread
+from sysout_jax.outliers.lifecycle import Birth, BirthEvent, Lifecycle, Spread
 
 TokenText = Callable[[int, int], str]
 _MOST = 6  # members of a list that are printed
@@ -19,16 +19,16 @@ def lifecycle_summary(report: Lifecycle, token_text: TokenText) -> str:
     lines = [verdict(report)]
     if nonfinite := _nonfinite(report):
         lines.append(nonfinite)
-    shown = report if report.found else report.candidate
-    if not report.found:
-        lines.append(_largest(report, token_text))
-        lines.append(_flags(report))
-        if shown is not None:
-            lines.append(
-                f"For orientation, the strongest elements (over {shown.tau:.3g} times the mean) are followed instead:"
-            )
-    if shown is not None:
-        lines += [*_birth(shown, token_text), *_spread(shown.spread, shown.birth), *_death(shown)]
+    if report.found:
+        lines += [
+            *_birth(report, token_text),
+            *_spread(report.spread, report.birth),
+            *_death(report),
+        ]
+    else:
+        lines += [_largest(report, token_text), _flags(report)]
+        if report.candidate is not None:
+            lines += _candidate(report.candidate, token_text)
     if report.cause is not None:
         lines += _cause(report)
     return "\n".join(lines)
@@ -92,32 +92,48 @@ def _flags(report: Lifecycle) -> str:
     return f"Elements flagged: h {one('h')}; x_down {one('x_down')}; massive activations (Sun et al.) in h: {massive}."
 
 
+def _candidate(candidate: Lifecycle, token_text: TokenText) -> list[str]:
+    """What the strongest elements are, without the words birth and death: they are no outliers."""
+    event, sinks = candidate.birth.events[0], candidate.spread.heads
+    return [
+        f"For orientation, the elements over {candidate.tau:.3g} times the mean: first in layer {event.layer + 1}, "
+        f"dims {_values(event)}",
+        *_origin(event, token_text),
+        f"        {len(sinks)} later heads give their tokens more than {SINK_SHARE:.0%} of their attention",
+    ]
+
+
 def _birth(report: Lifecycle, token_text: TokenText) -> list[str]:
     lines = []
     for event in report.birth.events[:3]:
-        values = ", ".join(
-            f"{d} ({v:+.4g})" for d, v in list(zip(event.dims, event.values, strict=True))[:_MOST]
-        )
-        lines.append(f"Birth   layer {event.layer + 1}: dims {values}{_more(event.dims)}")
-        texts = Counter(token_text(n, t) for n, t in event.tokens)
-        first = sum(t == 0 for _, t in event.tokens)
-        shown = ", ".join(f"“{text}” x{count}" for text, count in texts.most_common(4))
-        lines.append(
-            f"        at {len(event.tokens)} tokens ({first} of them first in their sequence): {shown}"
-        )
-        channels = ", ".join(
-            f"{c.index} ({c.share:.0%}, extremal ratio {c.column_ratio:,.0f}, rank {c.column_rank + 1})"
-            for c in event.channels[:3]
-        )
-        lines.append(
-            f"        {event.from_mlp:.0%} of it from the MLP, {event.from_attention:.0%} attention, {event.from_before:.0%} before; "
-            f"channels {channels}{_more(event.channels, 3)}"
-        )
+        lines.append(f"Birth   layer {event.layer + 1}: dims {_values(event)}")
+        lines += _origin(event, token_text)
     if len(report.birth.events) > 3:
         lines.append(
             f"        and {len(report.birth.events) - 3} more layers that add new outliers"
         )
     return lines
+
+
+def _values(event: BirthEvent) -> str:
+    pairs = list(zip(event.dims, event.values, strict=True))[:_MOST]
+    return ", ".join(f"{d} ({v:+.4g})" for d, v in pairs) + _more(event.dims)
+
+
+def _origin(event: BirthEvent, token_text: TokenText) -> list[str]:
+    texts = Counter(token_text(n, t) for n, t in event.tokens)
+    first = sum(t == 0 for _, t in event.tokens)
+    shown = ", ".join(f"“{text}” x{count}" for text, count in texts.most_common(4))
+    channels = ", ".join(
+        f"{c.index} ({c.share:.0%}, extremal ratio {c.column_ratio:,.0f}, rank {c.column_rank + 1})"
+        for c in event.channels[:3]
+    )
+    count = len(event.tokens)
+    return [
+        f"        at {count} token{'s' * (count > 1)} ({first} first in {'their' if count > 1 else 'its'} sequence): {shown}",
+        f"        added by the MLP {_percent(event.from_mlp)}, attention {_percent(event.from_attention)}, before "
+        f"{_percent(event.from_before)}; channels {channels}{_more(event.channels, 3)}",
+    ]
 
 
 def _spread(spread: Spread, birth: Birth) -> list[str]:
@@ -155,18 +171,23 @@ def _cause(report: Lifecycle) -> list[str]:
     assert cause is not None
 
     def row(name: str, effect, gone: float | None) -> str:
-        change = "" if gone is None else f"{gone:>8.0%} gone"
+        change = "" if gone is None else f" ({gone:.0%} gone)"
         return (
-            f"        {name:<34}{effect.outliers:>8} outlier tokens{change:<14} mass {effect.mass:.3f}  "
+            f"        {name:<27}outliers {effect.outliers:>6}{change:<14}  attention on them {effect.mass:.1%}  "
             f"perplexity {effect.perplexity:,.4g}"
         )
 
     return [
-        f"Cause   {cause.weights} weight{'s' * (cause.weights > 1)} W_down[dims, channels] of the birth set to zero:",
+        f"Cause   the {cause.weights} birth weight{'s' * (cause.weights > 1)} W_down[dims, channels] set to zero "
+        "(outliers: layers x tokens that hold one):",
         row("as it is", cause.baseline, None),
         row("birth weights zero", cause.zeroed, cause.outliers_gone),
-        row("as many random weights zero", cause.control, cause.outliers_gone_in_control),
+        row("random weights zero", cause.control, cause.outliers_gone_in_control),
     ]
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}".replace("-0%", "0%")
 
 
 def _more(items, most: int = _MOST) -> str:

@@ -47,7 +47,7 @@ class ActivationStats:
 
     def outlier_tokens(self, tau: float) -> np.ndarray:
         """(L, N, T) bool: tokens that hold an activation outlier at τ."""
-        return self.token_max > tau * self.sequence_mean[..., None]
+        return np.asarray(self.token_max > tau * self.sequence_mean[..., None])
 
     def outlier_channels(self, tau: float) -> np.ndarray:
         """(L, C) bool: channels that hold an activation outlier at τ in any sequence."""

@@ -229,7 +229,7 @@ def follow(
     lm: LanguageModel, stats: Stats, tau: float, on_layer: Callable[[], None] | None = None
 ) -> Trace:
     """Choose what to follow from the statistics, and trace it."""
-    alive: np.ndarray = stats.h.outlier_tokens(tau).any(axis=0)  # (N, T) ever an outlier
+    alive = np.asarray(stats.h.outlier_tokens(tau).any(axis=0))  # (N, T) ever an outlier
     ratio = (stats.h.token_max / np.maximum(stats.h.sequence_mean, 1e-30)[..., None]).max(axis=0)
     strength = np.where(alive, ratio, 0.0)
     sequences = np.sort(np.argsort(-strength.max(axis=1), kind="stable")[:MAX_SEQUENCES])
