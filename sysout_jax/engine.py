@@ -111,8 +111,9 @@ def capture(lm: LanguageModel, tokens, names: Sequence[str] = ("h", "x_down", "a
 
 
 def default_batch_size(num_sequences: int, length: int) -> int:
-    """Sequences per step, so that calling the step costs nothing beside its work."""
-    return int(np.clip(STEP_TOKENS // length, 1, num_sequences))
+    """Sequences per step, so that calling the step costs little beside its work, and all steps have one shape."""
+    most = int(np.clip(STEP_TOKENS // length, 1, num_sequences))
+    return max(size for size in range(1, most + 1) if num_sequences % size == 0)
 
 
 class _raw:  # a function that is equal to another one for the same names, so that jit compiles it once
