@@ -1,10 +1,14 @@
-"""Our own checkpoint directory: `model.json` (config, dtype), `tokenizer.json`, and `params/` written by Orbax."""
+"""Our own checkpoint directory: `model.json` (config, BOS id), `tokenizer.json`, and `params/<group>/` written by Orbax.
+
+Each group (`embed`, `layer_0`, …) is an Orbax checkpoint of its own, so that neither writing nor reading one ever holds the model.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ from flax.traverse_util import flatten_dict
 
 from sysout_jax.config import ModelConfig, config_from_dict, config_to_dict
 from sysout_jax.errors import InputError
-from sysout_jax.weights import expected_shapes, nest
+from sysout_jax.weights import WeightSource, expected_shapes, groups
 
 CONFIG = "model.json"
 PARAMS = "params"
@@ -24,14 +28,16 @@ PARAMS = "params"
 def save(
     directory: Path,
     config: ModelConfig,
-    params: dict,
-    extra_files: dict[str, Path] | None = None,
+    source: WeightSource,
+    dtype: Any,
+    extra_files: Mapping[str, Path] | None = None,
     bos_id: int | None = None,
+    on_group: Callable[[], None] | None = None,
 ) -> None:
-    """Write a checkpoint directory; it appears whole or not at all.
+    """Write a checkpoint directory; it appears whole or not at all, and in memory there is one group at a time.
 
-    `params` is the nested dict of a model, `extra_files` are copied along under the given names (the tokenizer).
-    Raises InputError when `directory` exists and is not an empty directory.
+    `source` gives the weights, written in `dtype`; `extra_files` are copied along under the given names (the tokenizer).
+    `on_group` is called after each group. Raises InputError when `directory` exists and is not an empty directory.
     """
     directory = Path(directory).absolute()
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -40,7 +46,11 @@ def save(
     staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(staging / PARAMS, params)
+            for group in groups(config):
+                checkpointer.save(staging / PARAMS / group, source.read(group, dtype))
+                checkpointer.wait_until_finished()
+                if on_group:
+                    on_group()
         for name, path in (extra_files or {}).items():
             shutil.copyfile(path, staging / name)
         fields = {"config": config_to_dict(config), "bos_token_id": bos_id}
@@ -71,12 +81,15 @@ class OrbaxSource:
         self._path = Path(directory).absolute() / PARAMS
         self._checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
         try:
-            metadata = self._checkpointer.metadata(self._path).item_metadata.tree
-        except (FileNotFoundError, ValueError, AttributeError, KeyError) as error:
+            held = {
+                f"{group}/{name}": tuple(leaf.shape)
+                for group in groups(config)
+                for name, leaf in flatten_dict(self._tree(group), sep="/").items()
+            }
+        except (FileNotFoundError, ValueError, AttributeError, KeyError, TypeError) as error:
             raise InputError(
                 f"{self._path}: not a whole Orbax checkpoint ({error}); convert it again"
             ) from None
-        held = {k: tuple(v.shape) for k, v in flatten_dict(metadata, sep="/").items()}
         want = expected_shapes(config)
         if held != want:
             wrong = sorted(set(held.items()) ^ set(want.items()))
@@ -84,20 +97,14 @@ class OrbaxSource:
                 f"{self._path}: {len(wrong)} parameters differ from what {CONFIG} implies, first "
                 f"{wrong[0][0]} {wrong[0][1]}; convert the checkpoint again"
             )
-        self._shapes = want
 
     def read(self, group: str, dtype: Any) -> dict:
-        flat = {
-            k: np.empty(shape, dtype)
-            for k, shape in self._shapes.items()
-            if k.startswith(group + "/")
-        }
-        item = nest(flat)
         restore_args = jax.tree.map(
-            lambda _: ocp.RestoreArgs(restore_type=np.ndarray, dtype=dtype), item
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray, dtype=dtype), self._tree(group)
         )
-        restored = self._checkpointer.restore(
-            self._path,
-            args=ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True),
+        return self._checkpointer.restore(
+            self._path / group, args=ocp.args.PyTreeRestore(restore_args=restore_args)
         )
-        return restored[group]
+
+    def _tree(self, group: str) -> dict:
+        return self._checkpointer.metadata(self._path / group).item_metadata.tree

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import jax
 import tyro
 from tqdm import tqdm
 
@@ -17,7 +17,7 @@ from sysout_jax.cli import run
 from sysout_jax.convert.safetensors import SafetensorsSource
 from sysout_jax.data import tokenizers
 from sysout_jax.errors import InputError
-from sysout_jax.weights import groups
+from sysout_jax.weights import expected_shapes, groups
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,18 @@ def main() -> None:
     assert isinstance(lm.source, SafetensorsSource)
     dtype = lm.source.stored_dtype if args.dtype == "auto" else args.dtype
 
-    names = groups(lm.config)
-    bar = tqdm(names, "reading", unit="group", leave=False, disable=not sys.stderr.isatty())
-    params = {name: lm.source.read(name, dtype) for name in bar}
     extra = {tokenizers.FILE: directory / tokenizers.FILE} if lm.tokenizer else {}
+    bos_id = loading.read_bos_id(directory)
+    quiet = not sys.stderr.isatty()
     try:
-        checkpoint.save(args.out, lm.config, params, extra, loading.read_bos_id(directory))
+        with tqdm(total=len(groups(lm.config)), unit="group", leave=False, disable=quiet) as bar:
+            checkpoint.save(args.out, lm.config, lm.source, dtype, extra, bos_id, bar.update)
     except OSError as error:
         raise InputError(
             f"--out {args.out}: not written ({error}); name a directory that can be written to"
         ) from None
 
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    count = sum(math.prod(shape) for shape in expected_shapes(lm.config).values())
     print(
         f"{args.out}: {lm.config.family}, {lm.num_layers} layers, {count:,} parameters in {dtype}, "
         f"{'with' if extra else 'without a'} tokenizer"

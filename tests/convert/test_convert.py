@@ -85,8 +85,9 @@ def test_converted_equals_direct(case, tmp_path, monkeypatch, capsys):
 
 
 def stored_dtypes(out: Path) -> set[str]:
-    tree = so.load(out).source._checkpointer.metadata(out / "params").item_metadata.tree  # type: ignore[attr-defined]
-    return {str(leaf.dtype) for leaf in jax.tree.leaves(tree)}
+    source = so.load(out).source
+    trees = [source._tree(group.name) for group in (out / "params").iterdir()]  # type: ignore[attr-defined]
+    return {str(leaf.dtype) for leaf in jax.tree.leaves(trees)}
 
 
 def test_dtype(hf_copy, tmp_path, monkeypatch):

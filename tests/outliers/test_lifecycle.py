@@ -82,7 +82,7 @@ def test_streamed_equals_in_memory_and_converted_equals_direct(tmp_path):
 
     planted = planted_llama(seed=5)
     tokens = planted.tokens(2, 256)
-    checkpoint.save(tmp_path / "saved", planted.lm.config, planted.lm.params)
+    checkpoint.save(tmp_path / "saved", planted.lm.config, planted.lm.source, "float32")
     streamed = so.load(tmp_path / "saved")
     found, want = (
         so.lifecycle(streamed, tokens).to_dict(),
