@@ -70,7 +70,16 @@ def make_model(directory: Path) -> None:
 
 
 def run_child(name: str, directory: str, args: Args) -> dict:
-    flags = ["--child", name, "--model", directory, "--repeat", args.repeat, "--length", args.length]
+    flags = [
+        "--child",
+        name,
+        "--model",
+        directory,
+        "--repeat",
+        args.repeat,
+        "--length",
+        args.length,
+    ]
     command = [sys.executable, __file__, *map(str, flags)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -125,10 +134,16 @@ def _peer(model: Path, length: int, statistics_too: bool):
     kept: dict[str, list] = {"h": [], "x_down": [], "map": []}
     for layer in lm.layers:
         layer.register_forward_hook(
-            lambda _m, _i, out: kept["h"].append((out[0] if isinstance(out, tuple) else out).clone())
+            lambda _m, _i, out: kept["h"].append(
+                (out[0] if isinstance(out, tuple) else out).clone()
+            )
         )
-        layer.mlp.down_proj.register_forward_pre_hook(lambda _m, i: kept["x_down"].append(i[0].clone()))
-        layer.self_attn.register_forward_hook(lambda _m, _i, out: kept["map"].append(out[1].clone()))
+        layer.mlp.down_proj.register_forward_pre_hook(
+            lambda _m, i: kept["x_down"].append(i[0].clone())
+        )
+        layer.self_attn.register_forward_hook(
+            lambda _m, _i, out: kept["map"].append(out[1].clone())
+        )
 
     def reduce():
         for name in ("h", "x_down"):
@@ -170,7 +185,9 @@ CONTESTANTS = {
     "collect": lambda model, length: (ours(model, length),),
     "plain forward": lambda model, length: (plain(model, length),),
     "transformers, hooks": lambda model, length: (transformers_hooks(model, length),),
-    "transformers, hooks + statistics": lambda model, length: (transformers_statistics(model, length),),
+    "transformers, hooks + statistics": lambda model, length: (
+        transformers_statistics(model, length),
+    ),
 }
 
 
@@ -199,15 +216,21 @@ def report(found: dict[str, list[dict]]) -> None:
         return statistics.median(row[field] for row in found[name])
 
     def ratio(above: str, below: str, field: str) -> float:
-        return statistics.median(a[field] / b[field] for a, b in zip(found[above], found[below], strict=True))
+        return statistics.median(
+            a[field] / b[field] for a, b in zip(found[above], found[below], strict=True)
+        )
 
     print(f"{'':<36}{'seconds':>9}{'added MiB':>11}")
     for name in found:
         print(f"{name:<36}{median(name, 'seconds'):>9.2f}{median(name, 'added_mib'):>11.0f}")
     for peer in ("transformers, hooks", "transformers, hooks + statistics"):
         speed, memory = ratio(peer, "collect", "seconds"), ratio("collect", peer, "added_mib")
-        print(f"collect against {peer}: {speed:.2f}x faster (target 4), {memory:.2f} of the added memory (target 0.25)")
-    print(f"all reductions cost {ratio('collect', 'plain forward', 'seconds'):.2f}x a plain forward (target 1.25)")
+        print(
+            f"collect against {peer}: {speed:.2f}x faster (target 4), {memory:.2f} of the added memory (target 0.25)"
+        )
+    print(
+        f"all reductions cost {ratio('collect', 'plain forward', 'seconds'):.2f}x a plain forward (target 1.25)"
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.loading import load
 from sysout_jax.outliers.collect import Stats, collect
-from sysout_jax.outliers.lifecycle import Lifecycle, lifecycle
+from sysout_jax.outliers.lifecycle import lifecycle
+from sysout_jax.outliers.results import Lifecycle
 
 __version__ = "0.1.0"
 

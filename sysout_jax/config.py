@@ -136,27 +136,14 @@ def _gpt2(l: int, d: int, h: int, **more) -> Gpt2Config:
 _LLAMA31 = RopeScaling(kind="llama3", factor=8.0)
 _LLAMA32 = RopeScaling(kind="llama3", factor=32.0)
 
+# fmt: off
 MODEL_SIZES: dict[str, ModelConfig] = {
-    # fmt: off
     "llama-2-7b": _llama(32, 4096, 32, 32, 11008, 32000, 4096),
     "llama-2-13b": _llama(40, 5120, 40, 40, 13824, 32000, 4096),
     "llama-2-70b": _llama(80, 8192, 64, 8, 28672, 32000, 4096),
     "llama-3-8b": _llama(32, 4096, 32, 8, 14336, 128256, 8192, rope_theta=5e5),
-    "llama-3.1-8b": _llama(
-        32, 4096, 32, 8, 14336, 128256, 131072, rope_theta=5e5, rope_scaling=_LLAMA31
-    ),
-    "llama-3.2-1b": _llama(
-        16,
-        2048,
-        32,
-        8,
-        8192,
-        128256,
-        131072,
-        rope_theta=5e5,
-        rope_scaling=_LLAMA32,
-        tied_embeddings=True,
-    ),
+    "llama-3.1-8b": _llama(32, 4096, 32, 8, 14336, 128256, 131072, rope_theta=5e5, rope_scaling=_LLAMA31),
+    "llama-3.2-1b": _llama(16, 2048, 32, 8, 8192, 128256, 131072, rope_theta=5e5, rope_scaling=_LLAMA32, tied_embeddings=True),
     "mistral-7b": _llama(32, 4096, 32, 8, 14336, 32000, 4096),  # context = its sliding window
     "tinyllama-120m": _llama(12, 768, 12, 12, 2048, 32000, 2048),
     "gpt2": _gpt2(12, 768, 12),
@@ -164,8 +151,8 @@ MODEL_SIZES: dict[str, ModelConfig] = {
     "gpt2-large": _gpt2(36, 1280, 20),
     "gpt2-xl": _gpt2(48, 1600, 25),
     "gpt2-nanogpt": _gpt2(12, 768, 12, vocab_size=50304, bias=False, activation="gelu"),
-    # fmt: on
 }
+# fmt: on
 
 _FAMILIES: dict[str, type[ModelConfig]] = {"llama": LlamaConfig, "gpt2": Gpt2Config}
 

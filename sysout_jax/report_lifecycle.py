@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sysout_jax.figures import FIGURES, TokenText, lifecycle_figures
-from sysout_jax.figures.select import followed, listed, number, percent, subtitle
+from sysout_jax.figures.select import followed, listed, number, percent, plural
 from sysout_jax.outliers.definitions import (
     CODE_SHARE,
     MASSIVE_RATIO,
@@ -16,7 +16,7 @@ from sysout_jax.outliers.definitions import (
     SINK_SHARE,
     TAUS,
 )
-from sysout_jax.outliers.lifecycle import Channel, Lifecycle
+from sysout_jax.outliers.results import Channel, Lifecycle
 from sysout_jax.report import write_report
 from sysout_jax.report_page import Picture, Section, Table
 from sysout_jax.summary import verdict
@@ -59,21 +59,22 @@ def lifecycle_sections(report: Lifecycle, token_text: TokenText) -> list[Section
         if not spec.applies(report):
             continue
         blocks: list[str | Table | Picture] = [Picture(name, spec.sentence(report, token_text))]
-        if spec.follows and not report.found:
-            blocks.insert(0, _sentence(subtitle(report)))
         if table := tables.get(name):
             blocks.append(table)
         sections.append(Section(spec.title, tuple(blocks)))
     return [*sections, Section("Definitions", (_definitions(report),))]
 
 
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + "."
-
-
 def _remarks(report: Lifecycle) -> Iterable[str]:
     """What a reader must know before trusting the numbers."""
     stats = report.stats
+    if not report.found:
+        what = (
+            "nothing was followed"
+            if followed(report) is None
+            else "birth, spread and death follow the strongest elements instead, for orientation"
+        )
+        yield f"No outlier at τ = {report.tau:g}: {what}."
     places = {
         "h": stats.h.nonfinite.sum(),
         "x_down": stats.x_down.nonfinite.sum(),
@@ -85,7 +86,7 @@ def _remarks(report: Lifecycle) -> Iterable[str]:
         yield f"There are NaN or inf values: {', '.join(bad)}. They are left out of all statistics."
 
 
-def _flags(report: Lifecycle) -> Table:
+def _flags(report: Lifecycle) -> Table | str:
     """Elements flagged per layer: h and x_down at every τ, massive activations, W_down."""
     weights = report.stats.weights
     down = weights.modules.index("down")
@@ -95,8 +96,8 @@ def _flags(report: Lifecycle) -> Table:
         for tau in TAUS:
             header.append(f"{place} τ={tau:g}")
             columns.append(report.flags[place][f"{tau:g}"])
-        header.append(f"{place} massive")
-        columns.append(report.flags[place]["massive"])
+    header.append("massive")
+    columns.append(report.flags["h"]["massive"])
     for i, tau in enumerate(TAUS):
         header.append(f"W_down τ={tau:g}")
         columns.append([int(count) for count in weights.counts[:, down, i]])
@@ -104,12 +105,13 @@ def _flags(report: Lifecycle) -> Table:
         (layer + 1, *(int(column[layer]) for column in columns))
         for layer in range(report.num_layers)
     )
-    empty = [i for i in range(len(rows)) if not any(rows[i][1:])]
-    shown = tuple(row for i, row in enumerate(rows) if i not in set(empty))
-    note = f"Elements flagged, all {report.num_sequences} sequences together."
-    if empty:
-        note += f" {len(empty)} layers without any flag are left out."
-    return Table(tuple(header), shown, note)
+    flagged = tuple(row for row in rows if any(row[1:]))
+    if not flagged:
+        return f"No element is flagged at any of τ = {', '.join(f'{tau:g}' for tau in TAUS)}, and none is a massive activation."
+    note = f"Elements flagged, {plural(report.num_sequences, 'sequence')} together."
+    if left_out := len(rows) - len(flagged):
+        note += f" {plural(left_out, 'layer')} without any flag left out."
+    return Table(tuple(header), flagged, note)
 
 
 def _channels(channels: tuple[Channel, ...], most: int = 4) -> str:
@@ -117,11 +119,11 @@ def _channels(channels: tuple[Channel, ...], most: int = 4) -> str:
 
 
 def _births(report: Lifecycle, token_text: TokenText) -> Table | None:
-    shown = followed(report)
-    if shown is None:
+    life = followed(report)
+    if life is None:
         return None
     rows = []
-    for event in shown.birth.events:
+    for event in life.birth.events:
         values = [f"{d} ({number(v)})" for d, v in zip(event.dims, event.values, strict=True)]
         texts = Counter(token_text(*token) for token in event.tokens).most_common()
         first = sum(position == 0 for _, position in event.tokens)
@@ -149,10 +151,10 @@ def _births(report: Lifecycle, token_text: TokenText) -> Table | None:
 
 
 def _heads(report: Lifecycle) -> Table | None:
-    shown = followed(report)
-    if shown is None or not shown.spread.heads:
+    life = followed(report)
+    if life is None or not life.spread.heads:
         return None
-    heads = sorted(shown.spread.heads, key=lambda head: -head.mass)
+    heads = sorted(life.spread.heads, key=lambda head: -head.mass)
     rows = tuple(
         (
             h.layer + 1,
@@ -182,8 +184,8 @@ def _heads(report: Lifecycle) -> Table | None:
 
 
 def _oppositions(report: Lifecycle) -> Table | None:
-    shown = followed(report)
-    if shown is None or not shown.death.oppositions:
+    life = followed(report)
+    if life is None or not life.death.oppositions:
         return None
     rows = tuple(
         (
@@ -193,7 +195,7 @@ def _oppositions(report: Lifecycle) -> Table | None:
             listed(o.dims, 6),
             _channels(o.channels),
         )
-        for o in shown.death.oppositions
+        for o in life.death.oppositions
     )
     header = ("layer", "part", "takes back", "dims", "channels (share)")
     return Table(header, rows, "Parts that push against the outliers which enter their layer.")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 
@@ -35,6 +36,10 @@ class Section:
     blocks: tuple[str | Table | Picture, ...]
 
 
+_NUMBER = re.compile(r"[−-]?([\d,]*\.?\d+(e[−+-]?\d+)?|∞)%?|n/a|–")
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffe\uffff]")
+
 _CSS = """
 :root { --ink: #1a1a1a; --soft: #5a5a5a; --line: #d5d5d5; --tint: #f3f5f7; }
 * { box-sizing: border-box; }
@@ -51,9 +56,10 @@ figcaption { color: var(--soft); margin-top: .5rem; max-width: 56rem; }
 .table { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); }
-th { border-bottom: 2px solid var(--ink); white-space: nowrap; }
+th { border-bottom: 2px solid var(--ink); vertical-align: bottom; line-height: 1.25; }
 td:last-child, th:last-child { padding-right: 0; }
-td.number, th.number { text-align: right; white-space: nowrap; }
+td.number, th.number { text-align: right; }
+td.number { white-space: nowrap; }
 .note { color: var(--soft); font-size: .9rem; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--tint); padding: .8rem; font-size: .82rem; }
 @media (max-width: 40rem) { body { padding: .8rem; font-size: 15px; } h1 { font-size: 1.35rem; } }
@@ -72,27 +78,27 @@ def page(
     """The page as text. `images` are PNG files by the names that pictures use; `settings` are shown exactly, at the end."""
     titles = [*(section.title for section in sections), "Settings"]
     links = "\n".join(
-        f'<li><a href="#section-{i}">{escape(text)}</a></li>' for i, text in enumerate(titles, 1)
+        f'<li><a href="#section-{i}">{_text(text)}</a></li>' for i, text in enumerate(titles, 1)
     )
     bodies = [
         _section(i, section.title, [_block(block, images) for block in section.blocks])
         for i, section in enumerate(sections, 1)
     ]
     exact = json.dumps(settings, indent=2, ensure_ascii=False)
-    bodies.append(_section(len(titles), "Settings", [f"<pre>{escape(exact)}</pre>"]))
+    bodies.append(_section(len(titles), "Settings", [f"<pre>{_text(exact)}</pre>"]))
     content = "\n".join(bodies)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8"/>
 <meta name="viewport" content="width=device-width, initial-scale=1"/>
-<title>{escape(title)}</title>
+<title>{_text(title)}</title>
 <style>{_CSS}</style>
 </head>
 <body>
 <header>
-<h1>{escape(title)}</h1>
-<p class="headline">{escape(headline)}</p>
+<h1>{_text(title)}</h1>
+<p class="headline">{_text(headline)}</p>
 <nav aria-label="Contents"><ul>
 {links}
 </ul></nav>
@@ -107,17 +113,17 @@ def page(
 
 def _section(index: int, title: str, blocks: list[str]) -> str:
     content = "\n".join(blocks)
-    return f'<section id="section-{index}">\n<h2>{escape(title)}</h2>\n{content}\n</section>'
+    return f'<section id="section-{index}">\n<h2>{_text(title)}</h2>\n{content}\n</section>'
 
 
 def _block(block: str | Table | Picture, images: Mapping[str, bytes]) -> str:
     if isinstance(block, str):
-        return f"<p>{escape(block)}</p>"
+        return f"<p>{_text(block)}</p>"
     if isinstance(block, Table):
         return _table(block)
-    caption, data = escape(block.caption), base64.b64encode(images[block.figure]).decode()
+    caption, data = _text(block.caption), base64.b64encode(images[block.figure]).decode()
     return (
-        f'<figure id="figure-{escape(block.figure)}">\n<img src="data:image/png;base64,{data}" alt="{caption}"/>\n'
+        f'<figure id="figure-{_text(block.figure)}">\n<img src="data:image/png;base64,{data}" alt="{caption}"/>\n'
         f"<figcaption>{caption}</figcaption>\n</figure>"
     )
 
@@ -137,17 +143,23 @@ def _table(table: Table) -> str:
         )
 
     rows = "\n".join(f"<tr>{line('td', row)}</tr>" for row in table.rows)
-    note = f'\n<p class="note">{escape(table.note)}</p>' if table.note else ""
+    note = f'\n<p class="note">{_text(table.note)}</p>' if table.note else ""
     return (
         f'<div class="table"><table>\n<thead><tr>{line("th", table.header)}</tr></thead>\n'
         f"<tbody>\n{rows}\n</tbody>\n</table></div>{note}"
     )
 
 
+def _text(text: str) -> str:
+    """Escaped; characters that no page may hold (control characters, halves of surrogate pairs) are replaced."""
+    valid = text.encode("utf-8", "replace").decode("utf-8")
+    return html.escape(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", valid))
+
+
 def _cell(value: str | int) -> str:
-    return escape(f"{value:,}" if isinstance(value, int) else value)
+    return _text(f"{value:,}" if isinstance(value, int) else value)
 
 
 def _is_number(value: str | int) -> bool:
     """Right-aligned: numbers, shares and their stand-ins; not lists of numbers."""
-    return isinstance(value, int) or not value.strip("0123456789.,+−-%e∞ ") or value == "n/a"
+    return isinstance(value, int) or _NUMBER.fullmatch(value) is not None

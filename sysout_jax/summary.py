@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from sysout_jax.outliers.definitions import SINK_SHARE
-from sysout_jax.outliers.lifecycle import Birth, BirthEvent, Lifecycle, Spread
+from sysout_jax.outliers.results import Birth, BirthEvent, Lifecycle, Spread
 
 TokenText = Callable[[int, int], str]
 _MOST = 6  # members of a list that are printed

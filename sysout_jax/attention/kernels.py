@@ -6,6 +6,7 @@ that lie in the future, so its memory is linear in T. Both return the column sum
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -147,7 +148,7 @@ def blockwise(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv) -> Attended:
         q_blocks = q_blocks.reshape(G, num_blocks, block, Dh).transpose(1, 0, 2, 3)
         sums_GxS = jnp.zeros((G, S), dtype)
         outs, lses = [], []
-        for first, last in zip(bounds, bounds[1:], strict=False):
+        for first, last in itertools.pairwise(bounds):
             keys = min(last * block, S)
             k_span, v_span = k_DhxS[:, :keys], v_SxDv[:keys]
 

@@ -64,7 +64,7 @@ class Tokenizer:
                 return "".join(f"<0x{b:02X}>" for b in raw)
         if piece.startswith("<0x") and len(piece) == 6:
             byte = chr(int(piece[3:5], 16))
-            piece = byte if byte in "\n\t\r" or byte.isprintable() and byte.isascii() else piece
+            piece = byte if byte in "\n\t\r" or (byte.isprintable() and byte.isascii()) else piece
         return (
             piece.replace("▁", "_")
             .replace(" ", "_")

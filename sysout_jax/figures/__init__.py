@@ -21,7 +21,7 @@ from sysout_jax.figures.select import TokenText, followed
 from sysout_jax.figures.spread import spread, spread_sentence
 from sysout_jax.figures.style import save_figure
 from sysout_jax.figures.where import where, where_sentence
-from sysout_jax.outliers.lifecycle import Lifecycle
+from sysout_jax.outliers.results import Lifecycle
 
 __all__ = ["FIGURES", "Figure", "FigureSpec", "TokenText", "lifecycle_figures", "save_figure"]
 
@@ -40,16 +40,12 @@ def _has_cause(report: Lifecycle) -> bool:
 
 @dataclass(frozen=True)
 class FigureSpec:
-    """How to draw a figure, what it is called, one sentence that says what to see in it, and when it applies.
-
-    `follows`: drawn for the strongest candidate where the report has no outlier.
-    """
+    """How to draw a figure, what it is called, one sentence that says what to see in it, and when it applies."""
 
     draw: Callable[[Lifecycle, TokenText], Figure]
     title: str
     sentence: Callable[[Lifecycle, TokenText], str]
     applies: Callable[[Lifecycle], bool] = _always
-    follows: bool = False
 
 
 #: Every figure of the lifecycle, in the order of reading.
@@ -58,9 +54,9 @@ FIGURES: dict[str, FigureSpec] = {
     "activations": FigureSpec(activations, "Activations per layer", activations_sentence),
     "weights": FigureSpec(weights, "Weights per layer and matrix", weights_sentence),
     "attention": FigureSpec(attention, "Attention per layer and head", attention_sentence),
-    "birth": FigureSpec(birth, "Birth", birth_sentence, _has_trace, follows=True),
-    "spread": FigureSpec(spread, "Spread", spread_sentence, _has_trace, follows=True),
-    "death": FigureSpec(death, "Death", death_sentence, _has_trace, follows=True),
+    "birth": FigureSpec(birth, "Birth", birth_sentence, _has_trace),
+    "spread": FigureSpec(spread, "Spread", spread_sentence, _has_trace),
+    "death": FigureSpec(death, "Death", death_sentence, _has_trace),
     "cause": FigureSpec(cause, "Cause", cause_sentence, _has_cause),
 }
 

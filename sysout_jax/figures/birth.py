@@ -10,14 +10,14 @@ from sysout_jax.figures import style
 from sysout_jax.figures.select import (
     TokenText,
     called,
-    followed,
     listed,
     number,
     percent,
     plural,
     subtitle,
+    traced,
 )
-from sysout_jax.outliers.lifecycle import BirthEvent, Lifecycle
+from sysout_jax.outliers.results import BirthEvent, Lifecycle
 from sysout_jax.outliers.trace import Trace
 
 MAX_BARS = 8  # channels in the bar panel
@@ -38,30 +38,32 @@ def strongest_element(event: BirthEvent, path: Trace) -> tuple[int, int, int]:
 @style.styled
 def birth(report: Lifecycle, token_text: TokenText) -> Figure:
     """How channels c* of one layer write the outlier into dims d*."""
-    shown = followed(report)
-    assert shown is not None and shown.trace is not None
-    event, path = shown.birth.events[0], shown.trace
+    life, path = traced(report)
+    event = life.birth.events[0]
     element = strongest_element(event, path)
     figure = style.new_figure(7.0, subtitle(report))
-    left, right = figure.subfigures(1, 2, width_ratios=[1, 1])
-    _channels(left, shown, event, element, _where(event, path, element, token_text))
+    left, right = figure.subfigures(1, 2, squeeze=False).ravel()
+    sequence, position = _place(path, element)
+    shown = style.label_text(token_text(sequence, position), 10)
+    _channels(left, life, path, element)
+    left.axes[0].set_title(f"layer {event.layer + 1}, token {position} “{shown}”", pad=20)
     upper, lower = right.subplots(2, 1, height_ratios=[5, 4])
     _contributions(upper, event, path, element)
     _before_and_after(lower, event, path, element)
     return figure
 
 
-def _where(event: BirthEvent, path: Trace, element, token_text: TokenText) -> str:
+def _place(path: Trace, element: tuple[int, int, int]) -> tuple[int, int]:
+    """Sequence and position of a followed element."""
     e, m, _ = element
-    sequence, position = int(path.targets.sequences[e]), int(path.targets.tokens[e, m])
-    text = style.label_text(token_text(sequence, position))
-    return f"layer {event.layer + 1}, token {position} “{text}” of sequence {sequence}"
+    return int(path.targets.sequences[e]), int(path.targets.tokens[e, m])
 
 
-def _channels(figure: SubFigure, shown: Lifecycle, event: BirthEvent, element, where: str) -> None:
+def _channels(figure: SubFigure, life: Lifecycle, path: Trace, element) -> None:
+    event = life.birth.events[0]
     e, m, _ = element
-    channels = shown.trace.channels[event.layer]
-    ratios = shown.stats.weights.down_column_ratios[event.layer]
+    channels = path.channels[event.layer]
+    ratios = life.stats.weights.down_column_ratios[event.layer]
     born = np.array([c.index for c in event.channels], int)
     rows = [("up", channels.indices, channels.up[e, m])]
     if channels.gate is not None:
@@ -86,7 +88,6 @@ def _channels(figure: SubFigure, shown: Lifecycle, event: BirthEvent, element, w
         axes.set_ylabel(name)
         axes.margins(y=0.12)
         axes.locator_params(axis="y", nbins=4)
-    panels[0].set_title(where, pad=20)
     style.legend_above(panels[0], 1)
     panels[-1].set_xlabel("channel of the MLP")
     panels[-1].set_xlim(-0.02 * len(ratios) - 0.5, 1.02 * len(ratios))
@@ -161,9 +162,9 @@ def _before_and_after(axes: Axes, event: BirthEvent, path: Trace, element) -> No
 
 def birth_sentence(report: Lifecycle, token_text: TokenText) -> str:
     """Which channels explain the outlier, and how outstanding their columns are."""
-    shown = followed(report)
-    assert shown is not None
-    event = shown.birth.events[0]
+    life, path = traced(report)
+    event = life.birth.events[0]
+    sequence, position = _place(path, strongest_element(event, path))
     dims = f"dim{'s' * (len(event.dims) > 1)} {listed(event.dims)}"
     start = f"In layer {event.layer + 1} the {called(report)} enters {dims} at {plural(len(event.tokens), 'token')}: "
     if not event.channels:
@@ -173,5 +174,5 @@ def birth_sentence(report: Lifecycle, token_text: TokenText) -> str:
         f"{start}{percent(event.from_mlp)} of it from the MLP, {percent(event.explained)} from "
         f"channel{'s' * (len(event.channels) > 1)} {listed(c.index for c in event.channels)}; the column of channel {first.index} "
         f"has extremal ratio {number(first.column_ratio)}, rank {first.column_rank + 1} of "
-        f"{shown.stats.weights.down_column_ratios.shape[1]:,}."
+        f"{life.stats.weights.down_column_ratios.shape[1]:,} (drawn: token {position} of sequence {sequence})."
     )

@@ -11,14 +11,14 @@ from sysout_jax.figures.select import (
     TokenText,
     called,
     element_mean,
-    followed,
     layer_ranges,
     listed,
     number,
     percent,
     subtitle,
+    traced,
 )
-from sysout_jax.outliers.lifecycle import Lifecycle, Opposition
+from sysout_jax.outliers.results import Lifecycle, Opposition
 from sysout_jax.outliers.trace import Trace
 
 MAX_DIMS = 3
@@ -30,18 +30,17 @@ _LOOKS = ((style.BLACK, "-", "o"), (style.BLUE, "--", "s"), (style.ORANGE, "-.",
 @style.styled
 def death(report: Lifecycle, token_text: TokenText) -> Figure:
     """The residual stream at the outlier tokens, layer by layer, and the layers that push against it."""
-    shown = followed(report)
-    assert shown is not None and shown.trace is not None
-    path, L = shown.trace, report.num_layers
-    oppositions = strongest_oppositions(shown)
+    life, path = traced(report)
+    L = report.num_layers
+    oppositions = strongest_oppositions(life)
     figure = style.new_figure(5.6 + 0.26 * max(len(oppositions), 1), subtitle(report))
     upper, lower, table = figure.subplots(
         3, 1, height_ratios=[5, 5, 0.6 + 0.55 * max(len(oppositions), 1)]
     )
-    dims = strongest_dims(shown)
+    dims = strongest_dims(life, path)
     x, every = style.layers_from_one(L), style.mark_every(L)
     for axes in (upper, lower):
-        style.mark_layers(axes, sorted({o.layer for o in shown.death.oppositions}))
+        style.mark_layers(axes, sorted({o.layer for o in life.death.oppositions}))
         axes.axhline(0, color=style.BLACK, lw=0.8)
     for p, (colour, line, marker) in zip(dims, _LOOKS, strict=False):
         upper.plot(
@@ -56,29 +55,28 @@ def death(report: Lifecycle, token_text: TokenText) -> Figure:
         )
     upper.set_ylabel(f"h, mean over\n{called(report)} tokens")
     _added(lower, path, dims[0], L)
-    if shown.death.oppositions:
+    if life.death.oppositions:
         upper.fill_between([], [], color=style.BAND, label="opposes")
     for axes in (upper, lower):
         style.legend_above(axes, MAX_DIMS + 1)
         axes.grid(axis="y")
         style.layer_axis(axes, L, label=axes is lower)
-    _table(table, oppositions, len(shown.death.oppositions))
+    _table(table, oppositions, len(life.death.oppositions))
     return figure
 
 
-def strongest_dims(shown: Lifecycle) -> list[int]:
+def strongest_dims(life: Lifecycle, path: Trace) -> list[int]:
     """Followed dims by their largest magnitude in any layer; those that the strongest opposition removes come first."""
-    path = shown.trace
     size = np.nan_to_num(np.abs(path.h)).max(axis=(0, 1, 2))
-    if shown.death.oppositions:
-        removed = max(shown.death.oppositions, key=lambda o: o.removed).dims
+    if life.death.oppositions:
+        removed = max(life.death.oppositions, key=lambda o: o.removed).dims
         size = size + np.where(np.isin(path.targets.dims, removed), size.max(), 0)
     return [int(p) for p in np.argsort(-size, kind="stable")[:MAX_DIMS]]
 
 
-def strongest_oppositions(shown: Lifecycle) -> list[Opposition]:
+def strongest_oppositions(life: Lifecycle) -> list[Opposition]:
     """The parts that remove most, in the order of layers."""
-    strongest = sorted(shown.death.oppositions, key=lambda o: -o.removed)[:MAX_ROWS]
+    strongest = sorted(life.death.oppositions, key=lambda o: -o.removed)[:MAX_ROWS]
     return sorted(strongest, key=lambda o: (o.layer, o.part != "attention"))
 
 
@@ -130,9 +128,8 @@ def _table(axes: Axes, oppositions: list[Opposition], count: int) -> None:
 
 def death_sentence(report: Lifecycle, token_text: TokenText) -> str:
     """Until when the outliers live, and what ends them."""
-    shown = followed(report)
-    assert shown is not None and shown.trace is not None
-    end, word = shown.death, called(report)
+    life, _ = traced(report)
+    end, word = life.death, called(report)
     if end.layer is None:
         sentence = f"The {word}s survive the last layer"
     else:
@@ -140,7 +137,11 @@ def death_sentence(report: Lifecycle, token_text: TokenText) -> str:
     if not end.oppositions:
         return f"{sentence}; no layer pushes against them by more than a tenth."
     best = max(end.oppositions, key=lambda o: o.removed)
-    channels = f" (channels {listed(c.index for c in best.channels)})" if best.channels else ""
+    channels = (
+        f" (channel{'s' * (len(best.channels) > 1)} {listed(c.index for c in best.channels)})"
+        if best.channels
+        else ""
+    )
     layers = sorted({o.layer for o in end.oppositions})
     return (
         f"{sentence}; layer{'s' * (len(layers) > 1)} {layer_ranges(layers)} push{'es' * (len(layers) == 1)} against them, "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,9 +17,9 @@ from sysout_jax.figures.select import (
     outlier_layers,
     percent,
 )
-from sysout_jax.outliers.lifecycle import Lifecycle
+from sysout_jax.outliers.results import Lifecycle
 
-_TOP_STYLES = (
+_TOP_STYLES: Any = (
     {"color": style.BLACK, "ls": "-", "marker": "o", "label": "largest"},
     {"color": style.BLUE, "ls": "--", "marker": "s", "label": "second", "mfc": "white"},
     {"color": style.ORANGE, "ls": "-.", "marker": "^", "label": "third", "mfc": "white"},
@@ -73,7 +75,7 @@ def _magnitudes(axes: Axes, report: Lifecycle, place: str) -> None:
     if np.isfinite(_positive(top_LxK)).any():
         axes.set_yscale("log")
     else:
-        axes.text(0.5, 0.5, "all zero", transform=axes.transAxes, ha="center")
+        axes.text(0.5, 0.5, "all zero or not finite", transform=axes.transAxes, ha="center")
     axes.grid(axis="y")
     axes.set_ylabel("magnitude\n(mean over sequences)")
 
@@ -93,8 +95,14 @@ def activations_sentence(report: Lifecycle, token_text: TokenText) -> str:
         f"|h| is largest against its mean in layer {largest.layer + 1}: {number(largest.value)}, "
         f"{number(largest.ratio)} times the mean, at token {largest.token} “{text}”, dim {largest.channel}"
     )
-    h, x_down = (in_layers(outlier_layers(report, place)) for place in _PLACES)
-    return f"{peak}; outliers at τ = {report.tau:g} are {h} for h and {x_down} for x_down."
+    found = [
+        f"{in_layers(outlier_layers(report, place))} for {place}"
+        for place in _PLACES
+        if len(outlier_layers(report, place))
+    ]
+    if not found:
+        return f"{peak}; nothing in h or x_down exceeds τ = {report.tau:g} times the mean."
+    return f"{peak}; outliers at τ = {report.tau:g} are {' and '.join(found)}."
 
 
 @style.styled
@@ -153,7 +161,7 @@ def attention(report: Lifecycle, token_text: TokenText) -> Figure:
         origin="lower",
         cmap=style.HEAT,
         vmin=0,
-        vmax=max(_largest(mass_LxH), 1e-6),
+        vmax=_largest(mass_LxH) or 1.0,
         extent=(0.5, L + 0.5, -0.5, H - 0.5),
         interpolation="nearest",
     )
@@ -181,15 +189,15 @@ def attention(report: Lifecycle, token_text: TokenText) -> Figure:
             label=name,
             mfc="white",
         )
-    lower.set_ylim(0, 1.08 * max(_largest(mass_LxH), 1e-6))
+    lower.set_ylim(0, 1.08 * (_largest(mass_LxH) or 1.0))
     lower.set_ylabel("share")
     lower.grid(axis="y")
     style.layer_axis(upper, L, label=False)
     style.layer_axis(lower, L)
     if report.birth.layer is not None:
         for axes in (upper, lower):
-            line = axes.axvline(report.birth.layer + 1.5, color=style.ORANGE, ls=(0, (4, 2)))
-        line.set_label(f"birth (layer {report.birth.layer + 1})")
+            edge = axes.axvline(report.birth.layer + 1.5, color=style.ORANGE, ls=(0, (4, 2)))
+        edge.set_label(f"birth (layer {report.birth.layer + 1})")
     style.legend_above(lower, 4)
     return figure
 
@@ -225,7 +233,9 @@ def attention_sentence(report: Lifecycle, token_text: TokenText) -> str:
             f"Outlier tokens get {percent(before.mean())} of the attention on average up to their birth in layer {birth + 1} "
             f"and {percent(after.mean())} after it, most in layer {layer + 1}, head {head}: {percent(mass_LxH[layer, head])}."
         )
-    even = np.mean(1.0 / np.arange(1, report.length + 1))
+    if not mass_LxH.any():
+        return "All attention is zero or not finite: there is nothing to see."
+    even = float(np.mean(1.0 / np.arange(1, report.length + 1)))
     return (
         f"The first token gets at most {top}, {percent(mass_LxH.mean())} on average over all heads; "
         f"even attention would give it {percent(even)}."

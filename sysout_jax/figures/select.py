@@ -6,16 +6,26 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from sysout_jax.outliers.lifecycle import Lifecycle
+from sysout_jax.outliers.results import Lifecycle
 from sysout_jax.outliers.trace import Trace
 
 TokenText = Callable[[int, int], str]
 
 
 def followed(report: Lifecycle) -> Lifecycle | None:
-    """The lifecycle that has a trace: the report itself, or its candidate where nothing reached τ."""
-    shown = report if report.found else report.candidate
-    return shown if shown is not None and shown.trace is not None and shown.birth.events else None
+    """The lifecycle that was traced: the report itself, or its candidate where nothing reached τ; None without either."""
+    life = report if report.found else report.candidate
+    return life if life is not None and life.trace is not None and life.birth.events else None
+
+
+def traced(report: Lifecycle) -> tuple[Lifecycle, Trace]:
+    """`followed` and its trace; ValueError where there is nothing to follow."""
+    life = followed(report)
+    if life is None or life.trace is None:
+        raise ValueError(
+            f"{report.model}: no outlier and no candidate was traced; this figure does not apply"
+        )
+    return life, life.trace
 
 
 def subtitle(report: Lifecycle) -> str:
@@ -57,10 +67,8 @@ def layer_ranges(layers: Iterable[int]) -> str:
 
 
 def in_layers(layers: Iterable[int]) -> str:
-    """`in layers 2–4`, `in layer 2`, `in no layer`."""
+    """`in layers 2–4` or `in layer 2`."""
     layers = list(layers)
-    if not layers:
-        return "in no layer"
     return f"in layer{'s' * (len(layers) > 1)} {layer_ranges(layers)}"
 
 
@@ -69,6 +77,11 @@ def listed(items: Iterable, most: int = 4) -> str:
     items = list(items)
     shown = ", ".join(str(item) for item in items[:most])
     return shown + (f" and {len(items) - most} more" if len(items) > most else "")
+
+
+def joined(items: list[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join(part for part in (", ".join(items[:-1]), items[-1]) if part)
 
 
 def plural(count: int, noun: str) -> str:

@@ -10,13 +10,13 @@ from sysout_jax.figures import style
 from sysout_jax.figures.select import (
     TokenText,
     called,
-    followed,
     listed,
     number,
     percent,
     subtitle,
+    traced,
 )
-from sysout_jax.outliers.lifecycle import Lifecycle, SinkHead
+from sysout_jax.outliers.results import Lifecycle, SinkHead
 from sysout_jax.outliers.trace import Trace
 
 MAX_TOKENS = 22  # positions whose text stays readable on the axis of a heat map
@@ -27,12 +27,10 @@ MAX_NAMED = 4  # q/k dims named in the panel
 @style.styled
 def spread(report: Lifecycle, token_text: TokenText) -> Figure:
     """The head with the most attention on outlier tokens: q·k per dim, ‖v‖, logits and probabilities."""
-    shown = followed(report)
-    assert shown is not None and shown.trace is not None
-    path = shown.trace
+    _, path = traced(report)
     head, mask, view = path.close_up, _outliers(path), _view(path)
-    figure = style.new_figure(7.8, subtitle(report))
-    top, bottom = figure.subfigures(2, 1, height_ratios=[3, 5])
+    figure = style.new_figure(8.2, subtitle(report))
+    top, bottom = figure.subfigures(2, 1, height_ratios=[3, 5.4], squeeze=False).ravel()
     left, right = top.subplots(1, 2)
     _dims(left, path)
     left.set_title(f"layer {head.layer + 1}, head {head.head}: q·k per dim", pad=20)
@@ -119,7 +117,7 @@ def _value_norms(axes: Axes, path: Trace, mask: np.ndarray, report: Lifecycle) -
 
 
 def _map(axes: Axes, values: np.ndarray, title: str, labels: list[str], mask_W: np.ndarray) -> None:
-    image = axes.imshow(values, cmap=style.HEAT, interpolation="nearest", aspect="equal")
+    image = axes.imshow(values, cmap=style.HEAT, interpolation="nearest", aspect="auto")
     bar = axes.figure.colorbar(image, ax=axes, pad=0.02, aspect=25, location="top", shrink=0.9)
     bar.set_label(title, fontweight="bold")
     axes.set_xticks(range(len(labels)), labels, rotation=90)
@@ -129,24 +127,26 @@ def _map(axes: Axes, values: np.ndarray, title: str, labels: list[str], mask_W: 
         axes.get_xticklabels()[i].set_fontweight("bold")
 
 
-def _sink(shown: Lifecycle) -> SinkHead | None:
-    head = shown.trace.close_up
+def _sink(life: Lifecycle, path: Trace) -> SinkHead | None:
+    head = path.close_up
     return next(
-        (s for s in shown.spread.heads if (s.layer, s.head) == (head.layer, head.head)), None
+        (s for s in life.spread.heads if (s.layer, s.head) == (head.layer, head.head)), None
     )
 
 
 def spread_sentence(report: Lifecycle, token_text: TokenText) -> str:
     """How much the head gives, which dims carry it, and what the values are worth."""
-    shown = followed(report)
-    assert shown is not None and shown.trace is not None
-    path, sink = shown.trace, _sink(shown)
+    life, path = traced(report)
+    sink = _sink(life, path)
     head, word = path.close_up, called(report)
     group = path.mass.shape[1] // path.drain.shape[1]
+    drain = float(path.drain[head.layer, head.head // group])
     sentence = (
         f"Head {head.head} of layer {head.layer + 1} gives {percent(path.mass[head.layer, head.head])} of its attention to "
-        f"{word} tokens, whose values have {number(path.drain[head.layer, head.head // group])} times the length of the others'"
+        f"{word} tokens"
     )
+    if np.isfinite(drain):
+        sentence += f", whose values have {number(drain)} times the length of the others'"
     if sink is None:
         return f"{sentence}; it is no sink head."
     return (

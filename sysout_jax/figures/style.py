@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import matplotlib
 import numpy as np
@@ -27,10 +27,11 @@ BLACK, ORANGE, SKY, GREEN = "#000000", "#d55e00", "#56b4e9", "#009e73"
 BLUE, PINK, YELLOW, GREY = "#0072b2", "#cc79a7", "#e69f00", "#8a8a8a"
 BAND = "#e4e4e4"  # marks layers
 #: Light for little, dark for much: keeps its order in greyscale.
-HEAT = LinearSegmentedColormap.from_list("heat", ["#ffffff", "#9ecae1", "#2b7bba", "#08264f"])
-HEAT.set_bad("#eeeeee")
+HEAT = LinearSegmentedColormap.from_list(
+    "heat", ["#ffffff", "#9ecae1", "#2b7bba", "#08264f"], bad="#eeeeee"
+)
 
-STYLE = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "axes.titlesize": 10.5,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,6 +14,7 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 from sysout_jax.figures import style
 from sysout_jax.figures.select import (
     TokenText,
+    joined,
     layer_ranges,
     listed,
     number,
@@ -20,7 +22,7 @@ from sysout_jax.figures.select import (
     plural,
 )
 from sysout_jax.outliers.definitions import SINK_SHARE
-from sysout_jax.outliers.lifecycle import Lifecycle
+from sysout_jax.outliers.results import Lifecycle
 
 _FOUND, _EMPTY = style.BLUE, "#ececec"
 
@@ -109,14 +111,14 @@ def _grid(axes: Axes, report: Lifecycle, found: tuple[Row, ...]) -> None:
     axes.set_ylim(-0.6, len(found) - 0.4)
     axes.tick_params(axis="y", left=False, labelleft=False)
     axes.spines["left"].set_visible(False)
-    axes.scatter([], [], marker="s", s=70, color=_FOUND, label=f"outliers at τ = {report.tau:g}")
+    axes.scatter([], [], marker="s", s=70, color=_FOUND, label=f"found (τ = {report.tau:g})")
     axes.scatter([], [], marker="s", s=70, color=_EMPTY, label="none")
     if any(row.carriers for row in found):
         axes.scatter([], [], **_STAR, label="carries a birth")
     style.legend_above(axes, 3, handletextpad=0.2)
 
 
-_STAR = {"marker": "*", "s": 110, "color": "white", "edgecolors": "black", "linewidths": 1}
+_STAR: Any = {"marker": "*", "s": 110, "color": "white", "edgecolors": "black", "linewidths": 1}
 
 
 def _sketch(axes: Axes, found: tuple[Row, ...]) -> None:
@@ -143,7 +145,7 @@ def _sketch(axes: Axes, found: tuple[Row, ...]) -> None:
             )
         )
         colour = "white" if filled else style.BLACK
-        axes.text(6.5, np.mean(ys), place, ha="center", va="center", color=colour)
+        axes.text(6.5, float(np.mean(ys)), place, ha="center", va="center", color=colour)
     arrow = {"arrowstyle": "-|>", "color": style.BLACK, "lw": 1.2, "shrinkA": 0, "shrinkB": 0}
     # residual stream → attention → back; → x_down → W_down → back; → h
     for start, end in (
@@ -172,8 +174,8 @@ def where_sentence(report: Lifecycle, token_text: TokenText) -> str:
             f"{number(report.largest_h.ratio)} in h (layer {report.largest_h.layer + 1}) and "
             f"{number(report.largest_x_down.ratio)} in x_down (layer {report.largest_x_down.layer + 1})."
         )
-    sentence = f"Outliers at τ = {report.tau:g} are in {', '.join(some)}" + (
-        f" and not in {' and '.join(none)}" if none else ""
+    sentence = f"Outliers at τ = {report.tau:g} are in {joined(some)}" + (
+        f", not in {joined(none)}" if none else ""
     )
     if not report.birth.events:
         return sentence + "."

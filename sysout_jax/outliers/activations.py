@@ -124,7 +124,7 @@ def join_activations(layers: list[dict[str, np.ndarray]], top: int) -> Activatio
     """Per-sequence reductions of all layers to statistics over all sequences, in float64."""
     columns: dict[str, list] = {}
     for found in layers:
-        N, k = found["top_magnitude"].shape
+        k = found["top_magnitude"].shape[1]
         C = found["channel_max"].shape[1]
         order = np.argsort(-found["top_magnitude"].reshape(-1), kind="stable")[:top]
         mean = found["mean"].astype(np.float64)

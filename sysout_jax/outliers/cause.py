@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,41 +11,12 @@ from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.outliers.collect import Stats
 from sysout_jax.outliers.definitions import SINK_SHARE
+from sysout_jax.outliers.results import Birth, Cause, Effect
 from sysout_jax.outliers.trace import Trace
-
-if TYPE_CHECKING:
-    from sysout_jax.outliers.lifecycle import Birth
 
 Entries = Mapping[
     int, tuple[np.ndarray, np.ndarray]
 ]  # layer → (channels, dims) of its down projection
-
-
-@dataclass(frozen=True)
-class Effect:
-    """The model under one edit, on the traced sequences."""
-
-    outliers: int  # (layer, sequence, token) triples that hold an activation outlier
-    mass: float  # attention on the original outlier tokens, mean over the heads that were sinks
-    perplexity: float  # of every next token of the traced sequences
-
-
-@dataclass(frozen=True)
-class Cause:
-    """`zeroed` sets W_down[d*, c*] of the birth layers to 0, `control` equally many random entries of the same rows."""
-
-    weights: int  # entries set to zero
-    baseline: Effect
-    zeroed: Effect
-    control: Effect
-
-    @property
-    def outliers_gone(self) -> float:
-        return 1.0 - self.zeroed.outliers / self.baseline.outliers
-
-    @property
-    def outliers_gone_in_control(self) -> float:
-        return 1.0 - self.control.outliers / self.baseline.outliers
 
 
 def find_cause(

@@ -12,7 +12,8 @@ from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.outliers.activations import ActivationStats, join_activations, reduce_activations
 from sysout_jax.outliers.attention import AttentionStats, join_attention, reduce_attention
-from sysout_jax.outliers.definitions import TAU
+from sysout_jax.outliers.definitions import TAU, TAUS
+from sysout_jax.outliers.serialise import plain
 from sysout_jax.outliers.weights import WeightStats, join_weights, reduce_weights
 
 TOP = 16
@@ -28,6 +29,27 @@ class Stats:
     x_down: ActivationStats
     attention: AttentionStats
     weights: WeightStats
+
+    def to_dict(self) -> dict:
+        """JSON-ready numbers of every layer, without what has one value per token or sequence."""
+        place = """top_values top_signs top_sequences top_tokens top_channels mean median ratio massive
+        neuron_kurtosis excess_kurtosis nonfinite first_nonfinite""".split()
+        attention = "sink_rate outlier_keys overlap overlap_code iou iou_code nonfinite".split()
+        weights = "modules column_ratio column row_ratio row nonfinite".split()
+        result = {
+            "h": {name: getattr(self.h, name) for name in place},
+            "x_down": {name: getattr(self.x_down, name) for name in place},
+            "attention": {name: getattr(self.attention, name) for name in attention},
+            "weights": {name: getattr(self.weights, name) for name in weights},
+        }
+        share = self.attention.cumulative[:, :, 0] / self.tokens.shape[1]
+        counts = {f"{tau:g}": self.weights.counts[..., i] for i, tau in enumerate(TAUS)}
+        result["attention"] |= {
+            "first_token_share": share,
+            "code_outlier_tokens": self.attention.code_outlier_tokens.sum(axis=(1, 2)),
+        }
+        result["weights"] |= {"counts": counts}
+        return plain(result)
 
 
 def collect(

@@ -6,17 +6,25 @@ channels and dims are 0-based everywhere in the result.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 from sysout_jax.language_model import LanguageModel
-from sysout_jax.outliers.cause import Cause, find_cause
+from sysout_jax.outliers.cause import find_cause
 from sysout_jax.outliers.collect import Stats, collect
 from sysout_jax.outliers.definitions import SINK_SHARE, TAU, TAUS
-from sysout_jax.outliers.serialise import lifecycle_to_dict
+from sysout_jax.outliers.results import (
+    Birth,
+    BirthEvent,
+    Channel,
+    Death,
+    Largest,
+    Lifecycle,
+    Opposition,
+    SinkHead,
+    Spread,
+)
 from sysout_jax.outliers.trace import (
     MAX_DIMS,
     MAX_SEQUENCES,
@@ -34,148 +42,6 @@ BIRTH_SHARE = (
 OPPOSING_SHARE = 0.1  # a layer opposes when it removes this share of the outliers that enter it
 CANDIDATE_SHARE = 0.75  # without outliers at τ, elements over this share of the largest ratio are followed instead
 MAX_LISTED = 32  # members listed of a set that may be large
-
-
-@dataclass(frozen=True)
-class Channel:
-    """A channel of an MLP, its share in what the MLP does to the outlier dims, and the weights around it."""
-
-    index: int
-    share: float  # of h[d*], mean over outlier elements
-    x_down: float  # its activation, mean over outlier tokens
-    gate: float | None  # gate before the activation function, None without a gate
-    up: float
-    column_ratio: float  # extremal ratio of its column of the down projection
-    column_rank: int  # 0: the largest extremal ratio of that matrix
-
-
-@dataclass(frozen=True)
-class BirthEvent:
-    """One layer in which new outliers appear."""
-
-    layer: int
-    dims: tuple[int, ...]  # feature dims d*
-    values: tuple[float, ...]  # h[d*], mean over outlier tokens
-    tokens: tuple[tuple[int, int], ...]  # (sequence, position) of new outlier tokens
-    channels: tuple[Channel, ...]  # c*, strongest first
-    explained: float  # share of h[d*] explained by W_down[d*, c*] · x_down[c*]
-    from_mlp: float  # share of h[d*] added by this layer's MLP
-    from_attention: float
-    from_before: float
-
-
-@dataclass(frozen=True)
-class Birth:
-    """`layer` is the first layer with activation outliers in h (None without), `events` all layers that add new ones."""
-
-    layer: int | None
-    events: tuple[BirthEvent, ...]
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        return tuple(event.layer for event in self.events)
-
-    @property
-    def dims(self) -> tuple[int, ...]:
-        return tuple(sorted({dim for event in self.events for dim in event.dims}))
-
-    @property
-    def channels(self) -> tuple[int, ...]:
-        """Channels c* of the first birth layer."""
-        return tuple(channel.index for channel in self.events[0].channels) if self.events else ()
-
-    @property
-    def tokens(self) -> tuple[tuple[int, int], ...]:
-        return tuple(sorted({token for event in self.events for token in event.tokens}))
-
-
-@dataclass(frozen=True)
-class SinkHead:
-    """A head that gives outlier tokens more than `SINK_SHARE` of its attention."""
-
-    layer: int
-    head: int
-    mass: float  # share of attention on outlier tokens, over queries that can see one
-    dims: tuple[int, ...]  # dims of q and k that carry the logit towards them
-    dims_share: float  # of the logit difference
-    drain: float  # ‖v‖ of outlier tokens over the others'
-    update: float  # ‖what outlier tokens add‖ over ‖head output‖, other queries
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Attention after the birth. `mass` covers all layers and heads, also those before it."""
-
-    heads: tuple[SinkHead, ...]
-    mass: np.ndarray  # (L, H)
-    drain: np.ndarray  # (L, K)
-    update: np.ndarray  # (L, H)
-    overlap: np.ndarray  # (L,) paper's rule
-    overlap_code: np.ndarray  # (L,)
-    iou: np.ndarray  # (L,)
-    iou_code: np.ndarray  # (L,)
-
-
-@dataclass(frozen=True)
-class Opposition:
-    """A layer part that pushes against the outliers that enter it."""
-
-    layer: int
-    part: str  # mlp or attention
-    removed: float  # share of the entering outliers' value; 1 cancels them
-    dims: tuple[int, ...]
-    channels: tuple[Channel, ...]  # empty for attention
-
-
-@dataclass(frozen=True)
-class Death:
-    """`layer` is the first layer after which no outlier is left; None when they survive the last layer (or never lived)."""
-
-    layer: int | None
-    last_alive: int | None  # last layer with outliers in h
-    oppositions: tuple[Opposition, ...]
-
-
-@dataclass(frozen=True)
-class Largest:
-    """The largest activation over the mean of its sequence, whether or not it is an outlier."""
-
-    ratio: float
-    value: float
-    layer: int
-    sequence: int
-    token: int
-    channel: int
-
-
-@dataclass(frozen=True)
-class Lifecycle:
-    """The report. Without outliers at τ, `birth`, `spread`, `death` are empty and `candidate` follows the strongest elements."""
-
-    model: str
-    tau: float
-    found: bool
-    num_layers: int
-    num_sequences: int
-    length: int
-    largest_h: Largest
-    largest_x_down: Largest
-    flags: dict[str, dict[str, list[int]]]  # place → τ → elements flagged per layer
-    birth: Birth
-    spread: Spread
-    death: Death
-    cause: Cause | None
-    candidate: Lifecycle | None
-    stats: Stats
-    trace: Trace | None
-
-    def to_dict(self) -> dict:
-        """JSON-ready numbers: everything but the raw trace and the per-token statistics."""
-        return lifecycle_to_dict(self)
-
-    def to_json(self) -> str:
-        """`to_dict` as text; NaN and inf become null, so any JSON reader takes it."""
-        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
 
 
 def lifecycle(
