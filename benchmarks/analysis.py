@@ -40,6 +40,8 @@ class Args:
     rounds: int = 3
     repeat: int = 5
     length: int = 2048
+    profile: bool = False
+    """Instead of comparing, show where the time of `collect` goes."""
     child: str | None = None
     model: Path | None = None
 
@@ -52,6 +54,9 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as directory:
         make_model(Path(directory))
+        if args.profile:
+            profile(Path(directory), args)
+            return
         found: dict[str, list[dict]] = {name: [] for name in CONTESTANTS}
         for round_number in range(args.rounds):
             for name in CONTESTANTS:
@@ -123,6 +128,81 @@ def plain(model: Path, length: int):
 
 def _nothing(x_in, taps, extra):
     return {}
+
+
+def _matrix_products(length: int):
+    """The products that a causal forward pass cannot do without, as bare jitted calls: a lower bound for any forward pass."""
+    import jax
+    import jax.numpy as jnp
+
+    D, F, H = (SHAPE[k] for k in ("hidden_size", "intermediate_size", "num_attention_heads"))
+    x, wide, narrow = jnp.ones((length, D)), jnp.ones((D, F)), jnp.ones((F, D))
+    square, heads = jnp.ones((D, D)), jnp.ones((H, length // 2, D // H))
+
+    @jax.jit
+    def layer(x):
+        for _ in range(4):
+            x = x @ square
+        half = jnp.matmul(heads, jnp.ones((H, D // H, length)))  # half of T x T: causal
+        mixed = jnp.matmul(half, jnp.ones((H, length, D // H)))
+        return ((x @ wide) * (x @ wide)) @ narrow, mixed
+
+    def run():
+        for _ in range(SHAPE["num_hidden_layers"]):
+            jax.block_until_ready(layer(x))
+
+    return run
+
+
+def profile(model: Path, args: Args) -> None:
+    """Seconds of the bare products, the forward pass, and of each reduction on top of it."""
+    import jax
+
+    import sysout_jax as so
+    from sysout_jax.engine import Stream
+    from sysout_jax.outliers.activations import reduce_activations
+    from sysout_jax.outliers.collect import TOP
+    from sysout_jax.outliers.weights import reduce_weights
+
+    lm, ids = so.load(model), tokens(args.length)
+    _ = lm.params
+
+    def forward(observe):
+        def run():
+            stream = Stream(lm, ids)
+            for _ in stream.layers(observe):
+                pass
+            jax.block_until_ready(stream.hidden)
+
+        return run
+
+    def weights():
+        for l in range(lm.num_layers):
+            jax.device_get(reduce_weights(lm.config, lm.params[f"layer_{l}"]))
+
+    pieces = {
+        "matrix products alone": _matrix_products(args.length),
+        "plain forward": forward(_nothing),
+        "+ attention column sums": forward(lambda _x, taps, _e: taps["attn_sums"]),
+        "+ statistics of h": forward(lambda _x, taps, _e: reduce_activations(taps["h"], TOP)),
+        "+ statistics of x_down": forward(
+            lambda _x, taps, _e: reduce_activations(taps["x_down"], TOP)
+        ),
+        "statistics of weights": weights,
+        "collect": lambda: so.collect(lm, ids),
+    }
+    times: dict[str, list[float]] = {name: [] for name in pieces}
+    for turn in range(args.rounds * args.repeat + 1):
+        for name, run in pieces.items():
+            start = time.perf_counter()
+            run()
+            if turn:  # the first call compiles
+                times[name].append(time.perf_counter() - start)
+    plain_seconds = statistics.median(times["plain forward"])
+    print(f"{'':<28}{'seconds':>9}{'of forward':>12}")
+    for name, seconds in times.items():
+        middle = statistics.median(seconds)
+        print(f"{name:<28}{middle:>9.3f}{middle / plain_seconds:>11.2f}x")
 
 
 def _peer(model: Path, length: int, statistics_too: bool):

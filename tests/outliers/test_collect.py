@@ -52,7 +52,8 @@ def test_activation_statistics(case, name):
         np.testing.assert_allclose(
             got.excess_kurtosis[layer],
             np.mean([rules.excess_kurtosis(s) for s in x[layer]]),
-            rtol=1e-3,
+            rtol=1e-5,
+            atol=3e-5,  # the kurtosis itself is near 3
         )
         pooled = x[layer].reshape(-1, x.shape[-1])
         np.testing.assert_allclose(
