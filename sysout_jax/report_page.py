@@ -58,7 +58,8 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
 th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); }
 th { border-bottom: 2px solid var(--ink); vertical-align: bottom; line-height: 1.25; }
 td:last-child, th:last-child { padding-right: 0; }
-td.number, th.number { text-align: right; }
+td.number, th.number { text-align: right; padding-left: .2rem; padding-right: .2rem; }
+th.number { font-size: .82rem; }
 td.number { white-space: nowrap; }
 .note { color: var(--soft); font-size: .9rem; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--tint); padding: .8rem; font-size: .82rem; }
