@@ -32,7 +32,7 @@ def save(
     dtype: Any,
     extra_files: Mapping[str, Path] | None = None,
     bos_id: int | None = None,
-    on_group: Callable[[], None] | None = None,
+    on_group: Callable[[], object] | None = None,
 ) -> None:
     """Write a checkpoint directory; it appears whole or not at all, and in memory there is one group at a time.
 

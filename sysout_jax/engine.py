@@ -50,7 +50,7 @@ class Stream:
         self,
         observe: Observe,
         extra: Sequence[Any] | None = None,
-        on_layer: Callable[[], None] | None = None,
+        on_layer: Callable[[], object] | None = None,
     ) -> Iterator[tuple[int, dict, Any]]:
         """Push everything through the next layer; yield (layer, its parameters, observations joined over sequences).
 

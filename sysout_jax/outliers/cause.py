@@ -26,7 +26,7 @@ def find_cause(
     birth: Birth,
     tau: float,
     seed: int = 0,
-    on_layer: Callable[[], None] | None = None,
+    on_layer: Callable[[], object] | None = None,
 ) -> Cause | None:
     """Two more passes over the traced sequences. None where no channel carries a birth."""
     born: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -84,7 +84,7 @@ def _measure(
     entries: Entries,
     sinks: np.ndarray,
     tau: float,
-    on_layer: Callable[[], None] | None,
+    on_layer: Callable[[], object] | None,
 ) -> Effect:
     stream = Stream(zero_down_weights(lm, entries), stats.tokens[path.targets.sequences])
     mask = path.targets.mask

@@ -58,7 +58,7 @@ def collect(
     tau: float = TAU,
     *,
     batch_size: int | None = None,
-    on_layer: Callable[[], None] | None = None,
+    on_layer: Callable[[], object] | None = None,
 ) -> Stats:
     """Statistics of all layers over sequences `tokens` (N, T), one layer at a time; see `Stats` for what they are.
 

@@ -53,7 +53,7 @@ def lifecycle(
     cause: bool = True,
     seed: int = 0,
     batch_size: int | None = None,
-    on_layer: Callable[[], None] | None = None,
+    on_layer: Callable[[], object] | None = None,
 ) -> Lifecycle:
     """Birth, spread, death and cause of the outliers of a model on `tokens` (N, T), at threshold τ.
 
@@ -92,7 +92,7 @@ def lifecycle(
 
 
 def follow(
-    lm: LanguageModel, stats: Stats, tau: float, on_layer: Callable[[], None] | None = None
+    lm: LanguageModel, stats: Stats, tau: float, on_layer: Callable[[], object] | None = None
 ) -> Trace:
     """Choose what to follow from the statistics, and trace it."""
     alive = np.asarray(stats.h.outlier_tokens(tau).any(axis=0))  # (N, T) ever an outlier

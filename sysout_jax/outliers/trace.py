@@ -86,7 +86,7 @@ def trace(
     tokens: np.ndarray,
     targets: Targets,
     first_layer: int,
-    on_layer: Callable[[], None] | None = None,
+    on_layer: Callable[[], object] | None = None,
 ) -> Trace:
     """Follow `targets` in `tokens` (N, T); `first_layer` is the first one whose attention can see outliers."""
     E, P = len(targets.sequences), len(targets.dims)
