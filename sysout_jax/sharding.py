@@ -1,0 +1,154 @@
+"""Devices: one mesh of data × fsdp × tensor, and ONE table that says how arrays lie on it. Models never mention devices.
+
+`data` copies the parameters and splits the batch; `fsdp` splits the batch and stores every parameter in parts; `tensor` splits
+heads, MLP channels and the vocabulary. Attention and the loss run per device (`per_device`), because their loops over blocks must not be
+cut by the compiler; everything else is partitioned by the compiler from the table.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from sysout_jax.config import ModelConfig
+from sysout_jax.errors import InputError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+BATCH = P(BATCH_AXES)  # leading axis of tokens and activations
+
+#: Parameter path → how its dims are split; the first match holds, and what nothing matches is copied to all devices.
+RULES: tuple[tuple[str, P], ...] = (
+    (r"embed/embedding", P("tensor", "fsdp")),  # (V, D)
+    (r"positions/embedding", P(None, "fsdp")),  # (context, D)
+    (r"lm_head/kernel", P("fsdp", "tensor")),  # (D, V)
+    (r"(q|k|v|qkv|gate|up)_proj/kernel", P("fsdp", "tensor")),  # (D, heads or channels)
+    (r"(q|k|v|qkv|gate|up)_proj/bias", P("tensor")),
+    (r"(o|down)_proj/kernel", P("tensor", "fsdp")),  # (heads or channels, D)
+    (r"scale_proj/kernel", P("fsdp", "tensor")),  # (D, H)
+    (r"scale_proj/bias", P("tensor")),
+    (r"(k|v)_extra", P("tensor", None)),  # (H, Dh)
+)
+
+
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A mesh over `devices` (default: all of all processes). One axis may be -1: what the others leave.
+
+    Raises InputError when the axes do not multiply to the number of devices.
+    """
+    found = list(jax.devices() if devices is None else devices)
+    sizes = [data, fsdp, tensor]
+    given = f"mesh data={data} fsdp={fsdp} tensor={tensor}"
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise InputError(f"{given}: expected positive sizes, at most one of them -1")
+    rest = int(np.prod([size for size in sizes if size != -1]))
+    if -1 in sizes:
+        if len(found) % rest:
+            raise InputError(f"{given}: {len(found)} devices do not divide by {rest}")
+        sizes[sizes.index(-1)] = len(found) // rest
+    if int(np.prod(sizes)) > len(found):
+        raise InputError(
+            f"{given}: needs {int(np.prod(sizes))} devices, there are {len(found)}; make the mesh smaller"
+        )
+    if int(np.prod(sizes)) < len(found):
+        raise InputError(
+            f"{given}: uses {int(np.prod(sizes))} of {len(found)} devices; set one axis to -1 to use all"
+        )
+    kinds = (jax.sharding.AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(tuple(sizes), AXES, kinds, devices=found)
+
+
+def check_divisible(config: ModelConfig, batch_size: int, mesh: Mesh) -> None:
+    """InputError when the batch, heads, channels or vocabulary cannot be cut as the mesh asks."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % shards:
+        raise InputError(
+            f"batch of {batch_size} sequences does not divide by data × fsdp = {shards}; "
+            f"make it a multiple of {shards}"
+        )
+    tensor = mesh.shape["tensor"]
+    for field in ("num_heads", "num_kv_heads", "d_ff", "vocab_size"):
+        if getattr(config, field) % tensor:
+            raise InputError(
+                f"{field} {getattr(config, field)} does not divide by tensor = {tensor}; choose a tensor "
+                "size that divides it"
+            )
+
+
+def parameter_specs(shapes: dict, mesh: Mesh) -> dict:
+    """The same nested dict with a PartitionSpec per leaf. An axis is dropped where it does not divide the dim."""
+
+    def spec(path: str, shape: tuple[int, ...]) -> P:
+        for pattern, rule in RULES:
+            if re.search(pattern + "$", path):
+                fits = [
+                    axis if axis is None or size % mesh.shape[axis] == 0 else None
+                    for axis, size in zip(rule, shape, strict=True)
+                ]
+                return P(*fits)
+        return P()
+
+    flat = flatten_dict(shapes, sep="/")
+    return unflatten_dict({path: spec(path, leaf.shape) for path, leaf in flat.items()}, sep="/")
+
+
+def place(specs: Any, mesh: Mesh) -> Any:
+    """PartitionSpecs to shardings on a mesh."""
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda leaf: isinstance(leaf, P)
+    )
+
+
+def current_mesh() -> Any:
+    """The mesh set by `jax.set_mesh` if it spreads over several devices, else None."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh if not mesh.empty and mesh.size > 1 and set(AXES) <= set(mesh.axis_names) else None
+
+
+def constrain(x: jax.Array, spec: P) -> jax.Array:
+    """Tell the compiler how an activation lies; nothing without a mesh."""
+    return x if current_mesh() is None else jax.lax.with_sharding_constraint(x, spec)
+
+
+def per_device(function: Callable, in_specs: Any, out_specs: Any) -> Callable:
+    """Run `function` on each device's own part of its arguments; the function itself without a mesh."""
+    mesh = current_mesh()
+    if mesh is None:
+        return function
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
+
+
+def start_processes() -> None:
+    """`jax.distributed` where this process is one of several: TPU pods, Slurm, MPI, or JAX_COORDINATOR_ADDRESS by hand.
+
+    Must run before anything touches a device. By hand: JAX_COORDINATOR_ADDRESS=host:port JAX_NUM_PROCESSES=n JAX_PROCESS_ID=i.
+    """
+    if jax.distributed.is_initialized():
+        return
+    environ = os.environ
+    if environ.get("JAX_PLATFORMS") == "cpu":
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    if "JAX_COORDINATOR_ADDRESS" in environ and "JAX_NUM_PROCESSES" in environ:
+        jax.distributed.initialize(
+            environ["JAX_COORDINATOR_ADDRESS"],
+            int(environ["JAX_NUM_PROCESSES"]),
+            int(environ["JAX_PROCESS_ID"]),
+        )
+    elif (
+        int(environ.get("SLURM_NTASKS", "1")) > 1
+        or int(environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
+        or environ.get("TPU_WORKER_HOSTNAMES", "").count(",") > 0
+    ):
+        jax.distributed.initialize()  # reads the rest from the same environment

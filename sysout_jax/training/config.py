@@ -1,0 +1,188 @@
+"""What a training run is made of: frozen dataclasses, checked when they are built. A file in configs/ is one of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import runpy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sysout_jax.config import ModelConfig, config_from_dict, config_to_dict
+from sysout_jax.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW as in nanoGPT: decay on matrices only, linear warm-up, cosine to `min_lr`."""
+
+    lr: float = 6e-4
+    min_lr: float = 6e-5
+    warmup_steps: int = 2000
+    decay_steps: int = 600_000
+    """Step at which the cosine reaches min_lr, counted from the start."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    """Largest global gradient norm; 0 does not clip."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """How many ways the devices split the batch (data, fsdp), the parameters (fsdp) and the heads (tensor)."""
+
+    data: int = -1
+    """-1: all devices that the others leave."""
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run."""
+
+    model: ModelConfig
+    data: Path
+    """Directory with train.bin and val.bin, from python -m train.prepare or nanoGPT."""
+    steps: int
+    tokens: int | None = None
+    """Stop earlier, once so many tokens were seen."""
+    batch_size: int
+    """Sequences per optimiser step, over all devices and accumulated parts."""
+    seq_len: int
+    accumulate: int = 1
+    """Parts that a batch is cut into; gradients are averaged over them in float32."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    dtype: str = "bfloat16"
+    """Of compute; weights, residual stream, loss and optimiser are float32."""
+    kernel: str = "auto"
+    """Attention kernel: auto, reference, blockwise, fused, splash."""
+    remat: bool = False
+    """Compute each layer's insides again for the gradient instead of keeping them."""
+    z_loss: float = 0.0
+    loss_chunk: int = 256
+    """Positions per sequence whose logits are held at once."""
+    eval_every: int = 1000
+    eval_sequences: int = 64
+    """Sequences of the fixed validation slice."""
+    log_every: int = 10
+    save_every: int = 1000
+    keep: int = 2
+    """Latest checkpoints kept, beside the best one by validation."""
+    monitor_every: int = 100
+    """Steps between two looks of the outlier monitor; 0 turns it off."""
+    monitor_sequences: int = 4
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    seed: int = 0
+    tensorboard: bool = False
+    wandb: str = ""
+    """Project name; needs the wandb extra."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "seq_len", "accumulate", "loss_chunk", "eval_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        for name in ("eval_sequences", "log_every", "save_every", "keep", "monitor_sequences"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}"
+            )
+        if self.seq_len > self.model.context_length:
+            raise ValueError(
+                f"seq_len {self.seq_len} exceeds the model's context_length {self.model.context_length}"
+            )
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype {self.dtype!r}; expected float32 or bfloat16")
+        if not 0 <= self.optimizer.min_lr <= self.optimizer.lr:
+            raise ValueError(
+                f"optimizer.min_lr {self.optimizer.min_lr} must lie between 0 and lr {self.optimizer.lr}"
+            )
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch_size * self.seq_len
+
+    @property
+    def last_step(self) -> int:
+        """Optimiser steps of the whole run."""
+        if self.tokens is None:
+            return self.steps
+        return min(self.steps, max(1, self.tokens // self.tokens_per_step))
+
+
+#: What may differ when a run is resumed: it changes when and where things happen, never what is computed.
+FREE_ON_RESUME = (
+    "steps",
+    "tokens",
+    "eval_every",
+    "log_every",
+    "save_every",
+    "keep",
+    "monitor_every",
+    "mesh",
+    "data",
+    "tensorboard",
+    "wandb",
+)
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """JSON-ready; `from_dict` inverts it."""
+    fields = dataclasses.asdict(config)
+    return fields | {"model": config_to_dict(config.model), "data": str(config.data)}
+
+
+def from_dict(fields: dict[str, Any]) -> TrainConfig:
+    """Rebuild a config written by `to_dict`; ValueError for fields that do not fit."""
+    fields = dict(fields)
+    try:
+        return TrainConfig(
+            **fields
+            | {
+                "model": config_from_dict(fields["model"]),
+                "data": Path(fields["data"]),
+                "optimizer": OptimizerConfig(**fields["optimizer"]),
+                "mesh": MeshConfig(**fields["mesh"]),
+            }
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not a training config: {error}") from None
+
+
+def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
+    """`key: old → new` for every setting that must not change within a run."""
+
+    def flat(tree: dict, prefix: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in tree.items():
+            found |= (
+                flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+            )
+        return found
+
+    before, after = flat(to_dict(old)), flat(to_dict(new))
+    return [
+        f"{key}: {before.get(key)} → {after.get(key)}"
+        for key in sorted(before | after)
+        if key.split(".")[0] not in FREE_ON_RESUME and before.get(key) != after.get(key)
+    ]
+
+
+def load_config(path: Path) -> TrainConfig:
+    """The `config` that a Python file in configs/ defines. InputError when there is none or it cannot be built."""
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], 1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else "; name a file of configs/"
+        raise InputError(f"--config {path}: no such file{hint}")
+    try:
+        config = runpy.run_path(str(path)).get("config")
+    except Exception as error:
+        raise InputError(f"--config {path}: {type(error).__name__}: {error}") from None
+    if not isinstance(config, TrainConfig):
+        raise InputError(f"--config {path}: defines no `config` of type TrainConfig")
+    return config

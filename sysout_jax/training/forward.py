@@ -1,0 +1,61 @@
+"""The forward pass in training: layer by layer, so that sharding and rematerialisation stay out of the models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from sysout_jax.sharding import BATCH, constrain
+
+
+def final_hidden(model, params: dict, tokens_BxT, remat: bool = False) -> jax.Array:
+    """(B, T, D) final-normed hidden states in the compute dtype; the residual stream is float32 whatever that dtype is."""
+    x_BxTxD = embedded(model, params, tokens_BxT)
+    # one function for all layers is traced once
+    block = jax.jit(block_of(model, remat))
+    for layer in range(model.cfg.num_layers):
+        x_BxTxD = constrain(block(params[f"layer_{layer}"], x_BxTxD), BATCH)
+    return model.apply(
+        {"params": {"final_norm": params["final_norm"]}},
+        x_BxTxD,
+        method=lambda m, x: m.final_norm(x),
+    )
+
+
+def embedded(model, params: dict, tokens_BxT) -> jax.Array:
+    """(B, T, D) float32: what enters the first layer."""
+    # rows are looked up in whole: a table that is cut along D would make the compiler copy the whole batch of rows
+    held = {
+        name: jax.tree.map(lambda table, rows=rows: constrain(table, rows), params[name])
+        for name, rows in (("embed", P("tensor", None)), ("positions", P()))
+        if name in params
+    }
+    x_BxTxD = model.apply({"params": held}, tokens_BxT, method="embed_tokens")
+    return constrain(x_BxTxD.astype(jnp.float32), BATCH)
+
+
+def block_of(model, remat: bool) -> Callable[[dict, jax.Array], jax.Array]:
+    """One layer as a function of its parameters and input; with `remat` its insides are computed again for the gradient."""
+    block = model.block()
+
+    def apply(params: dict, x_BxTxD: jax.Array) -> jax.Array:
+        return block.apply({"params": params}, x_BxTxD)
+
+    return jax.checkpoint(apply) if remat else apply
+
+
+def head_weights(model, params: dict) -> jax.Array:
+    """(V, D) output embedding."""
+    if model.cfg.tied_embeddings:
+        return params["embed"]["embedding"]
+    return params["lm_head"]["kernel"].T
+
+
+def parameter_count(shapes: Any, positions: bool = True) -> int:
+    """Number of weights; without `positions` as nanoGPT counts them."""
+    counted = {k: v for k, v in shapes.items() if positions or k != "positions"}
+    return sum(leaf.size for leaf in jax.tree.leaves(counted))

@@ -1,0 +1,106 @@
+"""Cross-entropy of the next token without the (B, T, V) logits.
+
+Positions are taken in chunks, and the gradients with respect to hidden states and head are made in the same pass as the loss, while a chunk's
+logits exist: three matrix products a chunk, as with all logits in memory, where recomputing them would take four.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from sysout_jax.sharding import BATCH, BATCH_AXES, current_mesh, per_device
+
+
+def next_token_loss(
+    x_BxTxD: jax.Array, head_VxD: jax.Array, targets_BxT: jax.Array, chunk: int, z_loss: float = 0.0
+) -> tuple[jax.Array, jax.Array]:
+    """Mean negative log-likelihood in nats, and that plus `z_loss · mean lse²` (the one to differentiate), both float32.
+
+    `x` are final-normed hidden states in the compute dtype, `head` the float32 output embedding, which is rounded to that dtype for the products;
+    logits are float32. At most `chunk` positions per sequence are held as logits at once.
+    """
+    axis = "tensor" if current_mesh() is not None else None
+
+    def local(x, head, targets):
+        return _loss(x, head, targets, chunk, z_loss, axis)
+
+    run = per_device(local, (BATCH, P("tensor"), BATCH), (P(), P()))
+    return run(x_BxTxD, head_VxD, targets_BxT)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _loss(x_BxTxD, head_VxD, targets_BxT, chunk, z_loss, axis):
+    nll, z, _, _ = _sweep(x_BxTxD, head_VxD, targets_BxT, chunk, z_loss, axis, False)
+    return _means(nll, z, targets_BxT, z_loss, axis)
+
+
+def _forward(x_BxTxD, head_VxD, targets_BxT, chunk, z_loss, axis):
+    nll, z, dx, dhead = _sweep(x_BxTxD, head_VxD, targets_BxT, chunk, z_loss, axis, True)
+    return _means(nll, z, targets_BxT, z_loss, axis), (dx, dhead, targets_BxT.size)
+
+
+def _backward(chunk, z_loss, axis, residuals, cotangents):
+    dx, dhead, count = residuals
+    # the plain mean is for reading only: its cotangent is not propagated (see next_token_loss)
+    # one device's share of the cotangent is divided by all devices, but those along the vocabulary add up to one gradient
+    parts = 1 if axis is None else jax.lax.axis_size(axis)
+    scale = cotangents[1] * (parts / count)
+    return (dx * scale).astype(dx.dtype), dhead * scale, None
+
+
+_loss.defvjp(_forward, _backward)
+
+
+def _means(nll, z, targets_BxT, z_loss, axis):
+    count = targets_BxT.size
+    nll, z = nll / count, z / count
+    if axis is not None:
+        nll, z = jax.lax.pmean((nll, z), BATCH_AXES)
+    return nll, nll + z_loss * z
+
+
+def _sweep(x_BxTxD, head_VxD, targets_BxT, chunk, z_loss, axis, gradients: bool):
+    """Sums of nll and lse² over all positions, and with `gradients` those of nll + z_loss · lse²."""
+    B, T, D = x_BxTxD.shape
+    V = head_VxD.shape[0]
+    head = head_VxD.astype(x_BxTxD.dtype)
+    size = max(c for c in range(1, min(chunk, T) + 1) if T % c == 0)
+    first = 0 if axis is None else jax.lax.axis_index(axis) * V
+    vocabulary_V = first + jnp.arange(V)
+    pieces = (
+        x_BxTxD.reshape(B, T // size, size, D).swapaxes(0, 1),
+        targets_BxT.reshape(B, T // size, size).swapaxes(0, 1),
+    )
+
+    def over_vocabulary(reduce, value):
+        return value if axis is None else reduce(value, axis)
+
+    def one_chunk(carry, piece):
+        nll, z, dhead = carry
+        x, targets = piece[0].reshape(B * size, D), piece[1].reshape(B * size)
+        logits_MxV = jnp.matmul(x, head.T, preferred_element_type=jnp.float32)
+        top = over_vocabulary(jax.lax.pmax, logits_MxV.max(-1))
+        total = over_vocabulary(jax.lax.psum, jnp.exp(logits_MxV - top[:, None]).sum(-1))
+        lse = top + jnp.log(total)
+        hit_MxV = targets[:, None] == vocabulary_V[None]
+        picked = over_vocabulary(jax.lax.psum, jnp.where(hit_MxV, logits_MxV, 0.0).sum(-1))
+        nll, z = nll + (lse - picked).sum(), z + (lse * lse).sum()
+        if not gradients:
+            return (nll, z, dhead), None
+        slope = (1.0 + 2.0 * z_loss * lse)[:, None] * jnp.exp(logits_MxV - lse[:, None])
+        slope = (slope - hit_MxV).astype(x.dtype)
+        # this device's part of the vocabulary only: the parts are summed once, behind the loop
+        dx = jnp.matmul(slope, head, preferred_element_type=jnp.float32)
+        dhead = dhead + jnp.matmul(slope.T, x, preferred_element_type=jnp.float32)
+        return (nll, z, dhead), dx.astype(x.dtype).reshape(B, size, D)
+
+    zero = jnp.zeros((), jnp.float32)
+    start = (zero, zero, jnp.zeros((V, D) if gradients else (), jnp.float32))
+    (nll, z, dhead), dx = jax.lax.scan(one_chunk, start, pieces)
+    if gradients:
+        dx = dx.swapaxes(0, 1).reshape(B, T, D)
+    return nll, z, dx, dhead

@@ -1,0 +1,144 @@
+"""One optimiser step and one evaluation, as jitted functions over a mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from sysout_jax.models import build, parameter_shapes
+from sysout_jax.sharding import BATCH_AXES, check_divisible, parameter_specs, place
+from sysout_jax.training.config import TrainConfig
+from sysout_jax.training.forward import final_hidden, head_weights
+from sysout_jax.training.loss import next_token_loss
+from sysout_jax.training.optimizer import make_optimizer, optimizer_specs, schedule
+
+#: State of a run: `params`, `optimizer` (its moments) and `step`, the number of steps taken.
+State = dict[str, Any]
+WATCHED = ("k", "v", "down")  # projections whose gradient norms the monitor reports, per layer
+
+
+@dataclass(frozen=True)
+class Program:
+    """Everything that runs on devices in a training run.
+
+    `train(state, batch (A, B, T+1)) -> (state, metrics)` donates the state; `evaluate(params, batch (B, T+1)) -> mean nll`.
+    """
+
+    init: Callable[[jax.Array], State]
+    train: Callable[[State, jax.Array], tuple[State, dict[str, jax.Array]]]
+    evaluate: Callable[[dict, jax.Array], jax.Array]
+    shapes: State  # jax.ShapeDtypeStruct with shardings
+    batch_sharding: Any
+    eval_sharding: Any
+    model: Any
+
+
+def make_program(config: TrainConfig, mesh: Mesh) -> Program:
+    """Compile-ready functions of a run on a mesh. Raises InputError when batch or model do not divide as the mesh asks."""
+    check_divisible(config.model, config.batch_size // config.accumulate, mesh)
+    model = build(config.model, config.dtype, "float32", config.kernel)
+    optimizer = make_optimizer(config.optimizer)
+    shapes = parameter_shapes(config.model)
+    specs = parameter_specs(shapes, mesh)
+    state_specs = {
+        "params": specs,
+        "optimizer": optimizer_specs(optimizer, shapes, specs),
+        "step": P(),
+    }
+    shardings = place(state_specs, mesh)
+    eval_sharding = place(P(BATCH_AXES), mesh)
+    batch_sharding = place(P(None, BATCH_AXES), mesh)
+
+    def init(key: jax.Array) -> State:
+        params = model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+        return {
+            "params": params,
+            "optimizer": optimizer.init(params),
+            "step": jnp.zeros((), jnp.int32),
+        }
+
+    def loss_of(params: dict, tokens_BxT1) -> tuple[jax.Array, jax.Array]:
+        hidden = final_hidden(model, params, tokens_BxT1[:, :-1], config.remat)
+        nll, loss = next_token_loss(
+            hidden,
+            head_weights(model, params),
+            tokens_BxT1[:, 1:],
+            config.loss_chunk,
+            config.z_loss,
+        )
+        return loss, nll
+
+    def train(state: State, batch_AxBxT1):
+        gradient = jax.grad(loss_of, has_aux=True)
+        params = state["params"]
+        if config.accumulate == 1:
+            grads, nll = gradient(params, batch_AxBxT1[0])
+        else:
+
+            def add(total, tokens):
+                return jax.tree.map(jnp.add, total, gradient(params, tokens)), None
+
+            zero = (jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.float32))
+            total, _ = jax.lax.scan(add, zero, batch_AxBxT1)
+            grads, nll = jax.tree.map(lambda g: g / config.accumulate, total)
+        updates, moments = optimizer.update(grads, state["optimizer"], params)
+        metrics = {
+            "loss": nll,
+            "grad_norm": optax.global_norm(grads),
+            "lr": schedule(config.optimizer)(state["step"]),
+            "grad_norms": watched_norms(grads, config.model.num_layers),
+        }
+        new = {
+            "params": optax.apply_updates(params, updates),
+            "optimizer": moments,
+            "step": state["step"] + 1,
+        }
+        return new, metrics
+
+    def evaluate(params: dict, tokens_BxT1) -> jax.Array:
+        return loss_of(params, tokens_BxT1)[1]
+
+    with jax.set_mesh(mesh):
+        state_shapes = jax.eval_shape(init, jax.random.key(0))
+    return Program(
+        init=jax.jit(init, out_shardings=shardings),
+        train=jax.jit(
+            train,
+            in_shardings=(shardings, batch_sharding),
+            out_shardings=(shardings, place(P(), mesh)),
+            donate_argnums=0,
+        ),
+        evaluate=jax.jit(evaluate, in_shardings=(shardings["params"], eval_sharding)),
+        shapes=jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            state_shapes,
+            shardings,
+        ),
+        batch_sharding=batch_sharding,
+        eval_sharding=eval_sharding,
+        model=model,
+    )
+
+
+def watched_norms(grads: dict, num_layers: int) -> dict[str, jax.Array]:
+    """(L,) gradient norm of W_K, W_V and W_down of every layer; a fused QKV kernel is cut into its thirds."""
+
+    def norm(layer: int, name: str) -> jax.Array:
+        flat = flatten_dict(grads[f"layer_{layer}"], sep="/")
+        found = next((g for k, g in flat.items() if k.endswith(f"/{name}_proj/kernel")), None)
+        if found is None:
+            fused = next(g for k, g in flat.items() if k.endswith("/qkv_proj/kernel"))
+            third = fused.shape[-1] // 3
+            start = "qkv".index(name) * third
+            found = fused[:, start : start + third]
+        return jnp.sqrt(jnp.sum(jnp.square(found.astype(jnp.float32))))
+
+    return {name: jnp.stack([norm(layer, name) for layer in range(num_layers)]) for name in WATCHED}
