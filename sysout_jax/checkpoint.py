@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,6 +23,7 @@ from sysout_jax.weights import WeightSource, expected_shapes, groups
 
 CONFIG = "model.json"
 PARAMS = "params"
+RUN = "checkpoints"  # of a training run: one directory of groups per step
 
 
 def save(
@@ -53,13 +54,18 @@ def save(
                     on_group()
         for name, path in (extra_files or {}).items():
             shutil.copyfile(path, staging / name)
-        fields = {"config": config_to_dict(config), "bos_token_id": bos_id}
-        (staging / CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
+        write_config(staging, config, bos_id)
         staging.chmod(0o755)  # mkdtemp makes it private
         staging.replace(directory)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+def write_config(directory: Path, config: ModelConfig, bos_id: int | None = None) -> None:
+    """The model's config and BOS id, beside its parameters or its training checkpoints."""
+    fields = {"config": config_to_dict(config), "bos_token_id": bos_id}
+    (Path(directory) / CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
 
 
 def read_config(directory: Path) -> tuple[ModelConfig, int | None]:
@@ -74,11 +80,39 @@ def read_config(directory: Path) -> tuple[ModelConfig, int | None]:
         ) from None
 
 
-class OrbaxSource:
-    """Weights of a checkpoint directory, restored group by group. Strict like the safetensors reader."""
+class Found(NamedTuple):
+    """Where the parts of a checkpoint lie: config and tokenizer in `home`, parameter groups in `params`."""
 
-    def __init__(self, directory: Path, config: ModelConfig):
-        self._path = Path(directory).absolute() / PARAMS
+    home: Path
+    params: Path
+
+
+def locate(directory: Path) -> Found | None:
+    """A converted model, a training run (its latest checkpoint), or one checkpoint of a run; None when it is none of them.
+
+    Raises InputError for a run without a whole checkpoint.
+    """
+    directory = Path(directory).absolute()
+    if (directory / CONFIG).is_file():
+        if (directory / RUN).is_dir():
+            steps = [int(p.name) for p in (directory / RUN).iterdir() if p.name.isdigit()]
+            if not steps:
+                raise InputError(
+                    f"{directory / RUN}: holds no whole checkpoint yet; wait for the run's first save"
+                )
+            return Found(directory, directory / RUN / str(max(steps)))
+        return Found(directory, directory / PARAMS)
+    home = directory.parent.parent
+    if directory.name.isdigit() and directory.parent.name == RUN and (home / CONFIG).is_file():
+        return Found(home, directory)
+    return None
+
+
+class OrbaxSource:
+    """Weights that lie in one Orbax directory per group below `params`. Strict like the safetensors reader."""
+
+    def __init__(self, params: Path, config: ModelConfig):
+        self._path = Path(params).absolute()
         self._checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
         try:
             held = {

@@ -1,4 +1,4 @@
-"""How every command line ends: 0 done, 2 bad input in one line on stderr, and no traceback for what is not a bug."""
+"""How every command line ends: 0 done, 2 bad input, 1 a run that cannot go on; one line on stderr, no traceback for what is no bug."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from sysout_jax.errors import InputError
+from sysout_jax.errors import InputError, RunError
 
+CANNOT_GO_ON = 1
 BAD_INPUT = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 BROKEN_PIPE = 141  # 128 + SIGPIPE: the reader of our output (`| head`) has had enough
@@ -17,7 +18,7 @@ BROKEN_PIPE = 141  # 128 + SIGPIPE: the reader of our output (`| head`) has had 
 def run(main: Callable[[], None]) -> NoReturn:
     """Call `main` and leave the process with the status that its outcome stands for.
 
-    InputError becomes its one line on stderr and status 2; anything else that is raised is a bug and keeps its traceback.
+    InputError becomes its one line on stderr and status 2, RunError the same with status 1; anything else that is raised is a bug and keeps its traceback.
     """
     sys.exit(_status(main))
 
@@ -26,9 +27,9 @@ def _status(main: Callable[[], None]) -> int:
     try:
         main()
         sys.stdout.flush()  # a broken pipe must show here, where it is caught, not at exit
-    except InputError as error:
+    except (InputError, RunError) as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return BAD_INPUT
+        return BAD_INPUT if isinstance(error, InputError) else CANNOT_GO_ON
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -1,5 +1,9 @@
-"""The one error that means "the input is wrong": command lines print its single line and exit with status 2."""
+"""Errors that users meet; everything else that is raised is a bug."""
 
 
 class InputError(ValueError):
-    """Says what was given, what was expected and what to do."""
+    """Bad input: one line with what was given, what was expected and what to do. Command lines exit with status 2."""
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on though its input is good (disk full, NaN loss). Command lines exit with status 1."""

@@ -20,7 +20,7 @@ HF_CONFIG = "config.json"
 
 
 def load(path: str | Path, dtype: Any = "float32") -> LanguageModel:
-    """Open a Hugging Face directory or hub id (extra `hf`), or a directory written by `python -m sysout_jax.convert`.
+    """Open a Hugging Face directory or hub id (extra `hf`), or what `python -m sysout_jax.convert` or `python -m train` wrote.
 
     Names, shapes and settings are all checked now; the weights themselves are read when they are used. `dtype` is that of
     weights and compute. Raises InputError, with one line to act on, for everything that is wrong with the checkpoint.
@@ -33,9 +33,10 @@ def load(path: str | Path, dtype: Any = "float32") -> LanguageModel:
         ) from None
     directory = find(path)
     source: WeightSource
-    if (directory / checkpoint.CONFIG).is_file():
+    if orbax := checkpoint.locate(directory):
+        directory = orbax.home
         config, bos_id = checkpoint.read_config(directory)
-        source = checkpoint.OrbaxSource(directory, config)
+        source = checkpoint.OrbaxSource(orbax.params, config)
     else:
         fields = _read_json(directory / HF_CONFIG)
         layout, config = read_config(fields, str(directory / HF_CONFIG))
@@ -59,10 +60,10 @@ def find(path: str | Path) -> Path:
     """The local directory behind a path or a hub id; InputError when there is none."""
     directory = Path(path).expanduser()
     if directory.is_dir():
-        if not any((directory / name).is_file() for name in (HF_CONFIG, checkpoint.CONFIG)):
+        if not (directory / HF_CONFIG).is_file() and checkpoint.locate(directory) is None:
             raise InputError(
                 f"{path}: not a model directory (no {HF_CONFIG} and no {checkpoint.CONFIG}); "
-                "expected a Hugging Face directory or the output of python -m sysout_jax.convert"
+                "expected a Hugging Face directory, the output of python -m sysout_jax.convert, or a training run"
             )
         return directory
     if directory.exists():

@@ -1,0 +1,118 @@
+"""The outlier monitor: what a layer's intermediates say about outliers, cheap enough to be asked during training.
+
+`monitor_layer` works on the intermediates of any JAX trainer; `Monitor` applies it to our models on a fixed probe batch. The quantities
+are those of the paper's Figures 10 to 12 and Appendix C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sysout_jax import capture as cap
+from sysout_jax.config import ModelConfig
+from sysout_jax.models import build
+from sysout_jax.outliers.definitions import SINK_SHARE
+from sysout_jax.outliers.order import median_of_magnitudes
+from sysout_jax.sharding import BATCH, constrain
+from sysout_jax.training.forward import embedded
+
+QUERY_ROWS = 128  # query rows whose logits are held at once
+NEAR_ZERO = 0.01  # an attention update below this share of the residual stream's length changes next to nothing
+
+
+def monitor_layer(taps: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Scalars (float32) of one layer from those intermediates that are given, named and shaped as in `sysout_jax.TAPS`.
+
+    h: `h_top1`, `h_median`, `h_mean` of |h| (means over sequences), `h_kurtosis` (excess, over all elements). x_down:
+    `x_down_top1`. attn_sums: `first_token_share`, the attention that the first token gets, and `sink_rate`, the share of (sequence, head)
+    that give it more than 30 %. q and k: `logit_max`, `logit_min` over causal pairs. attn_scale: `scale_mean`, `scale_min`.
+    attn_out and h_mid: `near_zero_updates`, the share of tokens that attention moves by less than 1 %. Pure, for use under jit.
+    """
+    found: dict[str, jax.Array] = {}
+    if "h" in taps:
+        magnitude = jnp.abs(taps["h"].astype(jnp.float32))
+        found["h_top1"] = magnitude.max((1, 2)).mean()
+        found["h_mean"] = magnitude.mean()
+        skip = jnp.zeros(magnitude.shape[0], jnp.int32)
+        found["h_median"] = median_of_magnitudes(magnitude, skip).mean()
+        found["h_kurtosis"] = _excess_kurtosis(taps["h"].astype(jnp.float32))
+    if "x_down" in taps:
+        found["x_down_top1"] = jnp.abs(taps["x_down"].astype(jnp.float32)).max((1, 2)).mean()
+    if "attn_sums" in taps:
+        sums_BxHxS = taps["attn_sums"].astype(jnp.float32)
+        # the first token is seen by every query, so its column sum over the number of queries is its mean share
+        share_BxH = sums_BxHxS[..., 0] / sums_BxHxS.shape[-1]
+        found["first_token_share"] = share_BxH.mean()
+        found["sink_rate"] = (share_BxH > SINK_SHARE).mean(dtype=jnp.float32)
+    if "q" in taps and "k" in taps:
+        found["logit_max"], found["logit_min"] = _logit_range(taps["q"], taps["k"])
+    if "attn_scale" in taps:
+        scale = taps["attn_scale"].astype(jnp.float32)
+        found["scale_mean"], found["scale_min"] = scale.mean(), scale.min()
+    if "attn_out" in taps and "h_mid" in taps:
+        update = jnp.linalg.norm(taps["attn_out"].astype(jnp.float32), axis=-1)
+        stream = jnp.linalg.norm(taps["h_mid"].astype(jnp.float32), axis=-1)
+        found["near_zero_updates"] = (update < NEAR_ZERO * stream).mean(dtype=jnp.float32)
+    return found
+
+
+def _excess_kurtosis(x: jax.Array) -> jax.Array:
+    square = (x - x.mean()) ** 2
+    variance = square.mean()
+    return jnp.where(
+        variance > 0, (square**2).mean() / jnp.where(variance > 0, variance**2, 1.0) - 3.0, 0.0
+    )
+
+
+def _logit_range(q_BxTxHxDh: jax.Array, k_BxSxKxDh: jax.Array) -> tuple[jax.Array, jax.Array]:
+    B, T, H, Dh = q_BxTxHxDh.shape
+    S, K = k_BxSxKxDh.shape[1:3]
+    rows = min(QUERY_ROWS, T)
+    padded = -(-T // rows) * rows
+    q = jnp.pad(q_BxTxHxDh, ((0, 0), (0, padded - T), (0, 0), (0, 0)))
+    q = q.reshape(B, padded // rows, rows, K, H // K, Dh).swapaxes(0, 1)
+
+    def block(args):
+        first, q_BxRxKxGxDh = args
+        logits = jnp.einsum(
+            "brkgd,bskd->bkgrs", q_BxRxKxGxDh, k_BxSxKxDh, preferred_element_type=jnp.float32
+        ) * (Dh**-0.5)
+        row = first + jnp.arange(rows)
+        seen = (row[:, None] >= jnp.arange(S)[None]) & (row < T)[:, None]
+        seen = seen[None, None, None]
+        return jnp.where(seen, logits, -jnp.inf).max(), jnp.where(seen, logits, jnp.inf).min()
+
+    high, low = jax.lax.map(block, (jnp.arange(0, padded, rows), q))
+    return high.max(), low.min()
+
+
+class Monitor:
+    """`monitor_layer` on every layer of one of our models, for a probe batch (B, T) that stays the same."""
+
+    def __init__(self, config: ModelConfig, dtype: str):
+        # the one kernel that gives column sums without a whole map
+        self._model = build(config, dtype, "float32", "blockwise")
+        self._run = jax.jit(self._layers)
+
+    def __call__(self, params: dict, probe_BxT: jax.Array) -> dict[str, list[float]]:
+        """Every quantity as a list over layers."""
+        found = jax.device_get(self._run(params, probe_BxT))
+        return {name: np.asarray(values, float).tolist() for name, values in found.items()}
+
+    def _layers(self, params: dict, probe_BxT: jax.Array) -> dict[str, jax.Array]:
+        block = self._model.block()
+
+        @jax.jit
+        def step(layer_params, x_BxTxD):
+            y, state = block.apply({"params": layer_params}, x_BxTxD, mutable=[cap.COLLECTION])
+            return constrain(y, BATCH), monitor_layer(cap.flatten_taps(state[cap.COLLECTION]))
+
+        x_BxTxD, rows = embedded(self._model, params, probe_BxT), []
+        for layer in range(self._model.cfg.num_layers):
+            x_BxTxD, row = step(params[f"layer_{layer}"], x_BxTxD)
+            rows.append(row)
+        return {name: jnp.stack([row[name] for row in rows]) for name in rows[0]}
