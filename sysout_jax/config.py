@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+AttentionName = Literal[
+    "default", "fixed_bias", "context_bias", "attention_bias", "context_scale", "sigmoid"
+]
+ATTENTION: tuple[str, ...] = get_args(AttentionName)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +53,21 @@ class ModelConfig:
     num_heads: int
     tied_embeddings: bool
     norm_eps: float = 1e-5
+    attention: AttentionName = "default"
+    """Variant of attention, see `sysout_jax.attention.variants`."""
+    sigmoid_bias: Literal["context", "length"] = "context"
+    """b of sigmoid attention: −log of the context length, or of the current length (the paper's published code)."""
 
     def __post_init__(self) -> None:
         for field in ("vocab_size", "context_length", "d_model", "d_ff", "num_layers", "num_heads"):
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"config field {field} is {value!r}; expected a positive integer")
+        for field, names in (("attention", ATTENTION), ("sigmoid_bias", ("context", "length"))):
+            if getattr(self, field) not in names:
+                raise ValueError(
+                    f"config field {field} is {getattr(self, field)!r}; expected one of {', '.join(names)}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,8 @@ class LanguageModel:
     @cached_property
     def module(self):
         """The Flax module; `lm.module.apply({"params": lm.params}, tokens)` gives logits."""
-        return build(self.config, self.dtype)
+        # the kernel that also gives column sums without holding a map
+        return build(self.config, self.dtype, kernel="blockwise")
 
     @cached_property
     def params(self) -> dict:

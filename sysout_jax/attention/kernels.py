@@ -1,58 +1,44 @@
-"""How `(out, lse)` of causal softmax attention is computed. Every kernel gives the same numbers to rounding.
+"""Which code computes causal attention: one dict of kernels, and what each of them can give.
 
-`reference` materialises the (T, S) map; `blockwise` is exact too, holds one block of query rows at a time and skips most keys
-that lie in the future, so its memory is linear in T. Both return the column sums that attention outliers are defined on.
+Variant (the mathematics) and kernel (how) are separate settings. Every kernel gives the same numbers to rounding; an explicit request is
+honoured or refused with a reason, never replaced.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
-BLOCK = 256  # query rows held at once by `blockwise`
-GROUPS = 8  # spans of query rows with a static number of keys each: at most 1/(2*GROUPS) of the keys is computed in vain
-#: Logits held at once, in bytes. A CPU is fastest when they stay in its cache, an accelerator when there are many.
-LOGIT_BYTES = {"cpu": 2 * 2**20, "other": 512 * 2**20}
-
-
-class Attended(NamedTuple):
-    """What attention returns: `out` (B, T, H, Dh), `lse` (B, H, T) and `sums` (B, H, S), the map summed over queries."""
-
-    out: jax.Array
-    lse: jax.Array
-    sums: jax.Array
+from sysout_jax.attention.blocks import Attended, accumulator, blockwise, reference, split_heads
+from sysout_jax.attention.fused import fused
+from sysout_jax.sharding import BATCH_AXES, current_mesh, per_device
 
 
-def attend(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv, *, kernel: str = "auto") -> Attended:
-    """Causal softmax attention, `softmax(q kᵀ / √Dh) v`, with H a multiple of K (query heads share key heads in order).
+@dataclass(frozen=True)
+class Kernel:
+    """`run(q, k, v[, bias])`; `rows` says whether it returns `lse` (with its gradient) and `sums`, and knows sigmoid."""
 
-    Logits, `lse` and `sums` are at least float32 whatever the inputs are; `out` has the dtype of `v`.
-    Raises ValueError for an unknown kernel.
-    """
-    return KERNELS[resolve_kernel(kernel)](q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv)
-
-
-def attention_map(q_BxTxHxDh, k_BxSxKxDh, lse_BxHxT) -> jax.Array:
-    """The (B, H, T, S) probabilities that belong to `lse`. For short prompts: this is the quadratic object itself."""
-    B, T, H, Dh = q_BxTxHxDh.shape
-    S, K = k_BxSxKxDh.shape[1:3]
-    rows = _split_heads(q_BxTxHxDh, K).reshape(B, K, H // K * T, Dh)
-    logits = jnp.matmul(
-        rows, _keys_last(k_BxSxKxDh), preferred_element_type=_accumulator(rows.dtype)
-    )
-    seen_TxS = jnp.arange(T)[:, None] >= jnp.arange(S)[None, :]
-    weights = jnp.exp(logits.reshape(B, H, T, S) - lse_BxHxT[..., None])
-    return jnp.where(seen_TxS[None, None], weights, 0.0)
+    run: Callable[..., Attended]
+    rows: bool
 
 
-def resolve_kernel(kernel: str) -> str:
-    """The kernel that `auto` stands for on this platform; any other name is honoured or refused, never replaced."""
+KERNELS: dict[str, Kernel] = {
+    "reference": Kernel(reference, rows=True),
+    "blockwise": Kernel(blockwise, rows=True),
+    "fused": Kernel(fused, rows=False),
+}
+
+
+def resolve_kernel(kernel: str, dtype: Any = jnp.float32) -> str:
+    """The kernel that `auto` stands for on this platform and compute dtype. ValueError for an unknown name."""
     if kernel == "auto":
-        return "blockwise"
+        half = jnp.dtype(dtype).itemsize == 2
+        return "fused" if half and jax.default_backend() == "gpu" else "blockwise"
     if kernel not in KERNELS:
         raise ValueError(
             f"attention kernel {kernel!r} is unknown; expected auto or one of {', '.join(KERNELS)}"
@@ -60,115 +46,97 @@ def resolve_kernel(kernel: str) -> str:
     return kernel
 
 
-def _split_heads(q_BxTxHxDh, num_kv_heads: int):
-    """Scale and group the queries: (B, K, G, T, Dh), G query heads to a key head."""
-    B, T, H, Dh = q_BxTxHxDh.shape
-    grouped = q_BxTxHxDh.reshape(B, T, num_kv_heads, H // num_kv_heads, Dh)
-    return grouped.transpose(0, 2, 3, 1, 4) * jnp.asarray(Dh**-0.5, q_BxTxHxDh.dtype)
+def attend(
+    q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv, *, kernel: str = "auto", bias: float | None = None
+) -> Attended:
+    """Causal attention, `softmax(q kᵀ / √Dh) v`, with H a multiple of K (query heads share key heads in order).
 
-
-def _keys_last(k_BxSxKxDh):
-    # (B, K, Dh, S): the layout in which XLA's CPU matmul needs no transposition per block
-    return k_BxSxKxDh.transpose(0, 2, 3, 1)
-
-
-def _accumulator(dtype) -> jnp.dtype:
-    return jnp.promote_types(dtype, jnp.float32)
-
-
-def _rows(q_GxTxDh, k_DhxS, v_SxDv, first_row, num_rows: int):
-    """Exact attention of a span of query rows that starts at `first_row` over the S first keys, for one key head.
-
-    Rows from `num_rows` on are padding: they are computed, but do not enter the column sums.
+    With a `bias`, `σ(q kᵀ / √Dh + bias) v` instead. Logits, `lse` and `sums` are at least float32 whatever the inputs are;
+    `out` has the dtype of `v`. Raises ValueError for an unknown kernel and for one that cannot compute what is asked.
     """
-    G, T, Dh = q_GxTxDh.shape
-    S = k_DhxS.shape[-1]
-    dtype = _accumulator(q_GxTxDh.dtype)
-    row_T = first_row + jnp.arange(T)
-    logits = jnp.matmul(q_GxTxDh.reshape(G * T, Dh), k_DhxS, preferred_element_type=dtype)
-    seen_TxS = row_T[:, None] >= jnp.arange(S)[None, :]
-    logits_GxTxS = jnp.where(seen_TxS[None], logits.reshape(G, T, S), -jnp.inf)
-    top_GxT = logits_GxTxS.max(-1)
-    weights_GxTxS = jnp.exp(logits_GxTxS - top_GxT[..., None])
-    total_GxT = weights_GxTxS.sum(-1)
-    mixed_GxTxDv = jnp.matmul(
-        weights_GxTxS.reshape(G * T, S).astype(v_SxDv.dtype), v_SxDv, preferred_element_type=dtype
-    ).reshape(G, T, -1)
-    lse_GxT = top_GxT + jnp.log(total_GxT)
-    # Always true for numbers, but it keeps `lse` alive where nobody reads it: the compiled arithmetic, and with it the last bit
-    # of `out`, must not depend on what is captured.
-    divisor_GxT = jnp.where(lse_GxT == lse_GxT, total_GxT, jnp.nan)
-    out_GxTxDv = (mixed_GxTxDv / divisor_GxT[..., None]).astype(v_SxDv.dtype)
-    share_GxT = jnp.where((row_T < num_rows)[None], 1.0 / total_GxT, 0.0)
-    sums_GxS = jnp.matmul(share_GxT[:, None, :], weights_GxTxS)[:, 0]
-    return out_GxTxDv, lse_GxT, sums_GxS
-
-
-def _over_key_heads(one_head, q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv, at_once: int) -> Attended:
-    """Apply `one_head(q (G, T, Dh), k (Dh, S), v (S, Dv))` to the key heads of all sequences, `at_once` in parallel."""
-    B, T, H, _ = q_BxTxHxDh.shape
-    K, Dv = v_BxSxKxDv.shape[2:]
-    q = _split_heads(q_BxTxHxDh, K)
-    k, v = _keys_last(k_BxSxKxDh), v_BxSxKxDv.transpose(0, 2, 1, 3)
-    heads = tuple(x.reshape(B * K, *x.shape[2:]) for x in (q, k, v))
-    if at_once >= B * K:
-        out, lse, sums = jax.vmap(one_head)(*heads)
-    else:
-        out, lse, sums = jax.lax.map(
-            lambda head: one_head(*head), heads, batch_size=at_once if at_once > 1 else None
+    name = resolve_kernel(kernel, q_BxTxHxDh.dtype)
+    if bias is not None and not KERNELS[name].rows:
+        raise ValueError(
+            f"attention kernel {name!r} computes softmax only; sigmoid attention needs blockwise or reference"
         )
-    return Attended(
-        out.reshape(B, H, T, Dv).transpose(0, 2, 1, 3), lse.reshape(B, H, T), sums.reshape(B, H, -1)
-    )
+
+    def run(q, k, v):
+        return KERNELS[name].run(q, k, v) if bias is None else KERNELS[name].run(q, k, v, bias)
+
+    mesh, K = current_mesh(), k_BxSxKxDh.shape[2]
+    if mesh is not None:
+        batch = mesh.shape["data"] * mesh.shape["fsdp"]
+        # a batch of one at initialisation is left to the compiler
+        if q_BxTxHxDh.shape[0] % batch == 0 and K % mesh.shape["tensor"] == 0:
+            heads, rows = P(BATCH_AXES, None, "tensor"), P(BATCH_AXES, "tensor")
+            # None leaves have no spec
+            held = KERNELS[name].rows
+            lse = rows if held and bias is None else None
+            specs: Any = Attended(heads, lse, rows if held else None)  # type: ignore[arg-type]
+            run = per_device(run, (heads, heads, heads), specs)
+    return run(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv)
 
 
-def reference(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv) -> Attended:
-    """All rows at once: the formula as written, quadratic in memory."""
-    B, T = q_BxTxHxDh.shape[:2]
+def attend_with_key(
+    q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv, key_HxDh, *, kernel: str = "auto"
+) -> tuple[jax.Array, jax.Array, Attended]:
+    """Attention with one more key per query head, `k'`, that every query sees and whose value is zero.
 
-    def one_head(q, k, v):
-        return _rows(q, k, v, 0, T)
+    Returns `(1 − g) out` (B, T, H, Dh), `g` (B, H, T), the attention that k' takes, and what `attend` gives without k'
+    (its `out` is then `(1 − g) out / (1 − g)` on a kernel that has no `lse`). By expanding the softmax, `g = σ(q·k'/√Dh − lse)`.
+    """
+    name = resolve_kernel(kernel, q_BxTxHxDh.dtype)
+    if KERNELS[name].rows:
+        attended = attend(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv, kernel=name)
+        scale = q_BxTxHxDh.shape[-1] ** -0.5
+        logit_BxHxT = scale * jnp.einsum(
+            "bthd,hd->bht",
+            q_BxTxHxDh,
+            key_HxDh.astype(q_BxTxHxDh.dtype),
+            preferred_element_type=accumulator(q_BxTxHxDh.dtype),
+        )
+        g_BxHxT = jax.nn.sigmoid(logit_BxHxT - attended.lse)
+        return per_head(1.0 - g_BxHxT, attended.out), g_BxHxT, attended
+    return _prepended(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv, key_HxDh, name)
 
-    return _over_key_heads(one_head, q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv, B * k_BxSxKxDh.shape[2])
+
+def _prepended(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv, key_HxDh, kernel: str):
+    # Position 0 holds k' and a query that nobody reads: plain causal attention over T + 1 positions is exactly what is asked, and
+    # a value channel that is 1 for k' and 0 elsewhere gives g. A fused kernel has no gradient through its lse.
+    B, H = q_BxTxHxDh.shape[0], q_BxTxHxDh.shape[2]
+    group = H // k_BxSxKxDh.shape[2]
+    k_BxSxHxDh, v_BxSxHxDv = (jnp.repeat(x, group, axis=2) for x in (k_BxSxKxDh, v_BxSxKxDv))
+    key = jnp.broadcast_to(key_HxDh.astype(k_BxSxHxDh.dtype)[None, None], (B, 1, *key_HxDh.shape))
+    q = jnp.concatenate([jnp.zeros_like(q_BxTxHxDh[:, :1]), q_BxTxHxDh], axis=1)
+    k = jnp.concatenate([key, k_BxSxHxDh], axis=1)
+    real = jnp.pad(v_BxSxHxDv, ((0, 0), (0, 0), (0, 0), (0, 1)))
+    taken = jnp.zeros_like(real[:, :1]).at[..., -1].set(1)
+    mixed = attend(q, k, jnp.concatenate([taken, real], axis=1), kernel=kernel).out[:, 1:]
+    kept_BxTxHxDv, g_BxHxT = mixed[..., :-1], mixed[..., -1].transpose(0, 2, 1)
+    g_BxHxT = g_BxHxT.astype(accumulator(g_BxHxT.dtype))
+    out = per_head(1.0 / (1.0 - g_BxHxT), kept_BxTxHxDv)
+    return kept_BxTxHxDv, g_BxHxT, Attended(out, None, None)
 
 
-def blockwise(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv) -> Attended:
-    """Exact attention over blocks of query rows; memory O(heads at once · BLOCK · S), about half the work of `reference`."""
-    T, H = q_BxTxHxDh.shape[1:3]
+def per_head(scale_BxHxT, x_BxTxHxD) -> jax.Array:
+    """Multiply every head's output by a number per query, in the output's dtype."""
+    scale_BxTxHx1 = scale_BxHxT.transpose(0, 2, 1)[..., None]
+    return (scale_BxTxHx1 * x_BxTxHxD.astype(scale_BxHxT.dtype)).astype(x_BxTxHxD.dtype)
+
+
+def attention_map(q_BxTxHxDh, k_BxSxKxDh, lse_BxHxT=None, bias: float | None = None) -> jax.Array:
+    """The (B, H, T, S) weights: probabilities that belong to `lse`, or with a `bias` sigmoids. Quadratic: for short prompts."""
+    B, T, H, Dh = q_BxTxHxDh.shape
     S, K = k_BxSxKxDh.shape[1:3]
-    block = min(BLOCK, T)
-    num_blocks = -(-T // block)
-    groups = min(GROUPS, num_blocks)
-    bounds = [round(g * num_blocks / groups) for g in range(groups + 1)]
-    dtype = _accumulator(q_BxTxHxDh.dtype)
-
-    def one_head(q_GxTxDh, k_DhxS, v_SxDv):
-        G, Dh = q_GxTxDh.shape[0], q_GxTxDh.shape[-1]
-        q_blocks = jnp.pad(q_GxTxDh, ((0, 0), (0, num_blocks * block - T), (0, 0)))
-        q_blocks = q_blocks.reshape(G, num_blocks, block, Dh).transpose(1, 0, 2, 3)
-        sums_GxS = jnp.zeros((G, S), dtype)
-        outs, lses = [], []
-        for first, last in itertools.pairwise(bounds):
-            keys = min(last * block, S)
-            k_span, v_span = k_DhxS[:, :keys], v_SxDv[:keys]
-
-            def one_block(sums, b, k_span=k_span, v_span=v_span):
-                out, lse, part = _rows(q_blocks[b], k_span, v_span, b * block, T)
-                return sums + part, (out, lse)
-
-            part, (out, lse) = jax.lax.scan(
-                one_block, jnp.zeros((G, keys), dtype), jnp.arange(first, last)
-            )
-            sums_GxS = sums_GxS.at[:, :keys].add(part)
-            outs.append(out)
-            lses.append(lse)
-        out_GxTxDv = jnp.concatenate(outs).transpose(1, 0, 2, 3).reshape(G, num_blocks * block, -1)
-        lse_GxT = jnp.concatenate(lses).transpose(1, 0, 2).reshape(G, num_blocks * block)
-        return out_GxTxDv[:, :T], lse_GxT[:, :T], sums_GxS
-
-    room = LOGIT_BYTES["cpu" if jax.default_backend() == "cpu" else "other"]
-    at_once = max(1, room // (H // K * block * S * dtype.itemsize))
-    return _over_key_heads(one_head, q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv, at_once)
-
-
-KERNELS: dict[str, Callable[..., Attended]] = {"reference": reference, "blockwise": blockwise}
+    rows = split_heads(q_BxTxHxDh, K).reshape(B, K, H // K * T, Dh)
+    logits = jnp.matmul(
+        rows,
+        k_BxSxKxDh.transpose(0, 2, 3, 1),
+        preferred_element_type=accumulator(q_BxTxHxDh.dtype),
+    ).reshape(B, H, T, S)
+    seen_TxS = jnp.arange(T)[:, None] >= jnp.arange(S)[None, :]
+    if bias is None:
+        weights = jnp.exp(logits - lse_BxHxT[..., None])
+    else:
+        weights = jax.nn.sigmoid(logits + bias)
+    return jnp.where(seen_TxS[None, None], weights, 0.0)

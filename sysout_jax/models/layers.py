@@ -7,9 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from sysout_jax.attention import attend, attention_map
+from sysout_jax.attention import VARIANTS, attention_map, sigmoid_bias
 from sysout_jax.capture import tap
 from sysout_jax.config import RopeScaling
+
+#: nanoGPT's initialisation; see `residual_init` for what writes into the residual stream.
+INIT = nn.initializers.normal(0.02)
+
+
+def residual_init(num_layers: int):
+    """For o_proj and down_proj: smaller by the root of the 2L updates that add up in the residual stream (Radford et al. 2019)."""
+    return nn.initializers.normal(0.02 / (2 * num_layers) ** 0.5)
 
 
 def rotary_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
@@ -39,14 +47,30 @@ def rotate(x_BxTxHxDh: jax.Array, freqs: np.ndarray) -> jax.Array:
     return turned.astype(x_BxTxHxDh.dtype)
 
 
-def attend_and_tap(module: nn.Module, q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh, kernel: str) -> jax.Array:
-    """Attention with its taps written in `module`'s name; returns the heads side by side, (B, T, H*Dh)."""
-    out_BxTxHxDh, lse_BxHxT, sums_BxHxS = attend(q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh, kernel=kernel)
+def attend_and_tap(
+    module: nn.Module, x_BxTxD, q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh, kernel: str
+) -> jax.Array:
+    """The config's variant of attention, its taps written in `module`'s name; returns the heads side by side, (B, T, H*Dh).
+
+    `x` is what q, k and v were projected from; some variants read it again.
+    """
+    cfg = module.cfg
+    mixed = VARIANTS[cfg.attention](module, x_BxTxD, q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh, kernel)
+    lse_BxHxT, sums_BxHxS = mixed.attended.lse, mixed.attended.sums
+    bias = sigmoid_bias(cfg, q_BxTxHxDh.shape[1])
     tap(module, "q", q_BxTxHxDh)
     tap(module, "k", k_BxTxKxDh)
     tap(module, "v", v_BxTxKxDh)
-    tap(module, "lse", lse_BxHxT)
-    tap(module, "attn_sums", sums_BxHxS)
-    tap(module, "attn_map", lambda: attention_map(q_BxTxHxDh, k_BxTxKxDh, lse_BxHxT))
-    tap(module, "attn_heads", out_BxTxHxDh)
-    return out_BxTxHxDh.reshape(*out_BxTxHxDh.shape[:2], -1)
+    if lse_BxHxT is not None:
+        tap(module, "lse", lse_BxHxT)
+    if sums_BxHxS is not None:
+        tap(module, "attn_sums", sums_BxHxS)
+        tap(
+            module,
+            "attn_map",
+            lambda: attention_map(q_BxTxHxDh, k_BxTxKxDh, lse_BxHxT, bias),
+        )
+    if mixed.scale is not None:
+        tap(module, "attn_scale", mixed.scale)
+    tap(module, "attn_heads", mixed.out)
+    return mixed.out.reshape(*mixed.out.shape[:2], -1)

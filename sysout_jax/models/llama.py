@@ -7,7 +7,13 @@ from flax import linen as nn
 
 from sysout_jax.capture import tap
 from sysout_jax.config import LlamaConfig
-from sysout_jax.models.layers import attend_and_tap, rotary_frequencies, rotate
+from sysout_jax.models.layers import (
+    INIT,
+    attend_and_tap,
+    residual_init,
+    rotary_frequencies,
+    rotate,
+)
 
 
 class Attention(nn.Module):
@@ -22,7 +28,12 @@ class Attention(nn.Module):
 
         def heads(name: str, count: int):
             dense = nn.Dense(
-                count * cfg.head_dim, cfg.qkv_bias, self.dtype, self.param_dtype, name=name
+                count * cfg.head_dim,
+                cfg.qkv_bias,
+                self.dtype,
+                self.param_dtype,
+                kernel_init=INIT,
+                name=name,
             )
             return dense(x_BxTxD).reshape(*x_BxTxD.shape[:2], count, cfg.head_dim)
 
@@ -30,8 +41,15 @@ class Attention(nn.Module):
         q_BxTxHxDh = rotate(heads("q_proj", cfg.num_heads), freqs)
         k_BxTxKxDh = rotate(heads("k_proj", cfg.num_kv_heads), freqs)
         v_BxTxKxDh = heads("v_proj", cfg.num_kv_heads)
-        mixed = attend_and_tap(self, q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh, self.kernel)
-        out = nn.Dense(cfg.d_model, cfg.o_bias, self.dtype, self.param_dtype, name="o_proj")(mixed)
+        mixed = attend_and_tap(self, x_BxTxD, q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh, self.kernel)
+        out = nn.Dense(
+            cfg.d_model,
+            cfg.o_bias,
+            self.dtype,
+            self.param_dtype,
+            kernel_init=residual_init(cfg.num_layers),
+            name="o_proj",
+        )(mixed)
         tap(self, "attn_out", out)
         return out
 
@@ -45,13 +63,15 @@ class Mlp(nn.Module):
     def __call__(self, x_BxTxD):
         cfg = self.cfg
 
-        def dense(features: int, name: str):
-            return nn.Dense(features, cfg.mlp_bias, self.dtype, self.param_dtype, name=name)
+        def dense(features: int, name: str, init=INIT):
+            return nn.Dense(
+                features, cfg.mlp_bias, self.dtype, self.param_dtype, kernel_init=init, name=name
+            )
 
         gate_BxTxF = dense(cfg.d_ff, "gate_proj")(x_BxTxD)
         up_BxTxF = dense(cfg.d_ff, "up_proj")(x_BxTxD)
         x_down_BxTxF = nn.silu(gate_BxTxF) * up_BxTxF
-        down_BxTxD = dense(cfg.d_model, "down_proj")(x_down_BxTxF)
+        down_BxTxD = dense(cfg.d_model, "down_proj", residual_init(cfg.num_layers))(x_down_BxTxF)
         tap(self, "gate", gate_BxTxF)
         tap(self, "up", up_BxTxF)
         tap(self, "x_down", x_down_BxTxF)
@@ -89,11 +109,15 @@ class Llama(nn.Module):
 
     def setup(self):
         cfg = self.cfg
-        self.embed = nn.Embed(cfg.vocab_size, cfg.d_model, self.dtype, self.param_dtype)
+        self.embed = nn.Embed(
+            cfg.vocab_size, cfg.d_model, self.dtype, self.param_dtype, embedding_init=INIT
+        )
         self.layer = [self.block() for _ in range(cfg.num_layers)]
         self.final_norm = nn.RMSNorm(cfg.norm_eps, self.dtype, self.param_dtype)
         if not cfg.tied_embeddings:
-            self.lm_head = nn.Dense(cfg.vocab_size, False, self.dtype, self.param_dtype)
+            self.lm_head = nn.Dense(
+                cfg.vocab_size, False, self.dtype, self.param_dtype, kernel_init=INIT
+            )
 
     @nn.nowrap
     def block(self) -> Block:

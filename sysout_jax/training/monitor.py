@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sysout_jax import capture as cap
+from sysout_jax.capture import COLLECTION, flatten_taps
 from sysout_jax.config import ModelConfig
 from sysout_jax.models import build
 from sysout_jax.outliers.definitions import SINK_SHARE
@@ -108,8 +108,8 @@ class Monitor:
 
         @jax.jit
         def step(layer_params, x_BxTxD):
-            y, state = block.apply({"params": layer_params}, x_BxTxD, mutable=[cap.COLLECTION])
-            return constrain(y, BATCH), monitor_layer(cap.flatten_taps(state[cap.COLLECTION]))
+            y, state = block.apply({"params": layer_params}, x_BxTxD, mutable=[COLLECTION])
+            return constrain(y, BATCH), monitor_layer(flatten_taps(state[COLLECTION]))
 
         x_BxTxD, rows = embedded(self._model, params, probe_BxT), []
         for layer in range(self._model.cfg.num_layers):
