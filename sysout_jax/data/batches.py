@@ -71,7 +71,8 @@ def batches(
             f"a batch of {batch_size} sequences cannot be divided over {count} processes; name a multiple of {count}"
         )
     windows = grain.MapDataset.source(_Windows(directory, split, length))
-    local = windows.seed(seed).shuffle().repeat().batch(batch_size // count)
+    # without a remainder to drop, but the length of the endless data set overflows otherwise
+    local = windows.seed(seed).shuffle().repeat().batch(batch_size // count, drop_remainder=True)
     return iter(
         local[index::count].to_iter_dataset(
             grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=BATCHES_AHEAD)

@@ -100,7 +100,7 @@ def load(name: str) -> Tokenizer:
 def copy(name: str, target: Path) -> None:
     """Write the tokenizer.json of what `load` opens under `name`."""
     if name == BYTES:
-        byte_tokenizer().backend.save(str(target))
+        target.write_text(byte_tokenizer().backend.to_str(pretty=True), encoding="utf-8")
     else:
         shutil.copyfile(_file(name), target)
 

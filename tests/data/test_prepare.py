@@ -14,7 +14,9 @@ import pytest
 import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from sysout_jax.data import documents, prepare as preparing, tokenizers as ours
+from sysout_jax.data import documents
+from sysout_jax.data import prepare as preparing
+from sysout_jax.data import tokenizers as ours
 from sysout_jax.data.documents import Source, pieces
 from sysout_jax.data.prepare import prepare
 from sysout_jax.errors import InputError
