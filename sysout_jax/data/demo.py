@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 
-import tokenizers
-
-from sysout_jax.data.tokenizers import Tokenizer
+from sysout_jax.data import tokenizers
 
 BOS = "<s>"
 
@@ -16,14 +14,6 @@ def demo_text() -> str:
     return resources.files("sysout_jax.data").joinpath("demo.txt").read_text(encoding="utf-8")
 
 
-def byte_tokenizer() -> Tokenizer:
+def byte_tokenizer() -> tokenizers.Tokenizer:
     """One token per UTF-8 byte, and BOS: 257 tokens, nothing to download."""
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    vocab = {char: i for i, char in enumerate(alphabet)}
-    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[]))
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
-        add_prefix_space=False, use_regex=False
-    )
-    backend.decoder = tokenizers.decoders.ByteLevel()
-    backend.add_special_tokens([BOS])
-    return Tokenizer(backend, bos_id=backend.token_to_id(BOS))
+    return tokenizers.byte_tokenizer(BOS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import cached_property
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import tokenizers
 from sysout_jax.errors import InputError
 
 FILE = "tokenizer.json"
+BYTES = "bytes"  # names the tokenizer of `byte_tokenizer` where a path could stand
+END_OF_TEXT = "<|endoftext|>"
+END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")  # GPT-2, Llama 3, LLaMA, Gemma
 
 
 class Tokenizer:
@@ -28,11 +32,27 @@ class Tokenizer:
             raise InputError(
                 f"{path}: not a readable tokenizer.json ({error}); download it again"
             ) from None
+        # some files ask for both, for the models that they were made for
+        backend.no_truncation()
+        backend.no_padding()
         return cls(backend, bos_id)
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
-        return self.backend.get_vocab_size()
+        """The entries that a model needs: the highest id + 1."""
+        return max(self.backend.get_vocab().values()) + 1
+
+    def end_token(self, name: str | None = None) -> str | None:
+        """The token that ends a document: `name`, or the first of END_TOKENS in the vocabulary, or None.
+
+        Raises InputError when the vocabulary does not hold `name`.
+        """
+        found = [
+            t for t in ([name] if name else END_TOKENS) if self.backend.token_to_id(t) is not None
+        ]
+        if name and not found:
+            raise InputError(f"{name!r} is no token of the vocabulary; name one that is")
+        return found[0] if found else None
 
     def encode(self, text: str) -> list[int]:
         """Token ids, without BOS or other special tokens."""
@@ -47,9 +67,7 @@ class Tokenizer:
         spec = json.loads(self.backend.to_str())
         if "ByteLevel" not in json.dumps([spec.get("decoder"), spec.get("pre_tokenizer")]):
             return None
-        plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-        others = [b for b in range(256) if b not in plain]
-        return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
+        return _stand_ins()
 
     def token(self, token_id: int) -> str:
         """The token as a reader should see it: spaces as `_`, line ends as `\\n`, bytes that are no text as `<0x0A>`."""
@@ -72,3 +90,43 @@ class Tokenizer:
             .replace("\t", "\\t")
             .replace("\r", "\\r")
         )
+
+
+def load(name: str) -> Tokenizer:
+    """The tokenizer called "bytes", of a tokenizer.json, or of a directory that holds one. Raises InputError when there is none."""
+    return byte_tokenizer() if name == BYTES else Tokenizer.from_file(_file(name))
+
+
+def copy(name: str, target: Path) -> None:
+    """Write the tokenizer.json of what `load` opens under `name`."""
+    if name == BYTES:
+        target.write_text(byte_tokenizer().backend.to_str(pretty=True), encoding="utf-8")
+    else:
+        shutil.copyfile(_file(name), target)
+
+
+def _file(name: str) -> Path:
+    path = Path(name) / FILE if Path(name).is_dir() else Path(name)
+    if not path.is_file():
+        raise InputError(
+            f"tokenizer {name}: {path} is not there; name a {FILE}, a directory that holds one, or {BYTES!r}"
+        )
+    return path
+
+
+def byte_tokenizer(special: str = END_OF_TEXT) -> Tokenizer:
+    """One token per UTF-8 byte, its id the byte, and the token `special` as id 256. Nothing to download."""
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=_stand_ins(), merges=[]))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+        add_prefix_space=False, use_regex=False
+    )
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.add_special_tokens([special])
+    return Tokenizer(backend, bos_id=backend.token_to_id(special))
+
+
+def _stand_ins() -> dict[str, int]:
+    """GPT-2's printable character for each byte."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}

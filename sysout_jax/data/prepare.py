@@ -1,0 +1,168 @@
+"""Text files into a data directory: train.bin, val.bin, meta.json and the tokenizer.json that they were made with."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+import sysout_jax
+from sysout_jax import staging
+from sysout_jax.data import tokenizers
+from sysout_jax.data.documents import LONGEST_PIECE, Source, pieces
+from sysout_jax.data.encoding import Encoder, Piece, Task, encode_in_order
+from sysout_jax.data.token_files import DTYPES, SPLITS, Meta, bin_path, token_dtype
+from sysout_jax.errors import InputError
+
+TASK_SIZE = 1 << 18  # characters; 0.2 s of a BPE tokenizer
+BYTES_PER_WORKER = 1 << 22  # of the sources; below that, starting one takes longer than its work
+
+
+def prepare(
+    sources: Sequence[Source],
+    tokenizer: str,
+    out: Path,
+    *,
+    eos: str | None = None,
+    val_fraction: float = 0.01,
+    seed: int = 0,
+    workers: int | None = None,
+    on_bytes: Callable[[int], object] = lambda count: None,
+) -> Meta:
+    """Write the data directory `out`; it appears whole or not at all. Returns what its meta.json says.
+
+    `tokenizer` is "bytes", a tokenizer.json or a directory that holds one. Documents keep their order and are ended with the
+    token `eos` (default: the tokenizer's own, see `Tokenizer.end_token`); where there is none, they follow each other unmarked.
+    A document is for validation when the hash of its text and `seed` falls below `val_fraction`. Where that leaves a split
+    without a document, the text is cut once instead and its last `val_fraction` is for validation.
+
+    The ids are those of `tokenizer` for each document, but a text that spells out a special token gets the ids of its letters.
+    A long document is encoded in pieces: for byte-level BPE tokenizers this changes nothing, others are cut only at
+    LONGEST_PIECE characters. In memory there are a few pieces per worker and, of .jsonl, one line.
+
+    `workers` (default: one for each core, fewer for small sources) changes nothing in the output. `on_bytes` is called with
+    the number of bytes done since it was last called. Raises InputError for bad input and when `out` exists.
+    """
+    if not 0 <= val_fraction < 1:
+        raise InputError(f"--val-fraction {val_fraction:g}: expected at least 0 and less than 1")
+    if workers is not None and workers < 1:
+        raise InputError(f"--workers {workers}: expected at least 1")
+    if not sources:
+        raise InputError("no source files; name at least one .txt, .md or .jsonl file")
+    chosen = tokenizers.load(tokenizer)
+    eos = chosen.end_token(eos)
+    eos_id = None if eos is None else chosen.backend.token_to_id(eos)
+    dtype = token_dtype(chosen.vocab_size)
+    arguments = (tokenizer, eos_id, DTYPES[dtype])
+    encoder = Encoder(chosen, *arguments)
+    tasks = _tasks(sources, TASK_SIZE if encoder.joins() else LONGEST_PIECE, val_fraction, seed)
+
+    with staging.new_directory(out) as directory:
+        file = directory / tokenizers.FILE
+        tokenizers.copy(tokenizer, file)
+        encoded = encode_in_order(
+            tasks, encoder, file, arguments, workers or _workers(sources, tokenizer)
+        )
+        documents = _write(directory, encoded, on_bytes)
+        rule = "hash"
+        if val_fraction and not all(documents.values()):
+            rule, documents = "tail", {"train": sum(documents.values()), "val": 0}
+            _cut_tail(directory, np.dtype(DTYPES[dtype]), val_fraction)
+        itemsize = np.dtype(dtype).itemsize
+        meta = Meta(
+            tokenizer=tokenizer,
+            vocab_size=chosen.vocab_size,
+            dtype=dtype,
+            eos_id=eos_id,
+            eos_token=eos,
+            splits={
+                split: {
+                    "tokens": bin_path(directory, split).stat().st_size // itemsize,
+                    "documents": documents[split],
+                }
+                for split in SPLITS
+            },
+            split_rule={"rule": rule, "val_fraction": val_fraction, "seed": seed},
+            sources=[
+                {"path": str(s.path), "bytes": s.size, "documents": s.documents, "empty": s.empty}
+                for s in sources
+            ],
+            command=shlex.join(sys.orig_argv),
+            versions={
+                "python": platform.python_version(),
+                "sysout_jax": sysout_jax.__version__,
+                **{name: importlib.metadata.version(name) for name in ("tokenizers", "numpy")},
+            },
+        )
+        meta.write(directory)
+        return meta
+
+
+def _tasks(
+    sources: Sequence[Source], piece_size: int, val_fraction: float, seed: int
+) -> Iterator[Task]:
+    batch: list[Piece] = []
+    held = done = 0
+    for source in sources:
+        for document in source.read(seed):
+            split = "val" if document.hash < val_fraction else "train"
+            for text in pieces(document.blocks, piece_size):
+                batch.append(Piece(split, text, ends=False))
+                held += len(text)
+                if held >= TASK_SIZE:
+                    yield Task(batch, done + source.position)
+                    batch, held = [], 0
+            batch.append(Piece(split, "", ends=True))
+        done += source.size
+    yield Task(batch, done)
+
+
+def _write(
+    directory: Path,
+    encoded: Iterable[tuple[Task, Mapping[str, np.ndarray]]],
+    on_bytes: Callable[[int], object],
+) -> dict[str, int]:
+    """Write what has been encoded as it comes; returns the documents of each split."""
+    documents = dict.fromkeys(SPLITS, 0)
+    done = 0
+    with ExitStack() as stack:
+        files = {
+            split: stack.enter_context(bin_path(directory, split).open("wb")) for split in SPLITS
+        }
+        for task, ids in encoded:
+            for split, array in ids.items():
+                array.tofile(files[split])
+            for piece in task.pieces:
+                documents[piece.split] += piece.ends
+            on_bytes(task.position - done)
+            done = task.position
+        for file in files.values():
+            os.fsync(file.fileno())  # before the directory takes its name
+    return documents
+
+
+def _cut_tail(directory: Path, dtype: np.dtype, val_fraction: float) -> None:
+    """All tokens lie in one of the files, in order: leave the last `val_fraction` of them to val.bin."""
+    train, val = (bin_path(directory, split) for split in SPLITS)
+    if not train.stat().st_size:
+        val.replace(train)
+    total = train.stat().st_size // dtype.itemsize
+    keep = total - max(1, round(val_fraction * total))
+    if keep < 1:
+        raise InputError(f"the sources hold {total} tokens; expected enough for train and val")
+    np.memmap(train, dtype, mode="r")[keep:].tofile(val)
+    os.truncate(train, keep * dtype.itemsize)
+
+
+def _workers(sources: Sequence[Source], tokenizer: str) -> int:
+    if tokenizer == tokenizers.BYTES:
+        return 1  # as fast as the reading
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(cores or 1, 1 + sum(source.size for source in sources) // BYTES_PER_WORKER)

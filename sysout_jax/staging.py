@@ -1,0 +1,60 @@
+"""Directories that appear whole or not at all, whatever ends the process that writes them."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sysout_jax.errors import InputError
+
+LOCK = ".lock"
+
+
+@contextmanager
+def new_directory(out: Path) -> Iterator[Path]:
+    """A directory to write into, renamed to `out` when the block ends without an error and removed otherwise.
+
+    It lies beside `out` as `.<name>.partial`. What a killed process left there is removed first; another process that is still
+    writing there is not disturbed. Raises InputError in that case, when `out` exists and is not an empty directory, and when
+    it cannot be written.
+    """
+    out = Path(out).absolute()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: exists already; name a new directory")
+    staging = out.parent / f".{out.name}.partial"
+    made = [parent for parent in staging.parents if not parent.exists()]
+    try:
+        staging.mkdir(parents=True, exist_ok=True)
+        with _locked(staging):
+            try:
+                yield staging
+                (staging / LOCK).unlink()
+                staging.replace(out)
+            except BaseException:
+                shutil.rmtree(staging, ignore_errors=True)
+                for parent in made:
+                    parent.rmdir()
+                raise
+    except OSError as error:
+        raise InputError(
+            f"{out}: not written ({error}); name a directory that can be written to"
+        ) from None
+
+
+@contextmanager
+def _locked(staging: Path) -> Iterator[None]:
+    """Sole and empty possession of a directory; the lock ends with the process, however it ends."""
+    with (staging / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{staging}: another process is writing it; wait for it or name another directory"
+            ) from None
+        for left in staging.iterdir():
+            if left.name != LOCK:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        yield
