@@ -8,6 +8,7 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import tyro
@@ -28,7 +29,7 @@ class Command:
     """Python file that defines `config`, for example configs/cpu_small_default.py."""
     workdir: Path
     """Directory of the run: metrics.jsonl, checkpoints. An existing run goes on from its last checkpoint."""
-    settings: tyro.conf.OmitArgPrefixes[TrainConfig]
+    settings: Annotated[TrainConfig, tyro.conf.arg(name="")]
 
 
 def parse(arguments: list[str]) -> Command:

@@ -16,7 +16,8 @@ import jax
 import numpy as np
 
 from sysout_jax.checkpoint import write_config
-from sysout_jax.data.batches import batches, check_vocabulary, validation_slice
+from sysout_jax.data.batches import batches, validation_slice
+from sysout_jax.data.token_files import check_vocab
 from sysout_jax.errors import InputError, RunError
 from sysout_jax.sharding import make_mesh
 from sysout_jax.training import metrics as sinks
@@ -64,7 +65,8 @@ def fit(
     or mesh that cannot work and for a workdir of another config, RunError for NaN loss and failed writes.
     """
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    check_vocabulary(config.data, config.model.vocab_size)
+    for split in ("train", "val"):
+        check_vocab(config.data, split, config.model.vocab_size)
     with jax.set_mesh(mesh):
         program = make_program(config, mesh)
         data = _Data(config, program)
