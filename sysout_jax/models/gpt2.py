@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from sysout_jax.capture import tap
 from sysout_jax.config import Gpt2Config
-from sysout_jax.models.layers import INIT, attend_and_tap, residual_init
+from sysout_jax.models.layers import INIT, attend_and_tap, dense, residual_init
 
 
 class Attention(nn.Module):
@@ -21,18 +21,13 @@ class Attention(nn.Module):
     def __call__(self, x_BxTxD):
         cfg = self.cfg
 
-        def dense(features: int, name: str, init=INIT):
-            return nn.Dense(
-                features, cfg.bias, self.dtype, self.param_dtype, kernel_init=init, name=name
-            )
-
         B, T, _ = x_BxTxD.shape
-        qkv_BxTx3xHxDh = dense(3 * cfg.d_model, "qkv_proj")(x_BxTxD).reshape(
+        qkv_BxTx3xHxDh = dense(self, 3 * cfg.d_model, "qkv_proj", cfg.bias)(x_BxTxD).reshape(
             B, T, 3, cfg.num_heads, cfg.head_dim
         )
         q, k, v = (qkv_BxTx3xHxDh[:, :, i] for i in range(3))
         mixed = attend_and_tap(self, x_BxTxD, q, k, v, self.kernel)
-        out = dense(cfg.d_model, "o_proj", residual_init(cfg.num_layers))(mixed)
+        out = dense(self, cfg.d_model, "o_proj", cfg.bias, residual_init(cfg.num_layers))(mixed)
         tap(self, "attn_out", out)
         return out
 
@@ -46,14 +41,10 @@ class Mlp(nn.Module):
     def __call__(self, x_BxTxD):
         cfg = self.cfg
 
-        def dense(features: int, name: str, init=INIT):
-            return nn.Dense(
-                features, cfg.bias, self.dtype, self.param_dtype, kernel_init=init, name=name
-            )
-
-        up_BxTxF = dense(cfg.d_ff, "up_proj")(x_BxTxD)
+        up_BxTxF = dense(self, cfg.d_ff, "up_proj", cfg.bias)(x_BxTxD)
         x_down_BxTxF = jax.nn.gelu(up_BxTxF, approximate=cfg.activation == "gelu_tanh")
-        down_BxTxD = dense(cfg.d_model, "down_proj", residual_init(cfg.num_layers))(x_down_BxTxF)
+        down = dense(self, cfg.d_model, "down_proj", cfg.bias, residual_init(cfg.num_layers))
+        down_BxTxD = down(x_down_BxTxF)
         tap(self, "up", up_BxTxF)
         tap(self, "x_down", x_down_BxTxF)
         tap(self, "down", down_BxTxD)
@@ -107,9 +98,7 @@ class Gpt2(nn.Module):
         self.layer = [self.block() for _ in range(cfg.num_layers)]
         self.final_norm = _norm(cfg, self.dtype, self.param_dtype)
         if not cfg.tied_embeddings:
-            self.lm_head = nn.Dense(
-                cfg.vocab_size, False, self.dtype, self.param_dtype, kernel_init=INIT
-            )
+            self.lm_head = dense(self, cfg.vocab_size, None, False)
 
     @nn.nowrap
     def block(self) -> Block:

@@ -10,6 +10,7 @@ from sysout_jax.config import LlamaConfig
 from sysout_jax.models.layers import (
     INIT,
     attend_and_tap,
+    dense,
     residual_init,
     rotary_frequencies,
     rotate,
@@ -27,29 +28,15 @@ class Attention(nn.Module):
         cfg = self.cfg
 
         def heads(name: str, count: int):
-            dense = nn.Dense(
-                count * cfg.head_dim,
-                cfg.qkv_bias,
-                self.dtype,
-                self.param_dtype,
-                kernel_init=INIT,
-                name=name,
-            )
-            return dense(x_BxTxD).reshape(*x_BxTxD.shape[:2], count, cfg.head_dim)
+            project = dense(self, count * cfg.head_dim, name, cfg.qkv_bias)
+            return project(x_BxTxD).reshape(*x_BxTxD.shape[:2], count, cfg.head_dim)
 
         freqs = rotary_frequencies(cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
         q_BxTxHxDh = rotate(heads("q_proj", cfg.num_heads), freqs)
         k_BxTxKxDh = rotate(heads("k_proj", cfg.num_kv_heads), freqs)
         v_BxTxKxDh = heads("v_proj", cfg.num_kv_heads)
         mixed = attend_and_tap(self, x_BxTxD, q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh, self.kernel)
-        out = nn.Dense(
-            cfg.d_model,
-            cfg.o_bias,
-            self.dtype,
-            self.param_dtype,
-            kernel_init=residual_init(cfg.num_layers),
-            name="o_proj",
-        )(mixed)
+        out = dense(self, cfg.d_model, "o_proj", cfg.o_bias, residual_init(cfg.num_layers))(mixed)
         tap(self, "attn_out", out)
         return out
 
@@ -63,15 +50,11 @@ class Mlp(nn.Module):
     def __call__(self, x_BxTxD):
         cfg = self.cfg
 
-        def dense(features: int, name: str, init=INIT):
-            return nn.Dense(
-                features, cfg.mlp_bias, self.dtype, self.param_dtype, kernel_init=init, name=name
-            )
-
-        gate_BxTxF = dense(cfg.d_ff, "gate_proj")(x_BxTxD)
-        up_BxTxF = dense(cfg.d_ff, "up_proj")(x_BxTxD)
+        gate_BxTxF = dense(self, cfg.d_ff, "gate_proj", cfg.mlp_bias)(x_BxTxD)
+        up_BxTxF = dense(self, cfg.d_ff, "up_proj", cfg.mlp_bias)(x_BxTxD)
         x_down_BxTxF = nn.silu(gate_BxTxF) * up_BxTxF
-        down_BxTxD = dense(cfg.d_model, "down_proj", residual_init(cfg.num_layers))(x_down_BxTxF)
+        down = dense(self, cfg.d_model, "down_proj", cfg.mlp_bias, residual_init(cfg.num_layers))
+        down_BxTxD = down(x_down_BxTxF)
         tap(self, "gate", gate_BxTxF)
         tap(self, "up", up_BxTxF)
         tap(self, "x_down", x_down_BxTxF)
@@ -115,9 +98,7 @@ class Llama(nn.Module):
         self.layer = [self.block() for _ in range(cfg.num_layers)]
         self.final_norm = nn.RMSNorm(cfg.norm_eps, self.dtype, self.param_dtype)
         if not cfg.tied_embeddings:
-            self.lm_head = nn.Dense(
-                cfg.vocab_size, False, self.dtype, self.param_dtype, kernel_init=INIT
-            )
+            self.lm_head = dense(self, cfg.vocab_size, None, False)
 
     @nn.nowrap
     def block(self) -> Block:
