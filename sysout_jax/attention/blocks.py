@@ -14,8 +14,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sysout_jax.platform import target_platform
+
 BLOCK = 256  # query rows held at once by `blockwise`
-GROUPS = 8  # spans of query rows with a static number of keys each: at most 1/(2*GROUPS) of the keys is computed in vain
+#: Spans of query rows with a static number of keys each: at most 1/(2 GROUPS) of the keys is computed in vain, but each span is code to compile.
+GROUPS = {"cpu": 8, "other": 2}
 #: Logits held at once, in bytes. A CPU is fastest when they stay in its cache, an accelerator when there are many.
 LOGIT_BYTES = {"cpu": 2 * 2**20, "other": 512 * 2**20}
 
@@ -90,6 +93,10 @@ def _from_heads(out_NxGxTxDv, lse_NxGxT, sums_NxGxS, B: int, bias: float | None)
     return Attended(out, lse_NxGxT.reshape(B, H, T) if bias is None else None, sums)
 
 
+def _kind() -> str:
+    return "cpu" if target_platform() == "cpu" else "other"
+
+
 def _map_heads(one_head, heads, at_once: int):
     if at_once >= len(heads[0]):
         return jax.vmap(one_head)(*heads)
@@ -99,7 +106,7 @@ def _map_heads(one_head, heads, at_once: int):
 
 def _at_once(q_NxGxTxDh, k_NxDhxS) -> int:
     """Key heads that are worked on in parallel."""
-    room = LOGIT_BYTES["cpu" if jax.default_backend() == "cpu" else "other"]
+    room = LOGIT_BYTES[_kind()]
     _, G, T, _ = q_NxGxTxDh.shape
     rows = G * min(BLOCK, T) * k_NxDhxS.shape[-1]
     return max(1, room // (rows * accumulator(q_NxGxTxDh.dtype).itemsize))
@@ -172,7 +179,7 @@ class _Blocks(NamedTuple):
 def _blocks(T: int, S: int) -> _Blocks:
     size = min(BLOCK, T)
     count = -(-T // size)
-    groups = min(GROUPS, count)
+    groups = min(GROUPS[_kind()], count)
     bounds = [round(g * count / groups) for g in range(groups + 1)]
     spans = tuple((a, b, min(b * size, S)) for a, b in itertools.pairwise(bounds))
     return _Blocks(size, count, spans)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from sysout_jax.attention.blocks import Attended
+from sysout_jax.platform import target_platform
 
 CHANNELS = 8  # cuDNN wants head sizes in multiples of this
 
@@ -16,7 +17,7 @@ def fused(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv) -> Attended:
     cuDNN takes 16-bit inputs; ValueError for others on a GPU. Elsewhere XLA materialises the map, which is right and slow. jax returns the
     log-sum-exp as well, but no gradient flows through it (jax 0.10), so it is not offered.
     """
-    gpu = jax.default_backend() == "gpu"
+    gpu = target_platform() == "gpu"
     if gpu and jnp.dtype(q_BxTxHxDh.dtype).itemsize != 2:
         raise ValueError(
             f"attention kernel 'fused' is cuDNN's on a GPU and takes float16 or bfloat16, got {q_BxTxHxDh.dtype}; "

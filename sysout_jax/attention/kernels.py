@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from sysout_jax.attention.blocks import Attended, accumulator, blockwise, reference, split_heads
 from sysout_jax.attention.fused import fused
+from sysout_jax.platform import target_platform
 from sysout_jax.sharding import BATCH_AXES, current_mesh, per_device
 
 
@@ -38,7 +39,7 @@ def resolve_kernel(kernel: str, dtype: Any = jnp.float32) -> str:
     """The kernel that `auto` stands for on this platform and compute dtype. ValueError for an unknown name."""
     if kernel == "auto":
         half = jnp.dtype(dtype).itemsize == 2
-        return "fused" if half and jax.default_backend() == "gpu" else "blockwise"
+        return "fused" if half and target_platform() == "gpu" else "blockwise"
     if kernel not in KERNELS:
         raise ValueError(
             f"attention kernel {kernel!r} is unknown; expected auto or one of {', '.join(KERNELS)}"

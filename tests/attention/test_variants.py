@@ -36,7 +36,7 @@ CASES = [(f, v) for f in CONFIGS for v in ATTENTION]
 def small_blocks(monkeypatch):
     """Several blocks and spans even for a short sequence."""
     monkeypatch.setattr(blocks, "BLOCK", 3)
-    monkeypatch.setattr(blocks, "GROUPS", 2)
+    monkeypatch.setitem(blocks.GROUPS, "cpu", 2)
 
 
 def formula(module, x, q, k, v, kernel) -> Mixed:

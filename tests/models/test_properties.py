@@ -22,7 +22,7 @@ def rows(monkeypatch):
 
     def set_rows(block: int) -> None:
         monkeypatch.setattr(blocks, "BLOCK", block)
-        monkeypatch.setattr(blocks, "GROUPS", 2)
+        monkeypatch.setitem(blocks.GROUPS, "cpu", 2)
 
     return set_rows
 

@@ -1,0 +1,26 @@
+"""For which platform functions are being compiled: the one jax runs on, or one that is not there (ahead-of-time plans)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import jax
+
+_target: ContextVar[str | None] = ContextVar("target_platform", default=None)
+
+
+def target_platform() -> str:
+    """`cpu`, `gpu` or `tpu`."""
+    return _target.get() or jax.default_backend()
+
+
+@contextmanager
+def compiling_for(platform: str) -> Iterator[None]:
+    """Within, choices that depend on the platform are made for `platform`."""
+    token = _target.set(platform)
+    try:
+        yield
+    finally:
+        _target.reset(token)
