@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import NoReturn
 
 from sysout_jax.errors import InputError, RunError
@@ -20,7 +23,22 @@ def run(main: Callable[[], None]) -> NoReturn:
 
     InputError becomes its one line on stderr and status 2, RunError the same with status 1; anything else that is raised is a bug and keeps its traceback.
     """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
+        signal.signal(signal.SIGALRM, _interrupt)
     sys.exit(_status(main))
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    """KeyboardInterrupt, a moment later where it would be lost: Python drops what is raised in a callback of its garbage
+    collector, and jax has one."""
+    callbacks = {getattr(callback, "__code__", None) for callback in gc.callbacks}
+    while frame is not None:
+        if frame.f_code in callbacks:
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def _status(main: Callable[[], None]) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sysout_jax.errors import InputError
+from sysout_jax.errors import InputError, RunError
 
 LOCK = ".lock"
 
@@ -19,7 +19,7 @@ def new_directory(out: Path) -> Iterator[Path]:
 
     It lies beside `out` as `.<name>.partial`. What a killed process left there is removed first; another process that is still
     writing there is not disturbed. Raises InputError in that case, when `out` exists and is not an empty directory, and when
-    it cannot be written.
+    it cannot be made; RunError when writing fails later on (disk full).
     """
     out = Path(out).absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -28,33 +28,29 @@ def new_directory(out: Path) -> Iterator[Path]:
     made = [parent for parent in staging.parents if not parent.exists()]
     try:
         staging.mkdir(parents=True, exist_ok=True)
-        with _locked(staging):
-            try:
-                yield staging
-                (staging / LOCK).unlink()
-                staging.replace(out)
-            except BaseException:
-                shutil.rmtree(staging, ignore_errors=True)
-                for parent in made:
-                    parent.rmdir()
-                raise
+        lock = (staging / LOCK).open("w")
     except OSError as error:
         raise InputError(
-            f"{out}: not written ({error}); name a directory that can be written to"
+            f"{out}: cannot be made ({error}); name a directory that can be written to"
         ) from None
-
-
-@contextmanager
-def _locked(staging: Path) -> Iterator[None]:
-    """Sole and empty possession of a directory; the lock ends with the process, however it ends."""
-    with (staging / LOCK).open("w") as lock:
+    with lock:  # ends with the process, however it ends
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
                 f"{staging}: another process is writing it; wait for it or name another directory"
             ) from None
-        for left in staging.iterdir():
-            if left.name != LOCK:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-        yield
+        try:
+            for left in staging.iterdir():
+                if left.name != LOCK:
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+            yield staging
+            (staging / LOCK).unlink()
+            staging.replace(out)
+        except BaseException as error:
+            shutil.rmtree(staging, ignore_errors=True)
+            for parent in made:
+                parent.rmdir()
+            if isinstance(error, OSError):
+                raise RunError(f"{out}: not written ({error}); nothing is left of it") from None
+            raise

@@ -83,12 +83,10 @@ def batches(
 def validation_slice(directory: Path, length: int, num_sequences: int) -> np.ndarray:
     """Windows of val.bin spread evenly over it, (N, T + 1) int32, the same whenever and wherever asked.
 
-    Raises InputError as `batches` does, and where val.bin holds fewer than `num_sequences` windows.
+    N is `num_sequences`, or all windows where val.bin holds fewer. Raises InputError as `batches` does.
     """
     windows = _Windows(directory, "val", length)
-    if not 1 <= num_sequences <= len(windows):
-        raise InputError(
-            f"{bin_path(directory, 'val')}: holds {len(windows)} sequences of {length} tokens, {num_sequences} are asked for; "
-            "ask for fewer or shorter ones, or prepare with a larger --val-fraction"
-        )
-    return np.stack([windows[i * len(windows) // num_sequences] for i in range(num_sequences)])
+    if num_sequences < 1:
+        raise InputError(f"{num_sequences} sequences for validation; ask for at least 1")
+    count = min(num_sequences, len(windows))
+    return np.stack([windows[i * len(windows) // count] for i in range(count)])

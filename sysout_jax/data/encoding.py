@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from sysout_jax.data.tokenizers import BYTES, Tokenizer
-from sysout_jax.errors import InputError
+from sysout_jax.errors import RunError
 
 PROBE = ("The year", " 1923", "\nand so", "\r\n  on")
 
@@ -94,7 +94,7 @@ def encode_in_order(
         for first, future in waiting:
             yield first, future.result()
     except BrokenProcessPool:
-        raise InputError(
+        raise RunError(
             f"one of {workers} workers was killed, perhaps for want of memory; use fewer --workers"
         ) from None
     finally:

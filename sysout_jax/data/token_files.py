@@ -50,7 +50,7 @@ def bin_path(directory: Path, split: str) -> Path:
 def read_meta(directory: Path) -> Meta | None:
     """The directory's meta.json, None where there is none. Raises InputError when it cannot be read."""
     path = Path(directory) / META
-    if not path.exists():
+    if not path.is_file():
         return None
     try:
         meta = Meta(**json.loads(path.read_text()))

@@ -123,9 +123,9 @@ def test_validation_slice_is_fixed_and_spread_over_the_file(counted):
     np.testing.assert_array_equal(rows, validation_slice(counted, 10, 8))
     np.testing.assert_array_equal(rows, rows[:, :1] + np.arange(11)[None])
     np.testing.assert_array_equal(rows[:, 0], 1000 + 50 * np.arange(8))
-    np.testing.assert_array_equal(
-        validation_slice(counted, 10, 40)[:, 0], 1000 + 10 * np.arange(40)
-    )
+    for asked in (40, 41, 1000):
+        every = validation_slice(counted, 10, asked)
+        np.testing.assert_array_equal(every[:, 0], 1000 + 10 * np.arange(40))
 
 
 def test_prepared_text_comes_out_of_the_batches(tmp_path):
@@ -165,6 +165,7 @@ def refusal(call, *arguments) -> str:
 def test_vocabulary(counted, tmp_path, monkeypatch):
     monkeypatch.setattr(token_files, "SCAN", 100)  # the highest id is in the last of many chunks
     check_vocab(counted, "train", 1003)
+    check_vocab(counted, "val", 1403)
     message = refusal(check_vocab, counted, "train", 1002)
     assert "train.bin" in message and "token id 1002" in message and "1002 entries" in message
 
@@ -202,7 +203,8 @@ def test_too_short_for_a_sequence(counted):
     batches(counted, "train", 1, 1002, 0, 0, 1)
     message = refusal(batches, counted, "train", 1, 1003, 0, 0, 1)
     assert "1003 tokens" in message and "train.bin" in message
-    assert "40 sequences of 10 tokens, 41" in refusal(validation_slice, counted, 10, 41)
+    assert "val.bin" in refusal(validation_slice, counted, 403, 1)
+    assert "at least 1" in refusal(validation_slice, counted, 10, 0)
     assert "at least 1" in refusal(batches, counted, "train", 1, 0, 0, 0, 1)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from sysout_jax import staging
-from sysout_jax.cli import run
+from sysout_jax.cli import BAD_INPUT, CANNOT_GO_ON, run
 from sysout_jax.data import tokenizers
 from sysout_jax.errors import InputError
 from train.prepare import main
@@ -123,8 +123,10 @@ BAD_SOURCES = {
 }
 
 
-def assert_refused(status: int, printed: str, message: str, directory: Path) -> None:
-    assert status == 2
+def assert_refused(
+    status: int, printed: str, message: str, directory: Path, expected: int = BAD_INPUT
+) -> None:
+    assert status == expected
     assert printed.startswith("error: ") and printed.count("\n") == 1
     assert message in printed
     assert [p.name for p in directory.iterdir() if p.name not in ("in", "books.jsonl")] == []
@@ -179,7 +181,7 @@ def test_full_disk_costs_one_line(tmp_path):
         text=True,
         timeout=120,
     )
-    assert_refused(process.returncode, process.stderr, "not written", tmp_path)
+    assert_refused(process.returncode, process.stderr, "not written", tmp_path, CANNOT_GO_ON)
 
 
 def descendants(pid: int) -> list[int]:
@@ -199,9 +201,7 @@ def runs(pid: int) -> bool:
 def test_interrupted_run_leaves_nothing(kind, tmp_path):
     """Killed in the midst of writing: no --out, no process left behind, and the next run works."""
     source, out = books(tmp_path, count=3000, characters=4000), tmp_path / "out"
-    tokenizers.copy(
-        "bytes", tmp_path / "bpe.json"
-    )  # without the short cut that the name would take
+    tokenizers.copy("bytes", tmp_path / "bpe.json")  # a path takes no short cut, the name would
     flags = ("--source", source, "--tokenizer", tmp_path / "bpe.json", "--out", out, "--workers", 2)
     process = start(*flags)
     written = tmp_path / ".out.partial" / "train.bin"

@@ -1,0 +1,37 @@
+"""How command lines end."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import time
+
+import pytest
+
+from sysout_jax import cli
+
+
+def test_interrupt_arrives_also_from_within_the_garbage_collector(capsys):
+    """Python drops what a callback of the collector raises; one in twenty interrupts hit jax's."""
+
+    def interrupted_within(phase, info):
+        if phase == "start":
+            signal.raise_signal(signal.SIGINT)
+
+    def main():
+        gc.collect()
+        end = time.monotonic() + 10
+        while time.monotonic() < end:
+            time.sleep(0.01)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGALRM)}
+    gc.callbacks.append(interrupted_within)
+    try:
+        with pytest.raises(SystemExit) as end:
+            cli.run(main)
+    finally:
+        gc.callbacks.remove(interrupted_within)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert end.value.code == cli.INTERRUPTED
+    assert capsys.readouterr().err == "interrupted\n"
