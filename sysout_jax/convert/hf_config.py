@@ -185,7 +185,7 @@ def read_config(fields: dict[str, Any], source: str) -> tuple[str, ModelConfig]:
         config = reader(taken)
     except InputError:
         raise
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
         raise InputError(f"{source}: impossible config: {error}") from None
     taken.check_nothing_left()
     return _LAYOUTS.get(str(model_type), str(model_type)), config

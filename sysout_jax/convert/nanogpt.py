@@ -1,0 +1,109 @@
+"""nanoGPT checkpoints (`ckpt.pt`), as Karpathy's train.py and the paper's write them, of every attention variant."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sysout_jax.config import Gpt2Config
+from sysout_jax.convert.foreign import ForeignSource, Held
+from sysout_jax.convert.hf_config import read_config
+from sysout_jax.convert.names import PAPER_MODELS
+from sysout_jax.convert.torch_file import TorchFile, TorchTensor
+from sysout_jax.errors import InputError
+
+LAYOUT = "nanogpt"
+COMPILED = "_orig_mod."  # torch.compile puts it before every name
+EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
+
+#: Which variant the extra tensors of a layer show when the checkpoint does not name its model file.
+_BY_EXTRAS = {
+    frozenset(): "default",
+    frozenset({"v_bias"}): "fixed_bias",
+    frozenset({"context_scale.0.weight", "context_scale.0.bias"}): "context_scale",
+}
+_TWO_VARIANTS = frozenset({"k_bias", "v_bias"})
+
+
+class NanoGptSource(ForeignSource):
+    """Weights in a torch file, read tensor by tensor; the optimiser's state stays on the disk."""
+
+    def __init__(self, file: TorchFile, tensors: dict[str, TorchTensor], config: Gpt2Config):
+        self._file, self._tensors = file, tensors
+        held = {name: Held(tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+        super().__init__(file.path, LAYOUT, config, held)
+
+    def _tensor(self, name: str) -> np.ndarray:
+        return self._file.read(self._tensors[name])
+
+
+def open_nanogpt(path: Path) -> tuple[Gpt2Config, NanoGptSource]:
+    """Config and weights of a nanoGPT checkpoint; InputError for everything that is wrong with it."""
+    file = TorchFile(path)
+    root = file.root
+    parts = [root.get(k) if isinstance(root, dict) else None for k in ("model", "model_args")]
+    if not all(isinstance(part, dict) for part in parts):
+        found = ", ".join(map(str, root)) if isinstance(root, dict) else type(root).__name__
+        raise InputError(
+            f"{path}: not a nanoGPT checkpoint (found: {found}); expected a dict with model and model_args"
+        )
+    state, model_args = (dict(part) for part in parts)
+    tensors = _named_tensors(file, state)
+    _, config = read_config(
+        {name: value for name, value in model_args.items() if name != "model_type"},
+        f"{path}: model_args",
+    )
+    if not isinstance(config, Gpt2Config):
+        raise InputError(
+            f"{path}: model_args are not nanoGPT's; expected n_layer, n_head, n_embd, block_size, bias, vocab_size"
+        )
+    config = dataclasses.replace(
+        config,
+        attention=_variant(path, dict(root), tensors),
+        sigmoid_bias="length",  # −log of the current length is what the published code computes
+        tied_embeddings=_is_tied(file, tensors),
+    )
+    return config, NanoGptSource(file, tensors, config)
+
+
+def _named_tensors(file: TorchFile, state: dict[Any, Any]) -> dict[str, TorchTensor]:
+    tensors = {}
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, TorchTensor):
+            raise InputError(
+                f"{file.path}: model holds {name!r}: {type(tensor).__name__}; expected names and tensors only"
+            )
+        file.check(name, tensor)
+        tensors[name.removeprefix(COMPILED)] = tensor
+    return tensors
+
+
+def _variant(path: Path, root: dict, tensors: dict[str, TorchTensor]) -> str:
+    """By the model file that the checkpoint names (config.model_type), else by the parameters that the variant adds."""
+    settings = root.get("config")
+    named = settings.get("model_type") if isinstance(settings, dict) else None
+    if named in PAPER_MODELS:
+        return PAPER_MODELS[named]
+    known = ", ".join(PAPER_MODELS)
+    if named is not None:
+        raise InputError(f"{path}: config.model_type = {named!r} is unknown; expected one of {known}")
+    known_extras = _TWO_VARIANTS.union(*_BY_EXTRAS)
+    extras = {name.partition(".attn.")[2] for name in tensors} & known_extras
+    if extras == _TWO_VARIANTS:
+        raise InputError(
+            f"{path}: k_bias and v_bias belong to two variants; write config.model_type = 'gpt2_cabias' or "
+            "'gpt2_attn_bias' into the checkpoint to say which"
+        )
+    # a mixture is left to the comparison of names, which lists what does not belong
+    return _BY_EXTRAS.get(frozenset(extras), "default")
+
+
+def _is_tied(file: TorchFile, tensors: dict[str, TorchTensor]) -> bool:
+    """Whether head and embedding are one tensor, or two that hold the same numbers."""
+    if HEAD not in tensors or EMBEDDING not in tensors or tensors[HEAD] == tensors[EMBEDDING]:
+        return True
+    head, embedding = (file.read(tensors[name]) for name in (HEAD, EMBEDDING))
+    return np.array_equal(head, embedding)

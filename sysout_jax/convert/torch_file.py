@@ -1,0 +1,202 @@
+"""torch.save files without torch: the pickle is read by an unpickler that can only build tensors, and builds no values.
+
+A file is a zip archive: `<root>/data.pkl` describes an object, `<root>/data/<key>` hold the storages of its tensors. Unpickling gives
+the object with a `TorchTensor` (where its numbers lie) in place of each tensor; numbers are read when they are asked for.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import pickletools
+import struct
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
+import numpy as np
+
+from sysout_jax.convert.forms import Shape
+from sysout_jax.errors import InputError
+
+#: The storage classes that torch.save names, and their number formats.
+STORAGES = {
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+}
+
+ZIP_MAGIC = b"PK\x03\x04"
+#: How files of torch before 1.6 and bare pickles begin (protocols 2 to 5).
+PICKLE_MAGIC = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
+
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # magic, lengths of file name and extra field
+
+
+class TorchTensor(NamedTuple):
+    """Where a tensor's numbers lie: `offset` and `strides` count elements of the storage."""
+
+    storage: str
+    dtype: str
+    size: int
+    offset: int
+    shape: Shape
+    strides: Shape
+
+
+class TorchFile:
+    """The object in a torch.save file (`.root`) and its tensors, read one at a time.
+
+    Raises InputError for damaged files and for a pickle that names anything but tensors and plain containers.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            with zipfile.ZipFile(path) as archive:
+                self._entries = {info.filename: info for info in archive.infolist()}
+                pickles = [n for n in self._entries if n.count("/") == 1 and n.endswith("/data.pkl")]
+                if len(pickles) != 1:
+                    raise InputError(
+                        f"{path}: a zip archive without torch's data.pkl; expected a file written by torch.save"
+                    )
+                self._prefix = pickles[0].removesuffix("data.pkl")
+                self._check_byte_order(archive)
+                self._plain(pickles[0])
+                data = archive.read(pickles[0])
+        except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError) as error:
+            raise InputError(
+                f"{path}: not a whole torch file ({error}); copy or download it again"
+            ) from None
+        self.root = _unpickle(data, path)
+
+    def check(self, name: str, tensor: TorchTensor) -> None:
+        """InputError unless all numbers of the tensor are inside a storage that is inside the file."""
+        storage = self._entries.get(self._prefix + "data/" + tensor.storage)
+        ok = (
+            storage is not None
+            and len(tensor.shape) == len(tensor.strides)
+            and min((tensor.size, tensor.offset, *tensor.shape, *tensor.strides)) >= 0
+            and math.prod(tensor.shape) <= tensor.size
+            and _span(tensor) <= tensor.size
+            and tensor.size * np.dtype(tensor.dtype).itemsize <= storage.file_size
+        )
+        if not ok:
+            raise InputError(
+                f"{self.path}: tensor {name} of shape {tensor.shape} does not fit its storage; "
+                "the file is damaged, copy or download it again"
+            )
+
+    def read(self, tensor: TorchTensor) -> np.ndarray:
+        """The numbers of one tensor that `check` has passed; nothing else of the file is read."""
+        dtype = np.dtype(tensor.dtype)
+        count = _span(tensor) - tensor.offset if math.prod(tensor.shape) else 0
+        start = self._plain(self._prefix + "data/" + tensor.storage)
+        numbers = np.fromfile(
+            self.path, dtype, count, offset=start + tensor.offset * dtype.itemsize
+        )
+        if len(numbers) != count:
+            raise InputError(f"{self.path}: ends within a tensor; copy or download it again")
+        strides = tuple(stride * dtype.itemsize for stride in tensor.strides)
+        return np.lib.stride_tricks.as_strided(numbers, tensor.shape, strides, writeable=False)
+
+    def _plain(self, entry: str) -> int:
+        """Where the bytes of an entry begin; torch stores them uncompressed."""
+        info = self._entries[entry]
+        with open(self.path, "rb") as file:
+            file.seek(info.header_offset)
+            header = file.read(_LOCAL_HEADER.size)
+        if (
+            len(header) < _LOCAL_HEADER.size
+            or not header.startswith(ZIP_MAGIC)
+            or info.compress_type != zipfile.ZIP_STORED
+        ):
+            raise InputError(
+                f"{self.path}: {entry} is compressed or damaged; expected a file as torch.save writes it"
+            )
+        _, name, extra = _LOCAL_HEADER.unpack(header)
+        return info.header_offset + _LOCAL_HEADER.size + name + extra
+
+    def _check_byte_order(self, archive: zipfile.ZipFile) -> None:
+        entry = self._prefix + "byteorder"
+        if entry in self._entries and archive.read(entry) != b"little":
+            raise InputError(
+                f"{self.path}: was saved on a big-endian machine; save it again on a little-endian one"
+            )
+
+
+def _span(tensor: TorchTensor) -> int:
+    """Index after the last element of the storage that the tensor touches."""
+    steps = ((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True))
+    return tensor.offset + 1 + sum(steps) if math.prod(tensor.shape) else tensor.offset
+
+
+def _unpickle(data: bytes, path: Path) -> Any:
+    try:
+        # the C unpickler allocates as many memo slots as the largest index named; pickletools checks lengths, never allocates
+        for opcode, argument, _ in pickletools.genops(data):
+            if "PUT" in opcode.name and int(argument) > len(data):
+                raise ValueError(f"memo index {argument}")
+        return _TensorsOnly(data, path).load()
+    except InputError:
+        raise
+    except Exception as error:  # a damaged pickle can make the unpickler raise nearly anything
+        raise InputError(
+            f"{path}: its data.pkl is damaged ({type(error).__name__}: {error}); copy or download it again"
+        ) from None
+
+
+class _TensorsOnly(pickle.Unpickler):
+    """Knows OrderedDict, storages and the two functions that rebuild tensors; every other name ends the reading.
+
+    What `find_class` hands out is made for this one pickle (or immutable), so that a pickle cannot alter it for others.
+    """
+
+    def __init__(self, data: bytes, path: Path):
+        super().__init__(io.BytesIO(data))
+        self._path = path
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return lambda storage, offset, shape, strides, *_: _tensor(
+                storage, offset, shape, strides
+            )
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return lambda tensor, *_: tensor
+        if module == "torch" and name in STORAGES:
+            return STORAGES[name]
+        raise InputError(
+            f"{self._path}: its pickle asks for {module}.{name}; expected only tensors and plain Python values, "
+            "nothing was executed; save a dict of model, model_args and config without it"
+        )
+
+    def persistent_load(self, pid: Any) -> tuple[str, str, int]:
+        kind, dtype, key, _, size = pid
+        if (
+            kind != "storage"
+            or dtype not in STORAGES.values()
+            or not isinstance(key, str)
+            or not isinstance(size, int)
+        ):
+            raise ValueError(f"storage {pid!r}")
+        return key, dtype, size
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> TorchTensor:
+    key, dtype, size = storage
+    numbers = (offset, *shape, *strides)
+    if not all(type(n) is int for n in numbers):
+        raise ValueError(f"tensor of shape {shape!r}, strides {strides!r}, offset {offset!r}")
+    return TorchTensor(key, dtype, size, offset, tuple(shape), tuple(strides))
