@@ -251,12 +251,14 @@ def test_a_sliding_window_limits_the_context(hf_copy):
 
 
 def test_what_is_not_a_model_directory(tmp_path):
-    file = tmp_path / "model.bin"
+    file = tmp_path / "model.txt"
     file.write_text("x")
-    assert "is a file; expected the directory" in refusal(file)
-    assert "not a model directory" in refusal(tmp_path)
-    assert "no such directory" in refusal(tmp_path / "nothing" / "here")
-    assert "no such directory" in refusal("nothing")
+    for path in (file, tmp_path):
+        assert f"{path}: not a model; expected a directory" in refusal(path)
+    assert "no such file or directory" in refusal(tmp_path / "nothing" / "here")
+    assert "no such file or directory" in refusal("nothing")
+    (tmp_path / "ckpt_100.pt").write_text("x")
+    assert "it holds ckpt_100.pt; name that file" in refusal(tmp_path)
 
 
 def test_damaged_tokenizer(hf_copy):

@@ -43,27 +43,25 @@ class NanoGptSource(ForeignSource):
 def open_nanogpt(path: Path) -> tuple[Gpt2Config, NanoGptSource]:
     """Config and weights of a nanoGPT checkpoint; InputError for everything that is wrong with it."""
     file = TorchFile(path)
-    root = file.root
-    parts = [root.get(k) if isinstance(root, dict) else None for k in ("model", "model_args")]
-    if not all(isinstance(part, dict) for part in parts):
-        found = ", ".join(map(str, root)) if isinstance(root, dict) else type(root).__name__
+    root = dict(file.root) if isinstance(file.root, dict) else {}
+    state, model_args = root.get("model"), root.get("model_args")
+    if not isinstance(state, dict) or not isinstance(model_args, dict):
+        found = ", ".join(map(str, root)) or type(file.root).__name__
         raise InputError(
             f"{path}: not a nanoGPT checkpoint (found: {found}); expected a dict with model and model_args"
         )
-    state, model_args = (dict(part) for part in parts)
-    tensors = _named_tensors(file, state)
-    _, config = read_config(
-        {name: value for name, value in model_args.items() if name != "model_type"},
-        f"{path}: model_args",
-    )
+    tensors = _named_tensors(file, dict(state))
+    _, config = read_config(dict(model_args), f"{path}: model_args")
     if not isinstance(config, Gpt2Config):
         raise InputError(
             f"{path}: model_args are not nanoGPT's; expected n_layer, n_head, n_embd, block_size, bias, vocab_size"
         )
+    attention = _variant(path, root.get("config"), tensors)
     config = dataclasses.replace(
         config,
-        attention=_variant(path, dict(root), tensors),
-        sigmoid_bias="length",  # −log of the current length is what the published code computes
+        attention=attention,
+        # the published code subtracts the log of the current length, not of the context
+        sigmoid_bias="length" if attention == "sigmoid" else "context",
         tied_embeddings=_is_tied(file, tensors),
     )
     return config, NanoGptSource(file, tensors, config)
@@ -81,15 +79,16 @@ def _named_tensors(file: TorchFile, state: dict[Any, Any]) -> dict[str, TorchTen
     return tensors
 
 
-def _variant(path: Path, root: dict, tensors: dict[str, TorchTensor]) -> str:
+def _variant(path: Path, settings: Any, tensors: dict[str, TorchTensor]) -> str:
     """By the model file that the checkpoint names (config.model_type), else by the parameters that the variant adds."""
-    settings = root.get("config")
     named = settings.get("model_type") if isinstance(settings, dict) else None
     if named in PAPER_MODELS:
         return PAPER_MODELS[named]
     known = ", ".join(PAPER_MODELS)
     if named is not None:
-        raise InputError(f"{path}: config.model_type = {named!r} is unknown; expected one of {known}")
+        raise InputError(
+            f"{path}: config.model_type = {named!r} is unknown; expected one of {known}"
+        )
     known_extras = _TWO_VARIANTS.union(*_BY_EXTRAS)
     extras = {name.partition(".attn.")[2] for name in tensors} & known_extras
     if extras == _TWO_VARIANTS:

@@ -37,8 +37,6 @@ STORAGES = {
 }
 
 ZIP_MAGIC = b"PK\x03\x04"
-#: How files of torch before 1.6 and bare pickles begin (protocols 2 to 5).
-PICKLE_MAGIC = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # magic, lengths of file name and extra field
 
@@ -54,6 +52,20 @@ class TorchTensor(NamedTuple):
     strides: Shape
 
 
+def _is_bare_pickle(head: bytes) -> bool:
+    """How files of torch before 1.6 begin; an opcode, never a zero as in small integers, follows the protocol's number."""
+    return len(head) > 2 and head[0] == 0x80 and 2 <= head[1] <= 5 and head[2] != 0
+
+
+def is_torch_file(path: Path) -> bool:
+    """Whether the file begins as torch.save lets it begin, now or before torch 1.6."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        head = file.read(len(ZIP_MAGIC))
+    return head == ZIP_MAGIC or _is_bare_pickle(head)
+
+
 class TorchFile:
     """The object in a torch.save file (`.root`) and its tensors, read one at a time.
 
@@ -62,10 +74,18 @@ class TorchFile:
 
     def __init__(self, path: Path):
         self.path = path
+        with open(path, "rb") as file:
+            if _is_bare_pickle(file.read(len(ZIP_MAGIC))):
+                raise InputError(
+                    f"{path}: a bare pickle, as torch before 1.6 saved; save it again with a newer torch: "
+                    "torch.save(torch.load('old.pt', weights_only=True), 'new.pt')"
+                )
         try:
             with zipfile.ZipFile(path) as archive:
                 self._entries = {info.filename: info for info in archive.infolist()}
-                pickles = [n for n in self._entries if n.count("/") == 1 and n.endswith("/data.pkl")]
+                pickles = [
+                    n for n in self._entries if n.count("/") == 1 and n.endswith("/data.pkl")
+                ]
                 if len(pickles) != 1:
                     raise InputError(
                         f"{path}: a zip archive without torch's data.pkl; expected a file written by torch.save"
@@ -145,7 +165,7 @@ def _unpickle(data: bytes, path: Path) -> Any:
     try:
         # the C unpickler allocates as many memo slots as the largest index named; pickletools checks lengths, never allocates
         for opcode, argument, _ in pickletools.genops(data):
-            if "PUT" in opcode.name and int(argument) > len(data):
+            if "PUT" in opcode.name and int(argument or 0) > len(data):
                 raise ValueError(f"memo index {argument}")
         return _TensorsOnly(data, path).load()
     except InputError:
