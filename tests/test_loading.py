@@ -74,6 +74,13 @@ def test_wrong_tensors_are_all_listed_by_name(hf_copy):
     assert f"wrong shapes: {TENSOR} is (16, 24), the config implies (24, 16);" in message
 
 
+def test_more_layers_than_tensors(hf_copy):
+    """Said before anything is built for a billion layers."""
+    directory = hf_copy("llama-mha")
+    edit_config(directory, num_hidden_layers=10**9)
+    assert "implies 1000000000 layers, the file holds 21 tensors" in refusal(directory)
+
+
 def test_quantised_weights_are_refused(hf_copy):
     directory = hf_copy("llama-mha")
     edit_tensors(directory, lambda t: t.update({TENSOR: t[TENSOR].astype(np.int8)}))
@@ -197,6 +204,8 @@ def test_unknown_architecture(hf_copy):
         ("llama-mha", {"num_key_value_heads": 3}, "multiple of num_kv_heads 3"),
         ("llama-mha", {"hidden_size": ...}, "field hidden_size is missing"),
         ("llama-mha", {"vocab_size": "many"}, "'many'"),
+        ("llama-mha", {"vocab_size": 2**31}, "below 2^31"),
+        ("llama-mha", {"num_attention_heads": 0, "head_dim": None}, "impossible config"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights"),
         ("gpt2", {"activation_function": "relu"}, "activation_function = 'relu'"),

@@ -43,15 +43,15 @@ class NanoGptSource(ForeignSource):
 def open_nanogpt(path: Path) -> tuple[Gpt2Config, NanoGptSource]:
     """Config and weights of a nanoGPT checkpoint; InputError for everything that is wrong with it."""
     file = TorchFile(path)
-    root = dict(file.root) if isinstance(file.root, dict) else {}
+    root = file.root if isinstance(file.root, dict) else {}
     state, model_args = root.get("model"), root.get("model_args")
     if not isinstance(state, dict) or not isinstance(model_args, dict):
         found = ", ".join(map(str, root)) or type(file.root).__name__
         raise InputError(
             f"{path}: not a nanoGPT checkpoint (found: {found}); expected a dict with model and model_args"
         )
-    tensors = _named_tensors(file, dict(state))
-    _, config = read_config(dict(model_args), f"{path}: model_args")
+    tensors = _named_tensors(file, state)
+    _, config = read_config(model_args, f"{path}: model_args")
     if not isinstance(config, Gpt2Config):
         raise InputError(
             f"{path}: model_args are not nanoGPT's; expected n_layer, n_head, n_embd, block_size, bias, vocab_size"
@@ -75,7 +75,10 @@ def _named_tensors(file: TorchFile, state: dict[Any, Any]) -> dict[str, TorchTen
                 f"{file.path}: model holds {name!r}: {type(tensor).__name__}; expected names and tensors only"
             )
         file.check(name, tensor)
-        tensors[name.removeprefix(COMPILED)] = tensor
+        plain = name.removeprefix(COMPILED)
+        if plain in tensors:
+            raise InputError(f"{file.path}: holds {plain} with and without {COMPILED}; keep one")
+        tensors[plain] = tensor
     return tensors
 
 

@@ -1,18 +1,14 @@
-"""torch.save files without torch: the pickle is read by an unpickler that can only build tensors, and builds no values.
+"""torch.save files without torch, as far as they hold tensors and plain values.
 
-A file is a zip archive: `<root>/data.pkl` describes an object, `<root>/data/<key>` hold the storages of its tensors. Unpickling gives
+A file is a zip archive: `<root>/data.pkl` describes an object, `<root>/data/<key>` hold the storages of its tensors. Reading it gives
 the object with a `TorchTensor` (where its numbers lie) in place of each tensor; numbers are read when they are asked for.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import pickle
-import pickletools
 import struct
 import zipfile
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +16,7 @@ import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
 import numpy as np
 
 from sysout_jax.convert.forms import Shape
+from sysout_jax.convert.pickle_reader import ForbiddenName, read_pickle
 from sysout_jax.errors import InputError
 
 #: The storage classes that torch.save names, and their number formats.
@@ -163,60 +160,51 @@ def _span(tensor: TorchTensor) -> int:
 
 def _unpickle(data: bytes, path: Path) -> Any:
     try:
-        # the C unpickler allocates as many memo slots as the largest index named; pickletools checks lengths, never allocates
-        for opcode, argument, _ in pickletools.genops(data):
-            if "PUT" in opcode.name and int(argument or 0) > len(data):
-                raise ValueError(f"memo index {argument}")
-        return _TensorsOnly(data, path).load()
-    except InputError:
-        raise
-    except Exception as error:  # a damaged pickle can make the unpickler raise nearly anything
+        return read_pickle(data, KNOWN, _storage)
+    except ForbiddenName as name:
+        raise InputError(
+            f"{path}: its pickle asks for {name}; expected only tensors and plain Python values, "
+            "nothing was executed; save a dict of model, model_args and config without it"
+        ) from None
+    except (ValueError, TypeError, IndexError, KeyError) as error:
         raise InputError(
             f"{path}: its data.pkl is damaged ({type(error).__name__}: {error}); copy or download it again"
         ) from None
 
 
-class _TensorsOnly(pickle.Unpickler):
-    """Knows OrderedDict, storages and the two functions that rebuild tensors; every other name ends the reading.
-
-    What `find_class` hands out is made for this one pickle (or immutable), so that a pickle cannot alter it for others.
-    """
-
-    def __init__(self, data: bytes, path: Path):
-        super().__init__(io.BytesIO(data))
-        self._path = path
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda storage, offset, shape, strides, *_: _tensor(
-                storage, offset, shape, strides
-            )
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return lambda tensor, *_: tensor
-        if module == "torch" and name in STORAGES:
-            return STORAGES[name]
-        raise InputError(
-            f"{self._path}: its pickle asks for {module}.{name}; expected only tensors and plain Python values, "
-            "nothing was executed; save a dict of model, model_args and config without it"
-        )
-
-    def persistent_load(self, pid: Any) -> tuple[str, str, int]:
-        kind, dtype, key, _, size = pid
-        if (
-            kind != "storage"
-            or dtype not in STORAGES.values()
-            or not isinstance(key, str)
-            or not isinstance(size, int)
-        ):
-            raise ValueError(f"storage {pid!r}")
-        return key, dtype, size
+class _Storage(NamedTuple):
+    key: str
+    dtype: str
+    size: int
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> TorchTensor:
-    key, dtype, size = storage
-    numbers = (offset, *shape, *strides)
-    if not all(type(n) is int for n in numbers):
-        raise ValueError(f"tensor of shape {shape!r}, strides {strides!r}, offset {offset!r}")
-    return TorchTensor(key, dtype, size, offset, tuple(shape), tuple(strides))
+def _storage(pid: Any) -> _Storage:
+    kind, dtype, key, _, size = pid
+    if kind != "storage" or dtype not in STORAGES.values() or type(key) is not str:
+        raise ValueError("a storage without dtype or name")
+    return _Storage(key, dtype, size)
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> TorchTensor:
+    if type(storage) is not _Storage or not all(
+        type(n) is int for n in (storage.size, offset, *shape, *strides)
+    ):
+        raise ValueError("a tensor without a storage or with sizes that are no integers")
+    return TorchTensor(*storage, offset, tuple(shape), tuple(strides))
+
+
+def _ordered_dict() -> dict:
+    """Plain dicts keep their order; the items come after the call."""
+    return {}
+
+
+def _parameter(tensor: Any, *_: Any) -> Any:
+    return tensor
+
+
+#: Every name that may occur in the pickle, and what stands for it.
+KNOWN: dict[str, Any] = {
+    "collections.OrderedDict": _ordered_dict,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+} | {f"torch.{name}": dtype for name, dtype in STORAGES.items()}

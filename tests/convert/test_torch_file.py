@@ -7,13 +7,12 @@ import os
 import pickle
 import tracemalloc
 import zipfile
-from collections import OrderedDict
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-from sysout_jax.convert.torch_file import TorchFile, is_torch_file
+from sysout_jax.convert.torch_file import KNOWN, TorchFile, is_torch_file
 from sysout_jax.errors import InputError
 from tests.convert.torch_writer import STORAGE_CLASS, Raw, Tensor, write_torch
 
@@ -61,6 +60,17 @@ def test_plain_values(tmp_path):
     assert TorchFile(write_torch(tmp_path / "x.pt", root)).root == root
 
 
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_plain_values_as_python_pickles_them(tmp_path, protocol):
+    shared = ["x", 2**70, -1.5]
+    root = {"a": shared, "b": [shared, shared, {}], "c": ((), (1,), (1, 2), (1, 2, 3, 4)), 5: False}
+    root |= {f"key {i}": i * 1000 for i in range(300)} | {"long": "ß" * 300, "one": {"item": [7]}}
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        archive.writestr("x/data.pkl", pickle.dumps(root, protocol))
+    found = TorchFile(tmp_path / "x.pt").root
+    assert found == root and found["a"] is found["b"][0]
+
+
 def test_only_what_is_asked_for_is_read(tmp_path):
     """The optimiser's state is three quarters of a training checkpoint."""
     big, small = np.zeros(2**22, np.float32), np.ones(10, np.float32)
@@ -86,6 +96,7 @@ def test_only_what_is_asked_for_is_read(tmp_path):
         ("torch.storage", "_load_from_bytes", ()),
         ("sysout_jax.convert.torch_file", "TorchFile", ()),
         ("collections", "OrderedDict.__class__", ()),
+        ("", "", ()),
         ("numpy._core.multiarray", "scalar", ()),
     ],
 )
@@ -122,21 +133,18 @@ def test_a_real_exploit_does_nothing(tmp_path, protocol):
     assert witness.exists()
 
 
-def test_a_pickle_cannot_alter_what_others_are_given(tmp_path):
-    """BUILD sets attributes of whatever lies on the stack, here of what find_class returned."""
-    state = b"}X\x01\x00\x00\x00aK\x01sb"
-    for name in (b"torch._utils\n_rebuild_tensor_v2", b"torch._utils\n_rebuild_parameter"):
-        TorchFile(write_torch(tmp_path / "x.pt", Raw(b"c" + name + b"\n" + state)))
-    assert "damaged" in refusal(
-        write_torch(tmp_path / "x.pt", Raw(b"ccollections\nOrderedDict\n" + state))
-    )
-    assert "damaged" in refusal(
-        write_torch(tmp_path / "x.pt", Raw(b"ctorch\nFloatStorage\n" + state))
-    )
-    assert not hasattr(OrderedDict, "a")
-    want = np.arange(3, dtype=np.float32)
-    got = read(TorchFile(write_torch(tmp_path / "x.pt", {"x": want})), "x")
-    np.testing.assert_array_equal(got, want)
+def test_no_attribute_is_ever_set(tmp_path):
+    """BUILD would set one, of an object or of what a name stands for."""
+    state = b"}X\x04\x00\x00\x00keysK\x01sb"
+    path = write_torch(tmp_path / "x.pt", Raw(b"ccollections\nOrderedDict\n)R" + state))
+    assert TorchFile(path).root == {} and callable(TorchFile(path).root.keys)
+    for name in KNOWN:
+        module, _, attribute = name.rpartition(".")
+        path = write_torch(tmp_path / "x.pt", Raw(f"c{module}\n{attribute}\n".encode() + state))
+        assert TorchFile(path).root is KNOWN[name] and not hasattr(KNOWN[name], "keys")
+
+
+DEEP = 1_000_000  # enough to overflow the C stack where anything recurses
 
 
 @pytest.mark.parametrize(
@@ -145,13 +153,23 @@ def test_a_pickle_cannot_alter_what_others_are_given(tmp_path):
         b"",
         b"(",
         b"}(K\x01u",
-        b"r\xff\xff\xff\xff",
+        b"r\xff\xff\xff\x7f",
         b"X\xff\xff\xff\x7fabc",
         b"ccollections\nOrderedDict\nK\x01R",
         b"}(]K\x01u",
+        b"}" + b")" + b"\x85" * DEEP + b"K\x01s",
+        b"K\x01)R",
+        b"ctorch\nFloatStorage\n)R",
+        b"]K\x01K\x02s",
+        b"}K\x01a",
+        b"K\x01K\x02",
+        b"h\x05",
+        b"t",
+        b"cos.path\n",
+        b"(oK\x01",
         b"(U\x07storageX\x0c\x00\x00\x00FloatStorageX\x01\x00\x00\x000U\x03cpuK\x01tQ",
     ],
-    ids=str,
+    ids=lambda opcodes: str(opcodes[:40]),
 )
 def test_damaged_pickles(tmp_path, opcodes):
     assert "data.pkl is damaged" in refusal(write_torch(tmp_path / "x.pt", Raw(opcodes)))
