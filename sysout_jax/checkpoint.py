@@ -19,7 +19,7 @@ from sysout_jax.config import ModelConfig, config_from_dict, config_to_dict
 from sysout_jax.data import tokenizers
 from sysout_jax.data.tokenizers import Tokenizer
 from sysout_jax.errors import InputError
-from sysout_jax.files import new_directory
+from sysout_jax.staging import new_directory
 from sysout_jax.weights import WeightSource, expected_shapes, groups
 
 CONFIG = "model.json"

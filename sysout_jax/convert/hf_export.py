@@ -22,7 +22,7 @@ from sysout_jax.convert.safetensors_writer import Announced, write_safetensors
 from sysout_jax.data import tokenizers
 from sysout_jax.data.tokenizers import Tokenizer
 from sysout_jax.errors import InputError
-from sysout_jax.files import new_directory
+from sysout_jax.staging import new_directory
 from sysout_jax.weights import WeightSource, expected_shapes, groups
 
 SHARD_BYTES = 4 * 10**9

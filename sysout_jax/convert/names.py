@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from sysout_jax.config import AttentionName
 from sysout_jax.convert.forms import LINEAR, PAIRED_LINEAR, PER_HEAD, SAME, Form
 
 
@@ -77,7 +78,7 @@ NANOGPT: dict[str, Stored] = {  # the same names, but torch.nn.Linear, stored (o
 }
 
 #: The paper's model files, by the `model_type` that its train.py records in every checkpoint, and our name for each.
-PAPER_MODELS = {
+PAPER_MODELS: dict[str, AttentionName] = {
     "gpt2_default": "default",
     "gpt2_vbias": "fixed_bias",
     "gpt2_cabias": "context_bias",

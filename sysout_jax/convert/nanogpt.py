@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sysout_jax.config import Gpt2Config
+from sysout_jax.config import AttentionName, Gpt2Config
 from sysout_jax.convert.foreign import ForeignSource, Held
 from sysout_jax.convert.hf_config import read_config
 from sysout_jax.convert.names import PAPER_MODELS
@@ -20,7 +20,7 @@ COMPILED = "_orig_mod."  # torch.compile puts it before every name
 EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
 
 #: Which variant the extra tensors of a layer show when the checkpoint does not name its model file.
-_BY_EXTRAS = {
+_BY_EXTRAS: dict[frozenset[str], AttentionName] = {
     frozenset(): "default",
     frozenset({"v_bias"}): "fixed_bias",
     frozenset({"context_scale.0.weight", "context_scale.0.bias"}): "context_scale",
@@ -82,7 +82,7 @@ def _named_tensors(file: TorchFile, state: dict[Any, Any]) -> dict[str, TorchTen
     return tensors
 
 
-def _variant(path: Path, settings: Any, tensors: dict[str, TorchTensor]) -> str:
+def _variant(path: Path, settings: Any, tensors: dict[str, TorchTensor]) -> AttentionName:
     """By the model file that the checkpoint names (config.model_type), else by the parameters that the variant adds."""
     named = settings.get("model_type") if isinstance(settings, dict) else None
     if named in PAPER_MODELS:
