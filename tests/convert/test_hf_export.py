@@ -144,7 +144,7 @@ def test_memory_holds_one_group(tmp_path):
         context_length=64,
         d_model=128,
         d_ff=1024,
-        num_layers=8,
+        num_layers=5,
     )
     lm = random_model(config, 0)
     layer = sum(leaf.nbytes for leaf in jax.tree.leaves(lm.source.read("layer_0", "float32")))
