@@ -11,6 +11,4 @@ from pathlib import Path
 from sysout_jax.training.config import load_config
 
 base = load_config(Path(__file__).with_name("cpu_small_default.py"))
-config = dataclasses.replace(
-    base, model=dataclasses.replace(base.model, attention="context_scale")
-)
+config = dataclasses.replace(base, model=dataclasses.replace(base.model, attention="context_scale"))

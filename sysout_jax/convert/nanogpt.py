@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sysout_jax.config import AttentionName, Gpt2Config
-from sysout_jax.convert.foreign import ForeignSource, Held
+from sysout_jax.convert.foreign import ForeignSource, Held, some
 from sysout_jax.convert.hf_config import read_config
 from sysout_jax.convert.names import PAPER_MODELS
 from sysout_jax.convert.torch_file import TorchFile, TorchTensor
@@ -46,10 +46,15 @@ def open_nanogpt(path: Path) -> tuple[Gpt2Config, NanoGptSource]:
     root = file.root if isinstance(file.root, dict) else {}
     state, model_args = root.get("model"), root.get("model_args")
     if not isinstance(state, dict) or not isinstance(model_args, dict):
-        found = ", ".join(map(str, root)) or type(file.root).__name__
+        found = some(map(str, root)) or type(file.root).__name__
         raise InputError(
             f"{path}: not a nanoGPT checkpoint (found: {found}); expected a dict with model and model_args"
         )
+    for name, value in model_args.items():
+        if not isinstance(value, str | int | float | None):
+            raise InputError(
+                f"{path}: model_args.{name} is a {type(value).__name__}; expected numbers and words only"
+            )
     tensors = _named_tensors(file, state)
     _, config = read_config(model_args, f"{path}: model_args")
     if not isinstance(config, Gpt2Config):
@@ -85,13 +90,13 @@ def _named_tensors(file: TorchFile, state: dict[Any, Any]) -> dict[str, TorchTen
 def _variant(path: Path, settings: Any, tensors: dict[str, TorchTensor]) -> AttentionName:
     """By the model file that the checkpoint names (config.model_type), else by the parameters that the variant adds."""
     named = settings.get("model_type") if isinstance(settings, dict) else None
-    if named in PAPER_MODELS:
-        return PAPER_MODELS[named]
-    known = ", ".join(PAPER_MODELS)
     if named is not None:
-        raise InputError(
-            f"{path}: config.model_type = {named!r} is unknown; expected one of {known}"
-        )
+        if not isinstance(named, str) or named not in PAPER_MODELS:
+            given = named if isinstance(named, str) else type(named).__name__
+            raise InputError(
+                f"{path}: config.model_type = {given!r} is unknown; expected one of {', '.join(PAPER_MODELS)}"
+            )
+        return PAPER_MODELS[named]
     known_extras = _TWO_VARIANTS.union(*_BY_EXTRAS)
     extras = {name.partition(".attn.")[2] for name in tensors} & known_extras
     if extras == _TWO_VARIANTS:

@@ -21,7 +21,7 @@ COMPILED = "_orig_mod."
 SEED = itertools.count(int(np.random.SeedSequence().entropy) % 2**31)
 
 
-def checkpoint(model_type: str | None, state: dict, **args) -> dict:
+def checkpoint(model_type: object, state: dict, **args) -> dict:
     """What train.py saves."""
     moments = {"exp_avg": np.zeros((3, 3), np.float32), "step": np.array(7.0, np.float32)}
     config = {"out_dir": "results", "learning_rate": 6e-4, "compile": True}
@@ -35,7 +35,7 @@ def checkpoint(model_type: str | None, state: dict, **args) -> dict:
     }
 
 
-def write(path: Path, model_type: str | None, state: dict, **args) -> Path:
+def write(path: Path, model_type: object, state: dict, **args) -> Path:
     return write_torch(path, checkpoint(model_type, state, **args))
 
 
@@ -174,7 +174,8 @@ BAD = {
     "no heads": (lambda w, a: a.update(n_head=0), "num_heads is 0"),
     "heads that do not divide": (lambda w, a: a.update(n_head=5), "multiple of num_heads 5"),
     "layers in words": (lambda w, a: a.update(n_layer="two"), "'two'"),
-    "a tensor as a number": (lambda w, a: a.update(n_layer=np.ones(1, np.float32)), "num_layers"),
+    "a tensor as a number": (lambda w, a: a.update(n_layer=np.ones(1, np.float32)), "model_args.n_layer is a TorchTensor"),
+    "a list without end": (lambda w, a: a.update(n_layer=Raw(b"]" * 10**5 + b"a" * (10**5 - 1))), "model_args.n_layer is a list"),
     "an unknown setting": (lambda w, a: a.update(rotary=True), "rotary=True"),
     "no width": (lambda w, a: a.pop("n_embd"), "field n_embd is missing"),
     "no context": (lambda w, a: a.pop("block_size"), "unknown"),
@@ -211,6 +212,8 @@ def test_unknown_model_type(tmp_path):
     path = write(tmp_path / "x.pt", "gpt2_new", random_weights("gpt2_default", 0))
     message = refusal(path)
     assert "'gpt2_new' is unknown" in message and all(name in message for name in PAPER_MODELS)
+    path = write(tmp_path / "x.pt", ["gpt2_default"], random_weights("gpt2_default", 0))
+    assert "'list' is unknown" in refusal(path)
     path = write(tmp_path / "x.pt", "gpt2_default", random_weights("gpt2_vbias", 0))
     assert "unexpected tensors: transformer.h.0.attn.v_bias" in refusal(path)
 
