@@ -27,8 +27,8 @@ class Source:
     """Flags that every analysis takes."""
 
     ckpt: str | None = None
-    """Hugging Face directory or hub id, or a directory written by python -m sysout_jax.convert.
-    Default: a planted model with known outliers."""
+    """Hugging Face directory or hub id, nanoGPT ckpt.pt, llama2.c .bin, or a directory written by
+    python -m sysout_jax.convert or python -m train. Default: a planted model with known outliers."""
     text: Path | None = None
     """Text file to analyse in non-overlapping windows. Default: a short text that comes with the package."""
     prompt: str | None = None
@@ -93,7 +93,7 @@ def prepare(source: Source) -> Prepared:
         lm = so.load(source.ckpt, source.dtype)
     if lm.tokenizer is None:
         raise so.InputError(
-            f"{source.ckpt}: has no tokenizer.json, so no text can be read; put the model's tokenizer.json beside its config"
+            f"{source.ckpt}: has no tokenizer.json, so no text can be read; put the model's tokenizer.json beside its config or file"
         )
     if source.prompt is not None:
         tokens = prompt_sequence(lm.tokenizer, source.prompt, source.bos)

@@ -6,9 +6,7 @@ Each group (`embed`, `layer_0`, …) is an Orbax checkpoint of its own, so that 
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +16,10 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 
 from sysout_jax.config import ModelConfig, config_from_dict, config_to_dict
+from sysout_jax.data import tokenizers
+from sysout_jax.data.tokenizers import Tokenizer
 from sysout_jax.errors import InputError
+from sysout_jax.staging import new_directory
 from sysout_jax.weights import WeightSource, expected_shapes, groups
 
 CONFIG = "model.json"
@@ -31,35 +32,24 @@ def save(
     config: ModelConfig,
     source: WeightSource,
     dtype: Any,
-    extra_files: Mapping[str, Path] | None = None,
+    tokenizer: Tokenizer | None = None,
     bos_id: int | None = None,
     on_group: Callable[[], object] | None = None,
 ) -> None:
     """Write a checkpoint directory; it appears whole or not at all, and in memory there is one group at a time.
 
-    `source` gives the weights, written in `dtype`; `extra_files` are copied along under the given names (the tokenizer).
-    `on_group` is called after each group. Raises InputError when `directory` exists and is not an empty directory.
+    `source` gives the weights, written in `dtype`; the tokenizer goes along. `on_group` is called after each group.
+    Raises InputError when `directory` exists and is not an empty directory.
     """
-    directory = Path(directory).absolute()
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise InputError(f"{directory}: exists already; name a new directory")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            for group in groups(config):
-                checkpointer.save(staging / PARAMS / group, source.read(group, dtype))
-                checkpointer.wait_until_finished()
-                if on_group:
-                    on_group()
-        for name, path in (extra_files or {}).items():
-            shutil.copyfile(path, staging / name)
+    with new_directory(directory) as staging, ocp.StandardCheckpointer() as checkpointer:
+        for group in groups(config):
+            checkpointer.save(staging / PARAMS / group, source.read(group, dtype))
+            checkpointer.wait_until_finished()
+            if on_group:
+                on_group()
+        if tokenizer:
+            tokenizer.save(staging / tokenizers.FILE)
         write_config(staging, config, bos_id)
-        staging.chmod(0o755)  # mkdtemp makes it private
-        staging.replace(directory)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
 
 
 def write_config(directory: Path, config: ModelConfig, bos_id: int | None = None) -> None:
@@ -78,6 +68,11 @@ def read_config(directory: Path) -> tuple[ModelConfig, int | None]:
         raise InputError(
             f"{path}: not a readable model config ({error!r}); convert the checkpoint again"
         ) from None
+
+
+def is_converted(directory: Path) -> bool:
+    """Whether `save` wrote this directory; a training run holds more than one checkpoint."""
+    return (directory / CONFIG).is_file() and not (directory / RUN).is_dir()
 
 
 class Found(NamedTuple):
@@ -131,6 +126,11 @@ class OrbaxSource:
                 f"{self._path}: {len(wrong)} parameters differ from what {CONFIG} implies, first "
                 f"{wrong[0][0]} {wrong[0][1]}; convert the checkpoint again"
             )
+
+    @property
+    def stored_dtype(self) -> str:
+        """The dtype that the embedding, and with it practically everything else, is stored in."""
+        return jax.tree.leaves(self._tree("embed"))[0].dtype.name
 
     def read(self, group: str, dtype: Any) -> dict:
         restore_args = jax.tree.map(

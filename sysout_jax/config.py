@@ -61,8 +61,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for field in ("vocab_size", "context_length", "d_model", "d_ff", "num_layers", "num_heads"):
             value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"config field {field} is {value!r}; expected a positive integer")
+            if type(value) is not int or not 0 < value < 2**31:  # arrays are indexed by int32
+                raise ValueError(
+                    f"config field {field} is {value!r}; expected a positive integer below 2^31"
+                )
         for field, names in (("attention", ATTENTION), ("sigmoid_bias", ("context", "length"))):
             if getattr(self, field) not in names:
                 raise ValueError(

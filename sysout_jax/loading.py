@@ -3,24 +3,41 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from sysout_jax import checkpoint
+from sysout_jax.config import ModelConfig
+from sysout_jax.convert import llama2c_tokenizer
 from sysout_jax.convert.hf_config import read_config
+from sysout_jax.convert.llama2c import BOS_ID, is_llama2c, open_llama2c
+from sysout_jax.convert.llama2c_tokenizer import read_tokenizer_bin
+from sysout_jax.convert.nanogpt import open_nanogpt
 from sysout_jax.convert.safetensors import SafetensorsSource
+from sysout_jax.convert.torch_file import is_torch_file
 from sysout_jax.data import tokenizers
+from sysout_jax.data.tokenizers import Tokenizer
 from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
-from sysout_jax.weights import WeightSource
+from sysout_jax.weights import StoredWeights
 
 HF_CONFIG = "config.json"
 
 
+class Opened(NamedTuple):
+    """What a checkpoint holds, whatever its format."""
+
+    config: ModelConfig
+    source: StoredWeights
+    bos_id: int | None
+    tokenizer: Tokenizer | None
+
+
 def load(path: str | Path, dtype: Any = "float32") -> LanguageModel:
-    """Open a Hugging Face directory or hub id (extra `hf`), or what `python -m sysout_jax.convert` or `python -m train` wrote.
+    """Open a checkpoint of any of the `FORMATS`, or a Hugging Face hub id (extra `hf`).
 
     Names, shapes and settings are all checked now; the weights themselves are read when they are used. `dtype` is that of
     weights and compute. Raises InputError, with one line to act on, for everything that is wrong with the checkpoint.
@@ -31,50 +48,93 @@ def load(path: str | Path, dtype: Any = "float32") -> LanguageModel:
         raise InputError(
             f"dtype {dtype!r} is unknown; expected for example float32 or bfloat16"
         ) from None
-    directory = find(path)
-    source: WeightSource
-    if orbax := checkpoint.locate(directory):
-        directory = orbax.home
-        config, bos_id = checkpoint.read_config(directory)
-        source = checkpoint.OrbaxSource(orbax.params, config)
-    else:
-        fields = _read_json(directory / HF_CONFIG)
-        layout, config = read_config(fields, str(directory / HF_CONFIG))
-        source, bos_id = SafetensorsSource(directory, layout, config), _bos_id(fields)
-    file = directory / tokenizers.FILE
-    tokenizer = tokenizers.Tokenizer.from_file(file, bos_id) if file.is_file() else None
-    return LanguageModel(config, source, tokenizer, dtype.name, str(path))
-
-
-def read_bos_id(directory: Path) -> int | None:
-    """The id that opens a sequence according to a Hugging Face directory, None where it names none."""
-    return _bos_id(_read_json(directory / HF_CONFIG))
-
-
-def _bos_id(fields: dict) -> int | None:
-    bos = fields.get("bos_token_id")
-    return bos if isinstance(bos, int) else None
+    opened = open_checkpoint(find(path))
+    return LanguageModel(opened.config, opened.source, opened.tokenizer, dtype.name, str(path))
 
 
 def find(path: str | Path) -> Path:
-    """The local directory behind a path or a hub id; InputError when there is none."""
-    directory = Path(path).expanduser()
-    if directory.is_dir():
-        if not (directory / HF_CONFIG).is_file() and checkpoint.locate(directory) is None:
-            raise InputError(
-                f"{path}: not a model directory (no {HF_CONFIG} and no {checkpoint.CONFIG}); "
-                "expected a Hugging Face directory, the output of python -m sysout_jax.convert, or a training run"
-            )
-        return directory
-    if directory.exists():
-        raise InputError(
-            f"{path}: is a file; expected the directory that holds {HF_CONFIG} and the weights"
-        )
+    """The local file or directory behind a path or a hub id; InputError when there is none."""
+    local = Path(path).expanduser()
+    if local.exists():
+        return local
     if _looks_like_hub_id(str(path)):
         return _download(str(path))
     raise InputError(
-        f"{path}: no such directory; expected a model directory or a hub id such as org/name"
+        f"{path}: no such file or directory; expected a checkpoint or a hub id such as org/name"
     )
+
+
+def open_checkpoint(path: Path) -> Opened:
+    """Recognise the format of what lies at `path` and open it; InputError when it is none or not whole."""
+    for its in FORMATS:
+        if its.recognises(path):
+            return its.open(path)
+    holds = ""
+    if path.is_dir() and (files := sorted(p.name for p in path.glob("*.pt"))):
+        holds = f" (it holds {files[0]}; name that file)"
+    raise InputError(
+        f"{path}: not a model{holds}; expected {', or '.join(its.name for its in FORMATS)}"
+    )
+
+
+def _open_orbax(path: Path) -> Opened:
+    found = checkpoint.locate(path)
+    assert found is not None
+    config, bos_id = checkpoint.read_config(found.home)
+    source = checkpoint.OrbaxSource(found.params, config)
+    return Opened(config, source, bos_id, _tokenizer(found.home, bos_id))
+
+
+def _open_hugging_face(path: Path) -> Opened:
+    fields = _read_json(path / HF_CONFIG)
+    layout, config = read_config(fields, str(path / HF_CONFIG))
+    bos = fields.get("bos_token_id")
+    bos_id = bos if isinstance(bos, int) else None
+    return Opened(config, SafetensorsSource(path, layout, config), bos_id, _tokenizer(path, bos_id))
+
+
+def _open_nanogpt(path: Path) -> Opened:
+    config, source = open_nanogpt(path)
+    return Opened(config, source, None, _tokenizer(path.parent, None))
+
+
+def _open_llama2c(path: Path) -> Opened:
+    config, source = open_llama2c(path)
+    tokenizer = _tokenizer(path.parent, BOS_ID)
+    pieces = path.parent / llama2c_tokenizer.FILE
+    if tokenizer is None and pieces.is_file():
+        tokenizer = read_tokenizer_bin(pieces, config.vocab_size, BOS_ID)
+    return Opened(config, source, BOS_ID, tokenizer)
+
+
+class Format(NamedTuple):
+    """A kind of checkpoint."""
+
+    name: str
+    recognises: Callable[[Path], bool]
+    open: Callable[[Path], Opened]
+
+
+#: Every kind of checkpoint that opens; the first that recognises a path has it.
+FORMATS = (
+    Format(
+        f"a directory that python -m sysout_jax.convert or python -m train wrote ({checkpoint.CONFIG})",
+        lambda path: path.is_dir() and checkpoint.locate(path) is not None,
+        _open_orbax,
+    ),
+    Format(
+        f"a Hugging Face directory ({HF_CONFIG} and safetensors)",
+        lambda path: (path / HF_CONFIG).is_file(),
+        _open_hugging_face,
+    ),
+    Format("a nanoGPT checkpoint (ckpt.pt)", is_torch_file, _open_nanogpt),
+    Format("a llama2.c model (.bin)", is_llama2c, _open_llama2c),
+)
+
+
+def _tokenizer(directory: Path, bos_id: int | None) -> Tokenizer | None:
+    file = directory / tokenizers.FILE
+    return Tokenizer.from_file(file, bos_id) if file.is_file() else None
 
 
 def _looks_like_hub_id(path: str) -> bool:
@@ -87,7 +147,7 @@ def _download(repo_id: str) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise InputError(
-            f"{repo_id}: no such directory; to fetch it from the hub, pip install 'sysout_jax[hf]'"
+            f"{repo_id}: no such file or directory; to fetch it from the hub, pip install 'sysout_jax[hf]'"
         ) from None
     try:
         folder = snapshot_download(repo_id, allow_patterns=["*.json", "*.safetensors"])
@@ -96,7 +156,7 @@ def _download(repo_id: str) -> Path:
     ) as error:  # the hub client raises dozens of types; to the user all mean "not fetched"
         reason = str(error).strip().split("\n")[0]
         raise InputError(
-            f"{repo_id}: no such directory, and not fetched from the hub ({type(error).__name__}: {reason}); "
+            f"{repo_id}: no such file or directory, and not fetched from the hub ({type(error).__name__}: {reason}); "
             "check the name, the network and your access"
         ) from None
     return Path(folder)

@@ -19,6 +19,15 @@ class WeightSource(Protocol):
         ...
 
 
+class StoredWeights(WeightSource, Protocol):
+    """Weights that lie on disk."""
+
+    @property
+    def stored_dtype(self) -> str:
+        """The dtype that practically all of them are stored in."""
+        ...
+
+
 class InMemory:
     """Parameters that are already here."""
 

@@ -74,6 +74,13 @@ def test_wrong_tensors_are_all_listed_by_name(hf_copy):
     assert f"wrong shapes: {TENSOR} is (16, 24), the config implies (24, 16);" in message
 
 
+def test_more_layers_than_tensors(hf_copy):
+    """Said before anything is built for a billion layers."""
+    directory = hf_copy("llama-mha")
+    edit_config(directory, num_hidden_layers=10**9)
+    assert "implies 1000000000 layers, the file holds 21 tensors" in refusal(directory)
+
+
 def test_quantised_weights_are_refused(hf_copy):
     directory = hf_copy("llama-mha")
     edit_tensors(directory, lambda t: t.update({TENSOR: t[TENSOR].astype(np.int8)}))
@@ -197,6 +204,8 @@ def test_unknown_architecture(hf_copy):
         ("llama-mha", {"num_key_value_heads": 3}, "multiple of num_kv_heads 3"),
         ("llama-mha", {"hidden_size": ...}, "field hidden_size is missing"),
         ("llama-mha", {"vocab_size": "many"}, "'many'"),
+        ("llama-mha", {"vocab_size": 2**31}, "below 2^31"),
+        ("llama-mha", {"num_attention_heads": 0, "head_dim": None}, "impossible config"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights"),
         ("gpt2", {"activation_function": "relu"}, "activation_function = 'relu'"),
@@ -251,12 +260,14 @@ def test_a_sliding_window_limits_the_context(hf_copy):
 
 
 def test_what_is_not_a_model_directory(tmp_path):
-    file = tmp_path / "model.bin"
+    file = tmp_path / "model.txt"
     file.write_text("x")
-    assert "is a file; expected the directory" in refusal(file)
-    assert "not a model directory" in refusal(tmp_path)
-    assert "no such directory" in refusal(tmp_path / "nothing" / "here")
-    assert "no such directory" in refusal("nothing")
+    for path in (file, tmp_path):
+        assert f"{path}: not a model; expected a directory" in refusal(path)
+    assert "no such file or directory" in refusal(tmp_path / "nothing" / "here")
+    assert "no such file or directory" in refusal("nothing")
+    (tmp_path / "ckpt_100.pt").write_text("x")
+    assert "it holds ckpt_100.pt; name that file" in refusal(tmp_path)
 
 
 def test_damaged_tokenizer(hf_copy):

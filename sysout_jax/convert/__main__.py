@@ -1,4 +1,4 @@
-"""python -m sysout_jax.convert: a Hugging Face model as a checkpoint directory that opens without its original library."""
+"""python -m sysout_jax.convert: any checkpoint that loads, as an Orbax directory of ours or as a Hugging Face directory."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ from tqdm import tqdm
 
 from sysout_jax import checkpoint, loading
 from sysout_jax.cli import run
-from sysout_jax.convert.safetensors import SafetensorsSource
-from sysout_jax.data import tokenizers
+from sysout_jax.convert.hf_export import check_exportable, save_hugging_face
 from sysout_jax.errors import InputError
 from sysout_jax.weights import expected_shapes, groups
+
+SAVE = {"orbax": checkpoint.save, "hf": save_hugging_face}
 
 
 @dataclass(frozen=True)
 class Args:
-    """Convert a Hugging Face model to an Orbax checkpoint directory. Config, BOS id and tokenizer.json go along."""
+    """Convert a checkpoint to an Orbax directory or to a Hugging Face one. Config, BOS id and tokenizer go along."""
 
     src: str
-    """Hugging Face directory or hub id."""
+    """Hugging Face directory or hub id, nanoGPT ckpt.pt, llama2.c .bin, converted or trained checkpoint."""
     out: Path
     """Directory to write; must be new or empty."""
+    format: Literal["orbax", "hf"] = "orbax"
+    """orbax opens everywhere in this library; hf opens in transformers (GPT-2 and LLaMA with default attention)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the written weights; auto keeps the one they are stored in."""
 
@@ -35,28 +38,25 @@ class Args:
 def main() -> None:
     args = tyro.cli(Args, prog="python -m sysout_jax.convert")
     _check_out(args.out)
-    directory = loading.find(args.src)
-    if (directory / checkpoint.CONFIG).is_file():
+    path = loading.find(args.src)
+    if args.format == "orbax" and path.is_dir() and checkpoint.is_converted(path):
         raise InputError(f"--src {args.src}: is converted already; it opens as it is")
-    lm = loading.load(directory)
-    assert isinstance(lm.source, SafetensorsSource)
-    dtype = lm.source.stored_dtype if args.dtype == "auto" else args.dtype
+    config, source, bos_id, tokenizer = loading.open_checkpoint(path)
+    if args.format == "hf":
+        try:
+            check_exportable(config)
+        except InputError as error:
+            raise InputError(f"--src {args.src}: {error}") from None
+    dtype = source.stored_dtype if args.dtype == "auto" else args.dtype
 
-    extra = {tokenizers.FILE: directory / tokenizers.FILE} if lm.tokenizer else {}
-    bos_id = loading.read_bos_id(directory)
     quiet = not sys.stderr.isatty()
-    try:
-        with tqdm(total=len(groups(lm.config)), unit="group", leave=False, disable=quiet) as bar:
-            checkpoint.save(args.out, lm.config, lm.source, dtype, extra, bos_id, bar.update)
-    except OSError as error:
-        raise InputError(
-            f"--out {args.out}: not written ({error}); name a directory that can be written to"
-        ) from None
+    with tqdm(total=len(groups(config)), unit="group", leave=False, disable=quiet) as bar:
+        SAVE[args.format](args.out, config, source, dtype, tokenizer, bos_id, bar.update)
 
-    count = sum(math.prod(shape) for shape in expected_shapes(lm.config).values())
+    count = sum(math.prod(shape) for shape in expected_shapes(config).values())
     print(
-        f"{args.out}: {lm.config.family}, {lm.num_layers} layers, {count:,} parameters in {dtype}, "
-        f"{'with' if extra else 'without a'} tokenizer"
+        f"{args.out}: {config.family}, {config.num_layers} layers, {count:,} parameters in {dtype}, "
+        f"{'with' if tokenizer else 'without a'} tokenizer"
     )
 
 

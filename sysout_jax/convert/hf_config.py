@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 from sysout_jax.config import Gpt2Config, LlamaConfig, ModelConfig, RopeScaling
 from sysout_jax.errors import InputError
@@ -23,6 +23,37 @@ IRRELEVANT = frozenset(
     temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript
     transformers_version typical_p unsloth_version unsloth_fixed use_bfloat16 use_cache""".split()
 )
+
+
+#: Our fields ← theirs, where only the name differs; `hf_export` writes by the same tables.
+LLAMA_FIELDS = {
+    "vocab_size": "vocab_size",
+    "context_length": "max_position_embeddings",
+    "d_model": "hidden_size",
+    "d_ff": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "norm_eps": "rms_norm_eps",
+    "tied_embeddings": "tie_word_embeddings",
+    "mlp_bias": "mlp_bias",
+}
+GPT2_FIELDS = {
+    "vocab_size": "vocab_size",
+    "context_length": "n_positions",
+    "d_model": "n_embd",
+    "num_layers": "n_layer",
+    "num_heads": "n_head",
+    "norm_eps": "layer_norm_epsilon",
+    "tied_embeddings": "tie_word_embeddings",
+}
+#: Their names of the activation function, the usual one first, and ours.
+ACTIVATIONS: dict[str, Literal["gelu", "gelu_tanh"]] = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu",
+}
 
 
 class _Fields:
@@ -92,54 +123,50 @@ def _rope(fields: _Fields, context: int) -> tuple[float, RopeScaling | None]:
     return theta, found
 
 
+def _renamed(fields: _Fields, table: Mapping[str, str], **defaults: Any) -> dict[str, Any]:
+    """Our fields by a table of names; those without a default must be there."""
+    return {ours: fields.take(theirs, defaults.get(ours, ...)) for ours, theirs in table.items()}
+
+
 def _llama(fields: _Fields) -> LlamaConfig:
     fields.must_be("hidden_act", "silu")
     bias = bool(fields.take("attention_bias", False))
-    heads, width = fields.take("num_attention_heads"), fields.take("hidden_size")
-    context = fields.take("max_position_embeddings")
-    window = fields.take("sliding_window", None)
-    theta, scaling = _rope(fields, context)
-    return LlamaConfig(
-        vocab_size=fields.take("vocab_size"),
-        # within the sliding window attention is plain causal attention, so that far the model is exact
-        context_length=min(context, window) if window else context,
-        d_model=width,
-        d_ff=fields.take("intermediate_size"),
-        num_layers=fields.take("num_hidden_layers"),
-        num_heads=heads,
-        num_kv_heads=fields.take("num_key_value_heads", heads),
-        head_dim=fields.take("head_dim", width // heads),
-        norm_eps=fields.take("rms_norm_eps", 1e-6),
-        tied_embeddings=bool(fields.take("tie_word_embeddings", False)),
-        rope_theta=theta,
-        rope_scaling=scaling,
-        qkv_bias=bias,
-        o_bias=bias,
-        mlp_bias=bool(fields.take("mlp_bias", False)),
+    plain = _renamed(
+        fields,
+        LLAMA_FIELDS,
+        num_kv_heads=None,
+        head_dim=None,
+        norm_eps=1e-6,
+        tied_embeddings=False,
+        mlp_bias=False,
     )
+    heads, context = plain["num_heads"], plain["context_length"]
+    if plain["num_kv_heads"] is None:
+        plain["num_kv_heads"] = heads
+    if plain["head_dim"] is None:
+        plain["head_dim"] = plain["d_model"] // heads
+    theta, scaling = _rope(fields, context)
+    if window := fields.take("sliding_window", None):
+        # within the sliding window attention is plain causal attention, so that far the model is exact
+        plain["context_length"] = min(context, window)
+    return LlamaConfig(**plain, rope_theta=theta, rope_scaling=scaling, qkv_bias=bias, o_bias=bias)
 
 
 def _gpt2(fields: _Fields) -> Gpt2Config:
-    names = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
     activation = fields.take("activation_function", "gelu_new")
-    if activation not in names:
+    if activation not in ACTIVATIONS:
         raise InputError(
-            f"{fields.source}: activation_function = {activation!r} is not implemented; expected one of {sorted(names)}"
+            f"{fields.source}: activation_function = {activation!r} is not implemented; "
+            f"expected one of {sorted(ACTIVATIONS)}"
         )
     fields.must_be("scale_attn_weights", True)
     fields.must_be("scale_attn_by_inverse_layer_idx", False)
     fields.must_be("add_cross_attention", False)
-    width = fields.take("n_embd")
+    plain = _renamed(fields, GPT2_FIELDS, norm_eps=1e-5, tied_embeddings=True)
     return Gpt2Config(
-        vocab_size=fields.take("vocab_size"),
-        context_length=fields.take("n_positions"),
-        d_model=width,
-        d_ff=fields.take("n_inner", 4 * width),
-        num_layers=fields.take("n_layer"),
-        num_heads=fields.take("n_head"),
-        norm_eps=fields.take("layer_norm_epsilon", 1e-5),
-        tied_embeddings=bool(fields.take("tie_word_embeddings", True)),
-        activation=names[activation],  # type: ignore[arg-type]
+        **plain,
+        d_ff=fields.take("n_inner", 4 * plain["d_model"]),
+        activation=ACTIVATIONS[activation],
         bias=True,
     )
 
@@ -185,7 +212,7 @@ def read_config(fields: dict[str, Any], source: str) -> tuple[str, ModelConfig]:
         config = reader(taken)
     except InputError:
         raise
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
         raise InputError(f"{source}: impossible config: {error}") from None
     taken.check_nothing_left()
     return _LAYOUTS.get(str(model_type), str(model_type)), config

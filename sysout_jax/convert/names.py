@@ -1,26 +1,28 @@
 """Our parameter names ← the names other people's checkpoints use, one declarative table per family.
 
-`{l}` stands for the layer. `transposed` marks matrices that are stored (out, in), as torch.nn.Linear does; ours are (in, out).
+`{l}` stands for the layer. The tables are read in both directions: `python -m sysout_jax.convert --format hf` writes by them.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sysout_jax.config import ModelConfig
+from sysout_jax.config import AttentionName
+from sysout_jax.convert.forms import LINEAR, PAIRED_LINEAR, PER_HEAD, SAME, Form
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a parameter lies in a foreign checkpoint and whether it lies there transposed."""
+    """Where a parameter lies in a foreign checkpoint and in which form."""
 
     name: str
-    transposed: bool = False
+    form: Form = SAME
 
 
 def _linear(name: str) -> Stored:
-    return Stored(name, transposed=True)
+    return Stored(name, LINEAR)
 
 
 LLAMA: dict[str, Stored] = {
@@ -66,10 +68,42 @@ GPT2: dict[str, Stored] = {  # HF's Conv1D is stored (in, out)
 }
 
 NANOGPT: dict[str, Stored] = {  # the same names, but torch.nn.Linear, stored (out, in)
-    ours: Stored(stored.name, transposed=ours.endswith("kernel")) for ours, stored in GPT2.items()
+    ours: _linear(stored.name) if ours.endswith("kernel") else stored
+    for ours, stored in GPT2.items()
+} | {  # what the attention variants of the paper's code add
+    "layer_{l}/attn/k_extra": Stored("transformer.h.{l}.attn.k_bias", PER_HEAD),
+    "layer_{l}/attn/v_extra": Stored("transformer.h.{l}.attn.v_bias", PER_HEAD),
+    "layer_{l}/attn/scale_proj/kernel": _linear("transformer.h.{l}.attn.context_scale.0.weight"),
+    "layer_{l}/attn/scale_proj/bias": Stored("transformer.h.{l}.attn.context_scale.0.bias"),
 }
 
-TABLES = {"llama": LLAMA, "gpt2": GPT2, "nanogpt": NANOGPT}
+#: The paper's model files, by the `model_type` that its train.py records in every checkpoint, and our name for each.
+PAPER_MODELS: dict[str, AttentionName] = {
+    "gpt2_default": "default",
+    "gpt2_vbias": "fixed_bias",
+    "gpt2_cabias": "context_bias",
+    "gpt2_attn_bias": "attention_bias",
+    "gpt2_ca_softmax": "context_scale",
+    "gpt2_sigmoid": "sigmoid",
+}
+
+#: Meta's own names, in which llama2.c's files are described. Its rotary positions turn neighbouring pairs.
+META: dict[str, Stored] = {
+    "embed/embedding": Stored("tok_embeddings.weight"),
+    "layer_{l}/attn_norm/scale": Stored("layers.{l}.attention_norm.weight"),
+    "layer_{l}/attn/q_proj/kernel": Stored("layers.{l}.attention.wq.weight", PAIRED_LINEAR),
+    "layer_{l}/attn/k_proj/kernel": Stored("layers.{l}.attention.wk.weight", PAIRED_LINEAR),
+    "layer_{l}/attn/v_proj/kernel": _linear("layers.{l}.attention.wv.weight"),
+    "layer_{l}/attn/o_proj/kernel": _linear("layers.{l}.attention.wo.weight"),
+    "layer_{l}/mlp_norm/scale": Stored("layers.{l}.ffn_norm.weight"),
+    "layer_{l}/mlp/gate_proj/kernel": _linear("layers.{l}.feed_forward.w1.weight"),
+    "layer_{l}/mlp/down_proj/kernel": _linear("layers.{l}.feed_forward.w2.weight"),
+    "layer_{l}/mlp/up_proj/kernel": _linear("layers.{l}.feed_forward.w3.weight"),
+    "final_norm/scale": Stored("norm.weight"),
+    "lm_head/kernel": _linear("output.weight"),
+}
+
+TABLES = {"llama": LLAMA, "gpt2": GPT2, "nanogpt": NANOGPT, "meta": META}
 
 #: Prefixes under which a bare base model (without its language-model class) saves the same tensors.
 BASE_PREFIX = {"llama": "model.", "gpt2": "transformer.", "nanogpt": "transformer."}
@@ -78,7 +112,7 @@ BASE_PREFIX = {"llama": "model.", "gpt2": "transformer.", "nanogpt": "transforme
 BUFFERS = re.compile(r"(\.attn\.(bias|masked_bias)|\.rotary_emb\.inv_freq)$")
 
 
-def stored_names(layout: str, config: ModelConfig, ours: list[str]) -> dict[str, Stored]:
+def stored_names(layout: str, ours: Iterable[str]) -> dict[str, Stored]:
     """The foreign tensor behind each of our parameter paths (`layer_0/mlp/up_proj/kernel`)."""
     table = TABLES[layout]
     found = {}
@@ -87,5 +121,5 @@ def stored_names(layout: str, config: ModelConfig, ours: list[str]) -> dict[str,
         number = layer.group(1) if layer else ""
         generic = path.replace(f"layer_{number}/", "layer_{l}/", 1) if layer else path
         stored = table[generic]
-        found[path] = Stored(stored.name.format(l=number), stored.transposed)
+        found[path] = Stored(stored.name.format(l=number), stored.form)
     return found

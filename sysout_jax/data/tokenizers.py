@@ -20,9 +20,12 @@ END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")  # GPT-2, Llama 3
 class Tokenizer:
     """Text to ids and back. `bos_id` is the id that opens a sequence, None where the model names none."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, bos_id: int | None = None):
+    def __init__(
+        self, backend: tokenizers.Tokenizer, bos_id: int | None = None, file: Path | None = None
+    ):
         self.backend = backend
         self.bos_id = bos_id
+        self._file = file
 
     @classmethod
     def from_file(cls, path: Path, bos_id: int | None = None) -> Tokenizer:
@@ -35,7 +38,14 @@ class Tokenizer:
         # some files ask for both, for the models that they were made for
         backend.no_truncation()
         backend.no_padding()
-        return cls(backend, bos_id)
+        return cls(backend, bos_id, path)
+
+    def save(self, path: Path) -> None:
+        """Write a tokenizer.json: the one it was read from byte by byte, else a new one."""
+        if self._file:
+            shutil.copyfile(self._file, path)
+        else:
+            self.backend.save(str(path))
 
     @cached_property
     def vocab_size(self) -> int:

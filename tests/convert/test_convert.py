@@ -22,42 +22,14 @@ from sysout_jax.convert import __main__ as convert
 from sysout_jax.convert.names import stored_names
 from sysout_jax.convert.safetensors import SafetensorsSource
 from sysout_jax.weights import expected_shapes, groups
-from tests.parity_cases import FIXTURES, VOCAB
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def run_command(*args) -> subprocess.CompletedProcess[str]:
-    """The command as a user runs it, with both streams in pipes."""
-    return subprocess.run(
-        [sys.executable, "-m", "sysout_jax.convert", *map(str, args)],
-        cwd=ROOT,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
-def run_here(monkeypatch, *args) -> int:
-    """The same in this process, where importing jax costs nothing more."""
-    monkeypatch.setattr(sys, "argv", ["convert", *map(str, args)])
-    with pytest.raises(SystemExit) as caught:
-        cli.run(convert.main)
-    return int(caught.value.code or 0)
-
-
-def everything_below(directory: Path) -> set[Path]:
-    return set(directory.rglob("*"))
-
-
-def assert_same_model(one: so.LanguageModel, other: so.LanguageModel) -> None:
-    assert one.config == other.config
-    tokens = np.arange(2 * 9).reshape(2, 9) % VOCAB
-    assert so.capture(one, tokens, ())[0].tobytes() == so.capture(other, tokens, ())[0].tobytes()
-    assert jax.tree.structure(one.params) == jax.tree.structure(other.params)
-    for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(other.params), strict=True):
-        assert a.dtype == b.dtype and a.tobytes() == b.tobytes()
+from tests.convert.command import (
+    ROOT,
+    assert_same_model,
+    everything_below,
+    run_command,
+    run_here,
+)
+from tests.parity_cases import FIXTURES
 
 
 def test_command_on_a_trained_model(shared_data, tmp_path):
@@ -216,9 +188,9 @@ def test_reading_holds_one_tensor_beyond_what_it_returns(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(fields))
     config = convert.loading.read_config(fields, "test")[1]
     shapes = expected_shapes(config)
-    stored = stored_names("llama", config, list(shapes))
+    stored = stored_names("llama", shapes)
     weights = {
-        stored[ours].name: np.ones(shape[::-1] if stored[ours].transposed else shape, np.float32)
+        stored[ours].name: np.ones(stored[ours].form.shapes(shape)[0], np.float32)
         for ours, shape in shapes.items()
     }
     save_file(weights, tmp_path / "model.safetensors")

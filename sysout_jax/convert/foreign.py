@@ -1,0 +1,136 @@
+"""The strict driver behind every foreign format: hold what a file says against what the config implies, then read by the table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes  # noqa: F401  registers bfloat16 with numpy, in which half of all checkpoints are stored
+import numpy as np
+
+from sysout_jax.config import ModelConfig
+from sysout_jax.convert.forms import Shape
+from sysout_jax.convert.names import BUFFERS, Stored, stored_names
+from sysout_jax.errors import InputError
+from sysout_jax.weights import expected_shapes, nest
+
+#: Number formats that are plain weights, and the dtype to keep them in.
+KEPT_AS = {
+    "float64": "float32",
+    "float32": "float32",
+    "float16": "float16",
+    "bfloat16": "bfloat16",
+}
+
+
+class Held(NamedTuple):
+    """What a file says about one tensor."""
+
+    shape: Shape
+    dtype: str
+
+
+class ForeignSource:
+    """Weights in somebody else's names and forms; subclasses say how one tensor is read.
+
+    On construction the headers are compared with what the config implies; missing, unexpected, misshapen and quantised
+    tensors are listed in one InputError. `read` copies one tensor after another.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        layout: str,
+        config: ModelConfig,
+        held: Mapping[str, Held],
+        base_prefix: str = "",
+    ):
+        if config.num_layers > len(held):  # before anything is built for a million layers
+            raise InputError(
+                f"{path}: the config implies {config.num_layers} layers, the file holds {len(held)} tensors in all; "
+                "was it saved from another model?"
+            )
+        self.path, self._config = path, config
+        shapes = expected_shapes(config)
+        self._stored = stored_names(layout, shapes)
+        if base_prefix and held and not any(name.startswith(base_prefix) for name in held):
+            # a base model saved without its language-model class lacks the prefix
+            self._stored = {
+                ours: Stored(stored.name.removeprefix(base_prefix), stored.form)
+                for ours, stored in self._stored.items()
+            }
+        _compare(path, config, self._stored, shapes, held)
+        self._embedding_dtype = held[self._stored["embed/embedding"].name].dtype
+
+    @property
+    def stored_dtype(self) -> str:
+        """The dtype that the embedding, and with it practically everything else, is stored in."""
+        return KEPT_AS[self._embedding_dtype]
+
+    def read(self, group: str, dtype: Any) -> dict:
+        prefix = group + "/"
+        return nest(
+            {
+                # cast and transposition in one copy: at most one tensor is held beyond what is returned
+                ours.removeprefix(prefix): stored.form.ours(
+                    self._tensor(stored.name), self._config
+                ).astype(dtype, "C", copy=False)
+                for ours, stored in self._stored.items()
+                if ours.startswith(prefix)
+            }
+        )
+
+    def _tensor(self, name: str) -> np.ndarray:
+        """The stored array of that name, as it lies there."""
+        raise NotImplementedError
+
+
+def _compare(
+    path: Path,
+    config: ModelConfig,
+    stored: Mapping[str, Stored],
+    shapes: Mapping[str, Shape],
+    held: Mapping[str, Held],
+) -> None:
+    """Hold the headers against the config, both ways."""
+    packed = sorted(
+        f"{name} is {tensor.dtype}"
+        for name, tensor in held.items()
+        if tensor.dtype not in KEPT_AS and not BUFFERS.search(name)
+    )
+    if packed:
+        raise InputError(
+            f"{path}: not stored as {', '.join(KEPT_AS)}: {some(packed)}; "
+            "quantised weights are not read, use the original model"
+        )
+    wanted = {s.name for s in stored.values()}
+    unexpected = [
+        name
+        for name in sorted(set(held) - wanted)
+        if not BUFFERS.search(name) and not (config.tied_embeddings and name == "lm_head.weight")
+    ]
+    misshapen = []
+    for ours, shape in shapes.items():
+        name, allowed = stored[ours].name, stored[ours].form.shapes(shape)
+        if name in held and held[name].shape not in allowed:
+            want = " or ".join(map(str, dict.fromkeys(allowed)))
+            misshapen.append(f"{name} is {held[name].shape}, the config implies {want}")
+    problems = [
+        f"{title}: {some(names)}"
+        for title, names in (
+            ("missing tensors", sorted(wanted - set(held))),
+            ("unexpected tensors", unexpected),
+            ("wrong shapes", misshapen),
+        )
+        if names
+    ]
+    if problems:
+        raise InputError(f"{path}: {'; '.join(problems)}; was it saved from another model?")
+
+
+def some(names: Iterable[str], most: int = 12) -> str:
+    """A list for an error message, cut where it stops being read."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

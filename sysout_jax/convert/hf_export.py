@@ -1,0 +1,170 @@
+"""Write GPT-2 and LLaMA models as Hugging Face directories that transformers loads with equal logits.
+
+Names and forms are the tables of `names.py`, field names those of `hf_config.py`, read the other way round.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from sysout_jax.config import Gpt2Config, LlamaConfig, ModelConfig
+from sysout_jax.convert.forms import Shape
+from sysout_jax.convert.hf_config import ACTIVATIONS, GPT2_FIELDS, LLAMA_FIELDS
+from sysout_jax.convert.names import Stored, stored_names
+from sysout_jax.convert.safetensors_writer import Announced, write_safetensors
+from sysout_jax.data import tokenizers
+from sysout_jax.data.tokenizers import Tokenizer
+from sysout_jax.errors import InputError
+from sysout_jax.staging import new_directory
+from sysout_jax.weights import WeightSource, expected_shapes, groups
+
+SHARD_BYTES = 4 * 10**9
+
+
+def save_hugging_face(
+    directory: Path,
+    config: ModelConfig,
+    source: WeightSource,
+    dtype: Any,
+    tokenizer: Tokenizer | None = None,
+    bos_id: int | None = None,
+    on_group: Callable[[], object] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write config.json, safetensors (in several files beyond `shard_bytes`) and tokenizer.json.
+
+    The directory appears whole or not at all; in memory there is one group of weights at a time. Raises InputError for models
+    that transformers has no class for, and when `directory` exists and is not an empty directory.
+    """
+    check_exportable(config)
+    theirs = _with_their_biases(config)
+    dtype = np.dtype(dtype)
+    plan = _plan(theirs)
+    announced = [
+        Announced(stored.name, stored.form.shapes(shape)[0])
+        for tensors in plan.values()
+        for _, shape, stored in tensors
+    ]
+    with new_directory(directory) as staging:
+        arrays = _arrays(plan, theirs, source, dtype, on_group)
+        write_safetensors(staging, announced, arrays, dtype, shard_bytes)
+        fields = {"bos_token_id": bos_id, "torch_dtype": dtype.name, **_fields(theirs)}
+        _write_json(staging / "config.json", fields)
+        if tokenizer:
+            tokenizer.save(staging / tokenizers.FILE)
+            _write_json(staging / "tokenizer_config.json", _tokenizer_fields(config, tokenizer))
+
+
+def check_exportable(config: ModelConfig) -> None:
+    """InputError for models that transformers has no class for."""
+    if config.attention != "default":
+        raise InputError(
+            f"attention {config.attention!r} has no class in transformers, which would compute plain softmax attention; "
+            "expected a model with default attention, use --format orbax"
+        )
+
+
+def _with_their_biases(config: ModelConfig) -> ModelConfig:
+    """The same model with the biases that transformers' class insists on; those that we lack are zero."""
+    if isinstance(config, LlamaConfig):
+        bias = config.qkv_bias or config.o_bias
+        return dataclasses.replace(config, qkv_bias=bias, o_bias=bias)
+    assert isinstance(config, Gpt2Config)
+    return dataclasses.replace(config, bias=True)
+
+
+def _fields(config: ModelConfig) -> dict[str, Any]:
+    if isinstance(config, LlamaConfig):
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_act": "silu",
+            "attention_bias": config.qkv_bias,
+            "rope_theta": config.rope_theta,
+            "rope_scaling": _rope_scaling(config),
+            **{theirs: getattr(config, ours) for ours, theirs in LLAMA_FIELDS.items()},
+        }
+    assert isinstance(config, Gpt2Config)
+    activation = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.activation)
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "activation_function": activation,
+        "n_inner": config.d_ff,
+        **{theirs: getattr(config, ours) for ours, theirs in GPT2_FIELDS.items()},
+    }
+
+
+def _rope_scaling(config: LlamaConfig) -> dict[str, Any] | None:
+    scaling = config.rope_scaling
+    if scaling is None:
+        return None
+    fields: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
+    if scaling.kind == "llama3":
+        fields |= {
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_context,
+        }
+    return fields
+
+
+def _tokenizer_fields(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": config.context_length,
+        "clean_up_tokenization_spaces": False,
+    }
+    if tokenizer.bos_id is not None:
+        fields["bos_token"] = tokenizer.backend.id_to_token(tokenizer.bos_id)
+    return fields
+
+
+class _Planned(NamedTuple):
+    """One tensor of the export: where it is read, and under which name and in which form it is written."""
+
+    path: str
+    shape: Shape
+    stored: Stored
+
+
+def _plan(config: ModelConfig) -> dict[str, list[_Planned]]:
+    """The tensors of each group."""
+    shapes = expected_shapes(config)
+    stored = stored_names(config.family, shapes)
+    return {
+        group: [
+            _Planned(path, shape, stored[path])
+            for path, shape in shapes.items()
+            if path.startswith(group + "/")
+        ]
+        for group in groups(config)
+    }
+
+
+def _arrays(
+    plan: dict[str, list[_Planned]],
+    config: ModelConfig,
+    source: WeightSource,
+    dtype: np.dtype,
+    on_group: Callable[[], object] | None,
+) -> Iterator[np.ndarray]:
+    """The tensors of the plan in their form; biases that the model does not have are zero."""
+    for group, tensors in plan.items():
+        held = flatten_dict({group: source.read(group, dtype)}, sep="/")
+        for path, shape, stored in tensors:
+            array = np.asarray(held[path]) if path in held else np.zeros(shape, dtype)
+            yield stored.form.theirs(array, config)
+        if on_group:
+            on_group()
+
+
+def _write_json(path: Path, fields: dict[str, Any]) -> None:
+    path.write_text(json.dumps(fields, indent=2) + "\n")

@@ -1,0 +1,178 @@
+"""llama2.c's model files (`.bin`): a header of seven integers, then float32 tensors in a fixed order.
+
+Version 0 is the original layout, without a magic number and with rotary tables that run.c no longer reads; version 1 begins with
+"ak42" and a header of 256 bytes. Version 2 holds int8 weights and is refused. Norm epsilon and rotary base are constants of run.c.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sysout_jax.config import LlamaConfig
+from sysout_jax.convert.foreign import ForeignSource, Held
+from sysout_jax.convert.forms import Shape
+from sysout_jax.errors import InputError
+from sysout_jax.models.layers import rotary_frequencies
+
+LAYOUT = "meta"
+MAGIC = struct.pack("<I", 0x616B3432)
+BOS_ID = 1  # sentencepiece's, which run.c puts before every prompt
+_FLOAT = np.dtype("<f4")
+_HEADER, _HEADER_BYTES_V1 = struct.Struct("<7i"), 256
+_FIELDS = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")
+_REAL, _IMAG = "freq_cis_real", "freq_cis_imag"
+
+# The files' order of tensors, in the names of `names.META`. What has an {l} is there for all layers before the next begins.
+_ATTENTION = [f"layers.{{l}}.attention.{name}.weight" for name in ("wq", "wk", "wv", "wo")]
+_MLP = [f"layers.{{l}}.feed_forward.{name}.weight" for name in ("w1", "w2", "w3")]
+_NORM_1, _NORM_2 = "layers.{l}.attention_norm.weight", "layers.{l}.ffn_norm.weight"
+_EMBED, _NORM, _HEAD = "tok_embeddings.weight", "norm.weight", "output.weight"
+ORDER = {
+    0: [_EMBED, _NORM_1, *_ATTENTION, _NORM_2, *_MLP, _NORM, _REAL, _IMAG, _HEAD],
+    1: [_NORM_1, _NORM_2, _NORM, _EMBED, *_ATTENTION, *_MLP, _HEAD],
+}
+
+
+class _Section(NamedTuple):
+    start: int
+    shape: Shape
+
+
+class Llama2cSource(ForeignSource):
+    """Weights in a llama2.c file, read tensor by tensor."""
+
+    def __init__(self, path: Path, config: LlamaConfig, sections: dict[str, _Section]):
+        self._sections = sections
+        held = {name: Held(section.shape, "float32") for name, section in sections.items()}
+        super().__init__(path, LAYOUT, config, held)
+
+    def _tensor(self, name: str) -> np.ndarray:
+        return _read(self.path, self._sections[name])
+
+
+def is_llama2c(path: Path) -> bool:
+    """By its magic number, or by name: version 0 has none."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(len(MAGIC)) == MAGIC or path.suffix == ".bin"
+
+
+def open_llama2c(path: Path) -> tuple[LlamaConfig, Llama2cSource]:
+    """Config and weights of a llama2.c model; InputError for what is not one, or is not whole."""
+    with open(path, "rb") as file:
+        header = file.read(_HEADER_BYTES_V1)
+    version, start, fields, shared = _parse(path, header)
+    try:
+        config = LlamaConfig(
+            vocab_size=fields["vocab_size"],
+            context_length=fields["seq_len"],
+            d_model=fields["dim"],
+            d_ff=fields["hidden_dim"],
+            num_layers=fields["n_layers"],
+            num_heads=fields["n_heads"],
+            num_kv_heads=fields["n_kv_heads"],
+            head_dim=fields["dim"] // max(fields["n_heads"], 1),
+            tied_embeddings=shared,
+        )
+        if config.d_model % config.num_heads:
+            raise ValueError(f"dim {config.d_model} is no multiple of n_heads {config.num_heads}")
+    except ValueError as error:
+        raise InputError(
+            f"{path}: not a llama2.c model ({error}; its header reads {fields}); expected a file that export.py wrote"
+        ) from None
+    shapes = _shapes(config)
+    length = start + _FLOAT.itemsize * _count(config, ORDER[version], shapes)
+    size = path.stat().st_size
+    if size != length:
+        raise InputError(
+            f"{path}: holds {size:,} bytes, its header ({fields}) implies {length:,}; copy or download it again"
+        )
+    sections = {}
+    for generic in _present(config, ORDER[version]):
+        for l in range(config.num_layers) if "{l}" in generic else (0,):
+            sections[generic.format(l=l)] = _Section(start, shapes[generic])
+            start += _FLOAT.itemsize * math.prod(shapes[generic])
+    if version == 0:
+        _check_rotary(path, config, sections.pop(_REAL), sections.pop(_IMAG))
+    return config, Llama2cSource(path, config, sections)
+
+
+def _parse(path: Path, header: bytes) -> tuple[int, int, dict[str, int], bool]:
+    """Version, where the tensors begin, the seven integers, and whether the classifier is the embedding."""
+    v1 = header.startswith(MAGIC)
+    if len(header) < (_HEADER_BYTES_V1 if v1 else _HEADER.size):
+        raise InputError(
+            f"{path}: ends within its header; expected a llama2.c model, copy or download it again"
+        )
+    if not v1:
+        fields = dict(zip(_FIELDS, _HEADER.unpack_from(header), strict=True))
+        shared = fields["vocab_size"] > 0  # the sign is the flag
+        return 0, _HEADER.size, fields | {"vocab_size": abs(fields["vocab_size"])}, shared
+    (version,) = struct.unpack_from("<i", header, 4)
+    if version != 1:
+        what = "int8 weights" if version == 2 else "an unknown layout"
+        raise InputError(
+            f"{path}: llama2.c version {version} ({what}) is not read; export it again with --version 1 (float32)"
+        )
+    fields = dict(zip(_FIELDS, _HEADER.unpack_from(header, 8), strict=True))
+    return 1, _HEADER_BYTES_V1, fields, bool(header[8 + _HEADER.size])
+
+
+def _shapes(config: LlamaConfig) -> dict[str, Shape]:
+    """As they lie in the file: matrices are (out, in)."""
+    D, F, V = config.d_model, config.d_ff, config.vocab_size
+    Q, KV = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    wq, wk, wv, wo = _ATTENTION
+    w1, w2, w3 = _MLP
+    table = (config.context_length, config.head_dim // 2)
+    return {
+        _EMBED: (V, D),
+        _HEAD: (V, D),
+        _NORM_1: (D,),
+        _NORM_2: (D,),
+        _NORM: (D,),
+        wq: (Q, D),
+        wk: (KV, D),
+        wv: (KV, D),
+        wo: (D, Q),
+        w1: (F, D),
+        w2: (D, F),
+        w3: (F, D),
+        _REAL: table,
+        _IMAG: table,
+    }
+
+
+def _present(config: LlamaConfig, order: list[str]) -> list[str]:
+    return [name for name in order if name != _HEAD or not config.tied_embeddings]
+
+
+def _count(config: LlamaConfig, order: list[str], shapes: dict[str, Shape]) -> int:
+    """Numbers in the file, without building anything for as many layers as the header claims."""
+    return sum(
+        math.prod(shapes[name]) * (config.num_layers if "{l}" in name else 1)
+        for name in _present(config, order)
+    )
+
+
+def _check_rotary(path: Path, config: LlamaConfig, real: _Section, imag: _Section) -> None:
+    """The tables of version 0 must be those that run.c computes; other bases or scalings have no field in the header."""
+    freqs = rotary_frequencies(config.head_dim, config.rope_theta, None)
+    angle_TxHalf = np.arange(config.context_length)[:, None] * freqs.astype(np.float64)[None, :]
+    for section, want in ((real, np.cos(angle_TxHalf)), (imag, np.sin(angle_TxHalf))):
+        if not np.allclose(_read(path, section), want, atol=1e-2):
+            raise InputError(
+                f"{path}: its rotary tables are not those of base {config.rope_theta:g}; expected a file that "
+                "export.py wrote for run.c, other rotary settings need a Hugging Face directory"
+            )
+
+
+def _read(path: Path, section: _Section) -> np.ndarray:
+    count = math.prod(section.shape)
+    return np.fromfile(path, _FLOAT, count, offset=section.start).reshape(section.shape)

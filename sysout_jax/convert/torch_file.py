@@ -1,0 +1,210 @@
+"""torch.save files without torch, as far as they hold tensors and plain values.
+
+A file is a zip archive: `<root>/data.pkl` describes an object, `<root>/data/<key>` hold the storages of its tensors. Reading it gives
+the object with a `TorchTensor` (where its numbers lie) in place of each tensor; numbers are read when they are asked for.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
+import numpy as np
+
+from sysout_jax.convert.forms import Shape
+from sysout_jax.convert.pickle_reader import ForbiddenName, read_pickle
+from sysout_jax.errors import InputError
+
+#: The storage classes that torch.save names, and their number formats.
+STORAGES = {
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+}
+
+ZIP_MAGIC = b"PK\x03\x04"
+
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # magic, lengths of file name and extra field
+
+
+class TorchTensor(NamedTuple):
+    """Where a tensor's numbers lie: `offset` and `strides` count elements of the storage."""
+
+    storage: str
+    dtype: str
+    size: int
+    offset: int
+    shape: Shape
+    strides: Shape
+
+
+def _is_bare_pickle(head: bytes) -> bool:
+    """How files of torch before 1.6 begin; an opcode, never a zero as in small integers, follows the protocol's number."""
+    return len(head) > 2 and head[0] == 0x80 and 2 <= head[1] <= 5 and head[2] != 0
+
+
+def is_torch_file(path: Path) -> bool:
+    """Whether the file begins as torch.save lets it begin, now or before torch 1.6."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        head = file.read(len(ZIP_MAGIC))
+    return head == ZIP_MAGIC or _is_bare_pickle(head)
+
+
+class TorchFile:
+    """The object in a torch.save file (`.root`) and its tensors, read one at a time.
+
+    Raises InputError for damaged files and for a pickle that names anything but tensors and plain containers.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        with open(path, "rb") as file:
+            if _is_bare_pickle(file.read(len(ZIP_MAGIC))):
+                raise InputError(
+                    f"{path}: a bare pickle, as torch before 1.6 saved; save it again with a newer torch: "
+                    "torch.save(torch.load('old.pt', weights_only=True), 'new.pt')"
+                )
+        try:
+            with zipfile.ZipFile(path) as archive:
+                self._entries = {info.filename: info for info in archive.infolist()}
+                pickles = [
+                    n for n in self._entries if n.count("/") == 1 and n.endswith("/data.pkl")
+                ]
+                if len(pickles) != 1:
+                    raise InputError(
+                        f"{path}: a zip archive without torch's data.pkl; expected a file written by torch.save"
+                    )
+                self._prefix = pickles[0].removesuffix("data.pkl")
+                self._check_byte_order(archive)
+                self._plain(pickles[0])
+                data = archive.read(pickles[0])
+        except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError) as error:
+            raise InputError(
+                f"{path}: not a whole torch file ({error}); copy or download it again"
+            ) from None
+        self.root = _unpickle(data, path)
+
+    def check(self, name: str, tensor: TorchTensor) -> None:
+        """InputError unless all numbers of the tensor are inside a storage that is inside the file."""
+        storage = self._entries.get(self._prefix + "data/" + tensor.storage)
+        ok = (
+            storage is not None
+            and len(tensor.shape) == len(tensor.strides)
+            and min((tensor.size, tensor.offset, *tensor.shape, *tensor.strides)) >= 0
+            and math.prod(tensor.shape) <= tensor.size
+            and _span(tensor) <= tensor.size
+            and tensor.size * np.dtype(tensor.dtype).itemsize <= storage.file_size
+        )
+        if not ok:
+            raise InputError(
+                f"{self.path}: tensor {name} of shape {tensor.shape} does not fit its storage; "
+                "the file is damaged, copy or download it again"
+            )
+
+    def read(self, tensor: TorchTensor) -> np.ndarray:
+        """The numbers of one tensor that `check` has passed; nothing else of the file is read."""
+        dtype = np.dtype(tensor.dtype)
+        count = _span(tensor) - tensor.offset if math.prod(tensor.shape) else 0
+        start = self._plain(self._prefix + "data/" + tensor.storage)
+        numbers = np.fromfile(
+            self.path, dtype, count, offset=start + tensor.offset * dtype.itemsize
+        )
+        if len(numbers) != count:
+            raise InputError(f"{self.path}: ends within a tensor; copy or download it again")
+        strides = tuple(stride * dtype.itemsize for stride in tensor.strides)
+        return np.lib.stride_tricks.as_strided(numbers, tensor.shape, strides, writeable=False)
+
+    def _plain(self, entry: str) -> int:
+        """Where the bytes of an entry begin; torch stores them uncompressed."""
+        info = self._entries[entry]
+        with open(self.path, "rb") as file:
+            file.seek(info.header_offset)
+            header = file.read(_LOCAL_HEADER.size)
+        if (
+            len(header) < _LOCAL_HEADER.size
+            or not header.startswith(ZIP_MAGIC)
+            or info.compress_type != zipfile.ZIP_STORED
+        ):
+            raise InputError(
+                f"{self.path}: {entry} is compressed or damaged; expected a file as torch.save writes it"
+            )
+        _, name, extra = _LOCAL_HEADER.unpack(header)
+        return info.header_offset + _LOCAL_HEADER.size + name + extra
+
+    def _check_byte_order(self, archive: zipfile.ZipFile) -> None:
+        entry = self._prefix + "byteorder"
+        if entry in self._entries and archive.read(entry) != b"little":
+            raise InputError(
+                f"{self.path}: was saved on a big-endian machine; save it again on a little-endian one"
+            )
+
+
+def _span(tensor: TorchTensor) -> int:
+    """Index after the last element of the storage that the tensor touches."""
+    steps = ((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True))
+    return tensor.offset + 1 + sum(steps) if math.prod(tensor.shape) else tensor.offset
+
+
+def _unpickle(data: bytes, path: Path) -> Any:
+    try:
+        return read_pickle(data, KNOWN, _storage)
+    except ForbiddenName as name:
+        raise InputError(
+            f"{path}: its pickle asks for {name}; expected only tensors and plain Python values, "
+            "nothing was executed; save a dict of model, model_args and config without it"
+        ) from None
+    except (ValueError, TypeError, IndexError, KeyError) as error:
+        raise InputError(
+            f"{path}: its data.pkl is damaged ({type(error).__name__}: {error}); copy or download it again"
+        ) from None
+
+
+class _Storage(NamedTuple):
+    key: str
+    dtype: str
+    size: int
+
+
+def _storage(pid: Any) -> _Storage:
+    kind, dtype, key, _, size = pid
+    if kind != "storage" or dtype not in STORAGES.values() or type(key) is not str:
+        raise ValueError("a storage without dtype or name")
+    return _Storage(key, dtype, size)
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> TorchTensor:
+    if type(storage) is not _Storage or not all(
+        type(n) is int for n in (storage.size, offset, *shape, *strides)
+    ):
+        raise ValueError("a tensor without a storage or with sizes that are no integers")
+    return TorchTensor(*storage, offset, tuple(shape), tuple(strides))
+
+
+def _ordered_dict() -> dict:
+    """Plain dicts keep their order; the items come after the call."""
+    return {}
+
+
+def _parameter(tensor: Any, *_: Any) -> Any:
+    return tensor
+
+
+#: Every name that may occur in the pickle, and what stands for it.
+KNOWN: dict[str, Any] = {
+    "collections.OrderedDict": _ordered_dict,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+} | {f"torch.{name}": dtype for name, dtype in STORAGES.items()}
