@@ -1,0 +1,107 @@
+"""The chunked loss against all logits at once, and the step over a mesh against one device."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sysout_jax.training.loss import next_token_loss
+
+
+def plain(x, head, targets, z_loss):
+    logits = jnp.einsum("btd,vd->btv", x, head)
+    lse = jax.nn.logsumexp(logits, axis=-1)
+    picked = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    nll = (lse - picked).mean()
+    return nll, nll + z_loss * (lse**2).mean()
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 7, 12, 100])
+@pytest.mark.parametrize("z_loss", [0.0, 1e-2])
+def test_loss_and_gradients_equal_those_of_all_logits(chunk, z_loss):
+    rng = np.random.default_rng()
+    x = jnp.asarray(rng.standard_normal((3, 12, 5)), jnp.float32)
+    head = jnp.asarray(rng.standard_normal((17, 5)), jnp.float32)
+    targets = jnp.asarray(rng.integers(0, 17, (3, 12)))
+
+    def both(loss):
+        return jax.jit(
+            jax.value_and_grad(lambda x, h: loss(x, h)[::-1], argnums=(0, 1), has_aux=True)
+        )(x, head)
+
+    got = both(lambda x, h: next_token_loss(x, h, targets, chunk, z_loss))
+    want = both(lambda x, h: plain(x, h, targets, z_loss))
+    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-6)
+
+
+def test_no_buffer_holds_all_logits():
+    B, T, D, V, chunk = 2, 64, 8, 4096, 8
+    x, head = jnp.ones((B, T, D)), jnp.ones((V, D))
+    targets = jnp.zeros((B, T), int)
+
+    def loss(x, head):
+        return next_token_loss(x, head, targets, chunk)[1]
+
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(x, head).compile()
+    # the gradient of the head, and a few copies of one chunk's logits
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * (2 * V * D + 6 * B * chunk * V)
+    assert 4 * (2 * V * D + 6 * B * chunk * V) < 4 * B * T * V
+
+
+MESHES = [(1, 1, 1), (2, 2, 2), (8, 1, 1), (1, 4, 2)]
+CHILD = """
+import dataclasses, json, sys
+import jax, numpy as np
+from pathlib import Path
+from sysout_jax.config import ATTENTION, Gpt2Config, LlamaConfig
+from sysout_jax.sharding import make_mesh
+from sysout_jax.training.config import OptimizerConfig, TrainConfig
+from sysout_jax.training.step import make_program
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+sizes = dict(vocab_size=64, context_length=16, d_model=16, d_ff=32, num_layers=2, num_heads=4)
+models = [Gpt2Config(**sizes, attention=a) for a in ("default", "context_scale", "sigmoid")]
+models += [LlamaConfig(**sizes, num_kv_heads=2, head_dim=4, attention=a) for a in ("attention_bias", "fixed_bias")]
+batches = np.random.default_rng(0).integers(0, 64, (3, 2, 8, 17)).astype(np.int32)
+for model in models:
+    config = TrainConfig(model=model, data=Path("x"), steps=3, batch_size=16, seq_len=16, accumulate=2,
+                         dtype="float32", loss_chunk=8, z_loss=1e-3,
+                         optimizer=OptimizerConfig(lr=1e-2, min_lr=0, warmup_steps=1, decay_steps=9))
+    found = []
+    for shape in MESHES:
+        mesh = make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
+        with jax.set_mesh(mesh):
+            program = make_program(config, mesh)
+            state, losses = program.init(jax.random.key(0)), []
+            for batch in batches:
+                state, seen = program.train(state, jax.device_put(batch, program.batch_sharding))
+                losses += [float(seen["loss"]), float(seen["grad_norm"])]
+            losses.append(float(program.evaluate(state["params"], jax.device_put(batches[0, 0], program.eval_sharding))))
+        found.append(losses)
+    print(json.dumps(found))
+"""
+
+
+def test_eight_devices_train_like_one():
+    """data, fsdp and tensor above one: the same losses and gradient norms to float32 rounding (5e-6)."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    code = CHILD.replace("MESHES", str(MESHES))
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = done.stdout.splitlines()
+    assert len(lines) == 5
+    for line in lines:
+        one, *many = json.loads(line)
+        assert len(set(one)) == len(one)
+        for losses in many:
+            np.testing.assert_allclose(losses, one, rtol=5e-6)
