@@ -67,7 +67,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Whole checkpoints, oldest first."""
-        return sorted(self._manager.all_steps(read=True))
+        return sorted(self._manager.all_steps())
 
     def restore(self, shapes: dict) -> tuple[dict, dict] | None:
         """State and data position of the latest checkpoint that can be read, None without any.

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sysout_jax.config import ATTENTION
 from sysout_jax.training.loss import next_token_loss
 
 
@@ -56,7 +57,11 @@ def test_no_buffer_holds_all_logits():
     assert 4 * (2 * V * D + 6 * B * chunk * V) < 4 * B * T * V
 
 
-MESHES = [(1, 1, 1), (2, 2, 2), (8, 1, 1), (1, 4, 2)]
+FEW = ([(1, 1, 1), (2, 2, 2)], [("gpt2", "context_scale"), ("llama", "attention_bias")])
+MANY = (
+    [(1, 1, 1), (8, 1, 1), (1, 4, 2), (4, 2, 1)],
+    [(f, a) for f in ("gpt2", "llama") for a in ATTENTION],
+)
 CHILD = """
 import dataclasses, json, sys
 import jax, numpy as np
@@ -68,8 +73,8 @@ from sysout_jax.training.step import make_program
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 sizes = dict(vocab_size=64, context_length=16, d_model=16, d_ff=32, num_layers=2, num_heads=4)
-models = [Gpt2Config(**sizes, attention=a) for a in ("default", "context_scale", "sigmoid")]
-models += [LlamaConfig(**sizes, num_kv_heads=2, head_dim=4, attention=a) for a in ("attention_bias", "fixed_bias")]
+families = {"gpt2": Gpt2Config, "llama": lambda **more: LlamaConfig(num_kv_heads=2, head_dim=4, **more)}
+models = [families[family](**sizes, attention=a) for family, a in MODELS]
 batches = np.random.default_rng(0).integers(0, 64, (3, 2, 8, 17)).astype(np.int32)
 for model in models:
     config = TrainConfig(model=model, data=Path("x"), steps=3, batch_size=16, seq_len=16, accumulate=2,
@@ -90,16 +95,19 @@ for model in models:
 """
 
 
-def test_eight_devices_train_like_one():
+@pytest.mark.parametrize(
+    ("meshes", "models"), [FEW, pytest.param(*MANY, marks=pytest.mark.slow)], ids=["few", "many"]
+)
+def test_eight_devices_train_like_one(meshes, models):
     """data, fsdp and tensor above one: the same losses and gradient norms to float32 rounding (5e-6)."""
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    code = CHILD.replace("MESHES", str(MESHES))
+    code = CHILD.replace("MESHES", str(meshes)).replace("MODELS", str(models))
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     lines = done.stdout.splitlines()
-    assert len(lines) == 5
+    assert len(lines) == len(models)
     for line in lines:
         one, *many = json.loads(line)
         assert len(set(one)) == len(one)

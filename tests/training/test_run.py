@@ -54,7 +54,7 @@ def test_a_run_learns_records_and_loads(config, tmp_path):
     losses = [r["loss"] for r in records if "loss" in r]
     assert len(losses) == 60
     assert losses[0] == pytest.approx(np.log(config.model.vocab_size), rel=0.05)
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
     assert [r["step"] for r in records if "val_loss" in r][-1] == 60
     seen = [r["monitor"] for r in records if "monitor" in r]
     assert len(seen) == 10
