@@ -12,8 +12,9 @@ _target: ContextVar[str | None] = ContextVar("target_platform", default=None)
 
 
 def target_platform() -> str:
-    """`cpu`, `gpu` or `tpu`."""
-    return _target.get() or jax.default_backend()
+    """`cpu`, `gpu` or `tpu`: what `compiling_for` says, else of the mesh set by `jax.set_mesh`, else of the default device."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return _target.get() or (jax.default_backend() if device is None else device.platform)
 
 
 @contextmanager

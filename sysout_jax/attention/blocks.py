@@ -1,8 +1,7 @@
-"""Exact causal attention in blocks of query rows, with its gradient: softmax or sigmoid, `reference` or `blockwise`.
+"""Exact causal attention in blocks of query rows, with its gradient: memory linear in T both ways.
 
-`reference` materialises the (T, S) map; `blockwise` holds one block of query rows at a time and skips most keys that lie in the
-future, so its memory is linear in T, forward and backward. Both return the column sums that attention outliers are defined on.
-Matrix layouts are those in which XLA's CPU products need no transposition per block.
+One block of query rows is held at a time, and most keys that lie in its future are skipped. The backward pass makes the weights again
+from `lse` (Dao et al. 2022).
 """
 
 from __future__ import annotations
@@ -14,6 +13,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sysout_jax.attention.rows import (
+    Attended,
+    accumulator,
+    attend_rows,
+    causal_logits,
+    from_heads,
+    map_heads,
+    to_heads,
+)
 from sysout_jax.platform import target_platform
 
 BLOCK = 256  # query rows held at once by `blockwise`
@@ -23,85 +31,15 @@ GROUPS = {"cpu": 8, "other": 2}
 LOGIT_BYTES = {"cpu": 2 * 2**20, "other": 512 * 2**20}
 
 
-class Attended(NamedTuple):
-    """What attention returns: `out` (B, T, H, Dh), `lse` (B, H, T), `sums` (B, H, S), the map summed over queries.
-
-    A kernel that cannot give `lse` or `sums` has None there; sigmoid attention has no `lse`. `sums` carries no gradient.
-    """
-
-    out: jax.Array
-    lse: jax.Array | None
-    sums: jax.Array | None
-
-
-def reference(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv, bias: float | None = None) -> Attended:
-    """All rows at once: the formula as written, quadratic in memory, differentiated by jax.
-
-    Softmax attention, or with a `bias` `σ(q·k/√Dh + bias)`.
-    """
-    B, T = q_BxTxHxDh.shape[:2]
-
-    def one_head(q, k, v):
-        return _rows(q, k, v, 0, T, bias)
-
-    heads = _to_heads(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv)
-    found = _map_heads(one_head, heads, B * k_BxSxKxDh.shape[2])
-    out, lse, sums = found
-    return _from_heads(out, lse, sums, B, bias)
-
-
 def blockwise(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv, bias: float | None = None) -> Attended:
     """The same in memory linear in T and about half the work; its own gradient keeps only `out` and `lse`."""
     B = q_BxTxHxDh.shape[0]
-    out, lse, sums = _blockwise(*_to_heads(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv), bias)
-    return _from_heads(out, lse, sums, B, bias)
-
-
-def scaled(q: jax.Array) -> jax.Array:
-    """q / √Dh."""
-    return q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
-
-
-def accumulator(dtype) -> jnp.dtype:
-    """Logits and sums are at least float32."""
-    return jnp.promote_types(dtype, jnp.float32)
-
-
-def split_heads(q_BxTxHxDh, num_kv_heads: int):
-    """Scale and group the queries: (B, K, G, T, Dh), G query heads to a key head."""
-    B, T, H, Dh = q_BxTxHxDh.shape
-    grouped = q_BxTxHxDh.reshape(B, T, num_kv_heads, H // num_kv_heads, Dh)
-    return scaled(grouped.transpose(0, 2, 3, 1, 4))
-
-
-def _to_heads(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv):
-    """N = B·K key heads: q (N, G, T, Dh) scaled, k (N, Dh, S), v (N, S, Dv)."""
-    K = k_BxSxKxDh.shape[2]
-    parts = (
-        split_heads(q_BxTxHxDh, K),
-        k_BxSxKxDh.transpose(0, 2, 3, 1),
-        v_BxSxKxDv.transpose(0, 2, 1, 3),
-    )
-    return tuple(part.reshape(-1, *part.shape[2:]) for part in parts)
-
-
-def _from_heads(out_NxGxTxDv, lse_NxGxT, sums_NxGxS, B: int, bias: float | None) -> Attended:
-    N, G, T, Dv = out_NxGxTxDv.shape
-    H = N * G // B
-    out = out_NxGxTxDv.reshape(B, H, T, Dv).transpose(0, 2, 1, 3)
-    sums = jax.lax.stop_gradient(sums_NxGxS.reshape(B, H, -1))
-    return Attended(out, lse_NxGxT.reshape(B, H, T) if bias is None else None, sums)
+    out, lse, sums = _blockwise(*to_heads(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv), bias)
+    return from_heads(out, lse, sums, B, bias)
 
 
 def _kind() -> str:
     return "cpu" if target_platform() == "cpu" else "other"
-
-
-def _map_heads(one_head, heads, at_once: int):
-    if at_once >= len(heads[0]):
-        return jax.vmap(one_head)(*heads)
-    batch = at_once if at_once > 1 else None
-    return jax.lax.map(lambda head: one_head(*head), heads, batch_size=batch)
 
 
 def _at_once(q_NxGxTxDh, k_NxDhxS) -> int:
@@ -110,50 +48,6 @@ def _at_once(q_NxGxTxDh, k_NxDhxS) -> int:
     _, G, T, _ = q_NxGxTxDh.shape
     rows = G * min(BLOCK, T) * k_NxDhxS.shape[-1]
     return max(1, room // (rows * accumulator(q_NxGxTxDh.dtype).itemsize))
-
-
-def _logits(q_GxTxDh, k_DhxS, first_row):
-    """(G, T, S) logits of a span of query rows that starts at `first_row`, and which pairs are causal."""
-    G, T, Dh = q_GxTxDh.shape
-    S = k_DhxS.shape[-1]
-    dtype = accumulator(q_GxTxDh.dtype)
-    logits = jnp.matmul(q_GxTxDh.reshape(G * T, Dh), k_DhxS, preferred_element_type=dtype)
-    seen_TxS = (first_row + jnp.arange(T))[:, None] >= jnp.arange(S)[None, :]
-    return logits.reshape(G, T, S), seen_TxS[None]
-
-
-def _rows(q_GxTxDh, k_DhxS, v_SxDv, first_row, num_rows: int, bias: float | None):
-    """Exact attention of a span of query rows over the S first keys, for one key head.
-
-    Rows from `num_rows` on are padding: they are computed, but do not enter the column sums.
-    """
-    G, T, _ = q_GxTxDh.shape
-    S = k_DhxS.shape[-1]
-    dtype = accumulator(q_GxTxDh.dtype)
-    logits_GxTxS, seen = _logits(q_GxTxDh, k_DhxS, first_row)
-
-    def mix(weights_GxTxS):
-        flat = weights_GxTxS.reshape(G * T, S).astype(v_SxDv.dtype)
-        return jnp.matmul(flat, v_SxDv, preferred_element_type=dtype).reshape(G, T, -1)
-
-    real_T = (first_row + jnp.arange(T)) < num_rows
-    if bias is not None:
-        weights_GxTxS = jnp.where(seen, jax.nn.sigmoid(logits_GxTxS + bias), 0.0)
-        share_GxT = jnp.broadcast_to(real_T[None].astype(dtype), (G, T))
-        sums_GxS = jnp.matmul(share_GxT[:, None, :], weights_GxTxS)[:, 0]
-        return mix(weights_GxTxS).astype(v_SxDv.dtype), jnp.zeros((G, T), dtype), sums_GxS
-    logits_GxTxS = jnp.where(seen, logits_GxTxS, -jnp.inf)
-    top_GxT = jax.lax.stop_gradient(logits_GxTxS.max(-1))
-    weights_GxTxS = jnp.exp(logits_GxTxS - top_GxT[..., None])
-    total_GxT = weights_GxTxS.sum(-1)
-    lse_GxT = top_GxT + jnp.log(total_GxT)
-    # Always true for numbers, but it keeps `lse` alive where nobody reads it: the compiled arithmetic, and with it the last bit
-    # of `out`, must not depend on what is captured.
-    divisor_GxT = jnp.where(lse_GxT == lse_GxT, total_GxT, jnp.nan)
-    out_GxTxDv = (mix(weights_GxTxS) / divisor_GxT[..., None]).astype(v_SxDv.dtype)
-    share_GxT = jnp.where(real_T[None], 1.0 / total_GxT, 0.0)
-    sums_GxS = jnp.matmul(share_GxT[:, None, :], weights_GxTxS)[:, 0]
-    return out_GxTxDv, lse_GxT, sums_GxS
 
 
 class _Blocks(NamedTuple):
@@ -199,7 +93,7 @@ def _blockwise(q_NxGxTxDh, k_NxDhxS, v_NxSxDv, bias):
             k_span, v_span = k_DhxS[:, :keys], v_SxDv[:keys]
 
             def one_block(sums, b, k_span=k_span, v_span=v_span):
-                out, lse, part = _rows(q_blocks[b], k_span, v_span, b * blocks.size, T, bias)
+                out, lse, part = attend_rows(q_blocks[b], k_span, v_span, b * blocks.size, T, bias)
                 return sums + part, (out, lse)
 
             zero = jnp.zeros((q_GxTxDh.shape[0], keys), dtype)
@@ -209,7 +103,7 @@ def _blockwise(q_NxGxTxDh, k_NxDhxS, v_NxSxDv, bias):
             lses.append(lse)
         return blocks.join(outs, T), blocks.join(lses, T), sums_GxS
 
-    return _map_heads(one_head, (q_NxGxTxDh, k_NxDhxS, v_NxSxDv), _at_once(q_NxGxTxDh, k_NxDhxS))
+    return map_heads(one_head, (q_NxGxTxDh, k_NxDhxS, v_NxSxDv), _at_once(q_NxGxTxDh, k_NxDhxS))
 
 
 def _blockwise_forward(q_NxGxTxDh, k_NxDhxS, v_NxSxDv, bias):
@@ -220,7 +114,7 @@ def _blockwise_forward(q_NxGxTxDh, k_NxDhxS, v_NxSxDv, bias):
 def _blockwise_backward(bias, residuals, cotangents):
     """Softmax: dS = A ∘ (dP − rowsum(dout ∘ out) + dlse), sigmoid: dS = A (1 − A) ∘ dP; A is made again block by block."""
     q_NxGxTxDh, k_NxDhxS, v_NxSxDv, out_NxGxTxDv, lse_NxGxT = residuals
-    dout_NxGxTxDv, dlse_NxGxT, _ = cotangents  # sums carry no gradient: _from_heads cuts it
+    dout_NxGxTxDv, dlse_NxGxT, _ = cotangents  # sums carry no gradient: from_heads cuts it
     T, S = q_NxGxTxDh.shape[2], k_NxDhxS.shape[-1]
     blocks = _blocks(T, S)
     dtype = accumulator(q_NxGxTxDh.dtype)
@@ -240,7 +134,7 @@ def _blockwise_backward(bias, residuals, cotangents):
             def one_block(carry, b, k_span=k_span, v_span=v_span, keys=keys):
                 dk, dv = carry
                 q, dout, row = q_blocks[b], dout_blocks[b], row_blocks[b]
-                logits, seen = _logits(q, k_span, b * blocks.size)
+                logits, seen = causal_logits(q, k_span, b * blocks.size)
                 dweights = jnp.matmul(
                     dout.reshape(-1, dout.shape[-1]), v_span.T, preferred_element_type=dtype
                 ).reshape(logits.shape)
@@ -270,7 +164,7 @@ def _blockwise_backward(bias, residuals, cotangents):
         )
 
     heads = (q_NxGxTxDh, k_NxDhxS, v_NxSxDv, dout_NxGxTxDv, rows)
-    return _map_heads(one_head, heads, _at_once(q_NxGxTxDh, k_NxDhxS))
+    return map_heads(one_head, heads, _at_once(q_NxGxTxDh, k_NxDhxS))
 
 
 _blockwise.defvjp(_blockwise_forward, _blockwise_backward)

@@ -18,18 +18,20 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from sysout_jax.attention.blocks import Attended
-from sysout_jax.attention.kernels import attend, attend_with_key, per_head
-
-INIT = nn.initializers.normal(0.02)
+from sysout_jax.attention.extra_key import among, beside, per_head
+from sysout_jax.attention.kernels import attend
+from sysout_jax.attention.rows import Attended
+from sysout_jax.linear import INIT, dense
 
 
 class Mixed(NamedTuple):
-    """What a variant returns: heads' outputs (B, T, H, Dh), the scale c(x) on them (B, H, T) or None, and what the kernel gave."""
+    """What a variant returns: what its kernel gave, with `out` (B, T, H, Dh) as the variant makes it, and the scale c(x) on it.
 
-    out: jax.Array
-    scale: jax.Array | None
+    `scale` (B, H, T) is None where the variant has none; it may be a function, called only when the scale is recorded.
+    """
+
     attended: Attended
+    scale: jax.Array | Callable[[], jax.Array] | None = None
 
 
 #: `variant(module, x, q, k, v, kernel)`: `module` is the attention module whose parameters it may declare, `x` (B, T, D) its input.
@@ -42,55 +44,45 @@ def _vectors(module: nn.Module, name: str) -> jax.Array:
     return module.param(name, INIT, shape, module.param_dtype)
 
 
-def _added(out_BxTxHxDh, values_HxDh, g_BxHxT=None) -> jax.Array:
-    values = values_HxDh.astype(out_BxTxHxDh.dtype)[None, None]
-    if g_BxHxT is not None:
-        values = per_head(g_BxHxT, jnp.broadcast_to(values, out_BxTxHxDh.shape))
-    return out_BxTxHxDh + values
-
-
 def default(module, x_BxTxD, q, k, v, kernel) -> Mixed:
     """(a): softmax attention."""
-    attended = attend(q, k, v, kernel=kernel)
-    return Mixed(attended.out, None, attended)
+    return Mixed(attend(q, k, v, kernel=kernel))
 
 
 def fixed_bias(module, x_BxTxD, q, k, v, kernel) -> Mixed:
     """(b): a constant vector per head is added."""
     attended = attend(q, k, v, kernel=kernel)
-    return Mixed(_added(attended.out, _vectors(module, "v_extra")), None, attended)
+    value = _vectors(module, "v_extra").astype(attended.out.dtype)
+    return Mixed(attended._replace(out=attended.out + value[None, None]))
 
 
 def context_bias(module, x_BxTxD, q, k, v, kernel) -> Mixed:
     """(c): the constant vector is weighted by the attention that an extra key would take."""
     key, value = _vectors(module, "k_extra"), _vectors(module, "v_extra")
-    _, g_BxHxT, attended = attend_with_key(q, k, v, key, kernel=kernel)
-    return Mixed(_added(attended.out, value, g_BxHxT), None, attended)
+    attended, g_BxHxT = beside(q, k, v, key, kernel)
+    added = per_head(g_BxHxT, value.astype(attended.out.dtype)[None, None])
+    return Mixed(attended._replace(out=attended.out + added))
 
 
 def attention_bias(module, x_BxTxD, q, k, v, kernel) -> Mixed:
     """(d): an extra key and value take part in the softmax."""
     key, value = _vectors(module, "k_extra"), _vectors(module, "v_extra")
-    kept, g_BxHxT, attended = attend_with_key(q, k, v, key, kernel=kernel)
-    return Mixed(_added(kept, value, g_BxHxT), 1.0 - g_BxHxT, attended)
+    return Mixed(*among(q, k, v, key, value, kernel))
 
 
 def context_scale(module, x_BxTxD, q, k, v, kernel) -> Mixed:
     """(e): a scale per token and head, between 0 and 2, read from the input of attention."""
     attended = attend(q, k, v, kernel=kernel)
-    cfg = module.cfg
-    project = nn.Dense(
-        cfg.num_heads, True, module.dtype, module.param_dtype, kernel_init=INIT, name="scale_proj"
-    )
+    project = dense(module, module.cfg.num_heads, "scale_proj", True)
     logit_BxTxH = project(x_BxTxD).astype(jnp.promote_types(module.dtype, jnp.float32))
     scale_BxHxT = 2.0 * jax.nn.sigmoid(logit_BxTxH).transpose(0, 2, 1)
-    return Mixed(per_head(scale_BxHxT, attended.out), scale_BxHxT, attended)
+    scaled = attended._replace(out=per_head(scale_BxHxT, attended.out))
+    return Mixed(scaled, scale_BxHxT)
 
 
 def sigmoid(module, x_BxTxD, q, k, v, kernel) -> Mixed:
     """(f): weights that need not sum to one."""
-    attended = attend(q, k, v, kernel=kernel, bias=sigmoid_bias(module.cfg, q.shape[1]))
-    return Mixed(attended.out, None, attended)
+    return Mixed(attend(q, k, v, kernel=kernel, bias=sigmoid_bias(module.cfg, q.shape[1])))
 
 
 def sigmoid_bias(cfg, length: int) -> float | None:

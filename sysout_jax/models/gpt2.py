@@ -8,7 +8,8 @@ from flax import linen as nn
 
 from sysout_jax.capture import tap
 from sysout_jax.config import Gpt2Config
-from sysout_jax.models.layers import INIT, attend_and_tap, dense, residual_init
+from sysout_jax.linear import INIT, dense, residual_init
+from sysout_jax.models.layers import attend_and_tap
 
 
 class Attention(nn.Module):

@@ -11,35 +11,6 @@ from sysout_jax.attention import VARIANTS, attention_map, sigmoid_bias
 from sysout_jax.capture import tap
 from sysout_jax.config import RopeScaling
 
-#: nanoGPT's initialisation; see `residual_init` for what writes into the residual stream.
-INIT = nn.initializers.normal(0.02)
-
-
-def residual_init(num_layers: int):
-    """For o_proj and down_proj: smaller by the root of the 2L updates that add up in the residual stream (Radford et al. 2019)."""
-    return nn.initializers.normal(0.02 / (2 * num_layers) ** 0.5)
-
-
-def dense(module: nn.Module, features: int, name: str | None, bias: bool, init=INIT) -> nn.Dense:
-    """A linear layer in the dtypes of `module`; in `setup` the attribute names it."""
-    return nn.Dense(
-        features,
-        bias,
-        module.dtype,
-        module.param_dtype,
-        kernel_init=init,
-        dot_general=_matrix_product,
-        name=name,
-    )
-
-
-def _matrix_product(x, kernel, dimension_numbers, precision=None, **kwargs):
-    # All tokens as rows of one matrix: XLA's CPU backend is several times slower on the gradients of a product with batch dims.
-    del dimension_numbers  # Dense always contracts the last dim of x with the first of the kernel
-    rows = x.reshape(-1, x.shape[-1])
-    y = jax.lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), precision, **kwargs)
-    return y.reshape(*x.shape[:-1], kernel.shape[-1])
-
 
 def rotary_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
     """Radians per position of the Dh/2 rotating pairs, float32 (Su et al. 2021; scalings as transformers defines them)."""
@@ -76,8 +47,9 @@ def attend_and_tap(
     `x` is what q, k and v were projected from; some variants read it again.
     """
     cfg = module.cfg
-    mixed = VARIANTS[cfg.attention](module, x_BxTxD, q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh, kernel)
-    lse_BxHxT, sums_BxHxS = mixed.attended.lse, mixed.attended.sums
+    variant = VARIANTS[cfg.attention]
+    attended, scale_BxHxT = variant(module, x_BxTxD, q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh, kernel)
+    out_BxTxHxDh, lse_BxHxT, sums_BxHxS = attended
     bias = sigmoid_bias(cfg, q_BxTxHxDh.shape[1])
     tap(module, "q", q_BxTxHxDh)
     tap(module, "k", k_BxTxKxDh)
@@ -91,7 +63,7 @@ def attend_and_tap(
             "attn_map",
             lambda: attention_map(q_BxTxHxDh, k_BxTxKxDh, lse_BxHxT, bias),
         )
-    if mixed.scale is not None:
-        tap(module, "attn_scale", mixed.scale)
-    tap(module, "attn_heads", mixed.out)
-    return mixed.out.reshape(*mixed.out.shape[:2], -1)
+    if scale_BxHxT is not None:
+        tap(module, "attn_scale", scale_BxHxT)
+    tap(module, "attn_heads", out_BxTxHxDh)
+    return out_BxTxHxDh.reshape(*out_BxTxHxDh.shape[:2], -1)

@@ -1,0 +1,125 @@
+"""Exact causal attention of a span of query rows, softmax or sigmoid; all rows at once are the kernel `reference`.
+
+Matrix layouts are those in which XLA's CPU products need no transposition per block.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Attended(NamedTuple):
+    """What attention returns: `out` (B, T, H, Dh), `lse` (B, H, T), `sums` (B, H, S), the map summed over queries.
+
+    A kernel that cannot give `lse` or `sums` has None there; sigmoid attention has no `lse`. `sums` carries no gradient.
+    """
+
+    out: jax.Array
+    lse: jax.Array | None
+    sums: jax.Array | None
+
+
+def reference(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv, bias: float | None = None) -> Attended:
+    """All rows at once: the formula as written, quadratic in memory, differentiated by jax.
+
+    Softmax attention, or with a `bias` `σ(q·k/√Dh + bias)`.
+    """
+    B, T = q_BxTxHxDh.shape[:2]
+
+    def one_head(q, k, v):
+        return attend_rows(q, k, v, 0, T, bias)
+
+    heads = to_heads(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv)
+    found = map_heads(one_head, heads, B * k_BxSxKxDh.shape[2])
+    out, lse, sums = found
+    return from_heads(out, lse, sums, B, bias)
+
+
+def scaled(q: jax.Array) -> jax.Array:
+    """q / √Dh."""
+    return q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
+
+
+def accumulator(dtype) -> jnp.dtype:
+    """Logits and sums are at least float32."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def split_heads(q_BxTxHxDh, num_kv_heads: int):
+    """Scale and group the queries: (B, K, G, T, Dh), G query heads to a key head."""
+    B, T, H, Dh = q_BxTxHxDh.shape
+    grouped = q_BxTxHxDh.reshape(B, T, num_kv_heads, H // num_kv_heads, Dh)
+    return scaled(grouped.transpose(0, 2, 3, 1, 4))
+
+
+def to_heads(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv):
+    """N = B·K key heads: q (N, G, T, Dh) scaled, k (N, Dh, S), v (N, S, Dv)."""
+    K = k_BxSxKxDh.shape[2]
+    parts = (
+        split_heads(q_BxTxHxDh, K),
+        k_BxSxKxDh.transpose(0, 2, 3, 1),
+        v_BxSxKxDv.transpose(0, 2, 1, 3),
+    )
+    return tuple(part.reshape(-1, *part.shape[2:]) for part in parts)
+
+
+def from_heads(out_NxGxTxDv, lse_NxGxT, sums_NxGxS, B: int, bias: float | None) -> Attended:
+    N, G, T, Dv = out_NxGxTxDv.shape
+    H = N * G // B
+    out = out_NxGxTxDv.reshape(B, H, T, Dv).transpose(0, 2, 1, 3)
+    sums = jax.lax.stop_gradient(sums_NxGxS.reshape(B, H, -1))
+    return Attended(out, lse_NxGxT.reshape(B, H, T) if bias is None else None, sums)
+
+
+def map_heads(one_head, heads, at_once: int):
+    if at_once >= len(heads[0]):
+        return jax.vmap(one_head)(*heads)
+    batch = at_once if at_once > 1 else None
+    return jax.lax.map(lambda head: one_head(*head), heads, batch_size=batch)
+
+
+def causal_logits(q_GxTxDh, k_DhxS, first_row):
+    """(G, T, S) logits of a span of query rows that starts at `first_row`, and which pairs are causal."""
+    G, T, Dh = q_GxTxDh.shape
+    S = k_DhxS.shape[-1]
+    dtype = accumulator(q_GxTxDh.dtype)
+    logits = jnp.matmul(q_GxTxDh.reshape(G * T, Dh), k_DhxS, preferred_element_type=dtype)
+    seen_TxS = (first_row + jnp.arange(T))[:, None] >= jnp.arange(S)[None, :]
+    return logits.reshape(G, T, S), seen_TxS[None]
+
+
+def attend_rows(q_GxTxDh, k_DhxS, v_SxDv, first_row, num_rows: int, bias: float | None):
+    """Exact attention of a span of query rows over the S first keys, for one key head.
+
+    Rows from `num_rows` on are padding: they are computed, but do not enter the column sums.
+    """
+    G, T, _ = q_GxTxDh.shape
+    S = k_DhxS.shape[-1]
+    dtype = accumulator(q_GxTxDh.dtype)
+    logits_GxTxS, seen = causal_logits(q_GxTxDh, k_DhxS, first_row)
+
+    def mix(weights_GxTxS):
+        flat = weights_GxTxS.reshape(G * T, S).astype(v_SxDv.dtype)
+        return jnp.matmul(flat, v_SxDv, preferred_element_type=dtype).reshape(G, T, -1)
+
+    real_T = (first_row + jnp.arange(T)) < num_rows
+    if bias is not None:
+        weights_GxTxS = jnp.where(seen, jax.nn.sigmoid(logits_GxTxS + bias), 0.0)
+        share_GxT = jnp.broadcast_to(real_T[None].astype(dtype), (G, T))
+        sums_GxS = jnp.matmul(share_GxT[:, None, :], weights_GxTxS)[:, 0]
+        return mix(weights_GxTxS).astype(v_SxDv.dtype), jnp.zeros((G, T), dtype), sums_GxS
+    logits_GxTxS = jnp.where(seen, logits_GxTxS, -jnp.inf)
+    top_GxT = jax.lax.stop_gradient(logits_GxTxS.max(-1))
+    weights_GxTxS = jnp.exp(logits_GxTxS - top_GxT[..., None])
+    total_GxT = weights_GxTxS.sum(-1)
+    lse_GxT = top_GxT + jnp.log(total_GxT)
+    # Always true for numbers, but it keeps `lse` alive where nobody reads it: the compiled arithmetic, and with it the last bit
+    # of `out`, must not depend on what is captured.
+    divisor_GxT = jnp.where(lse_GxT == lse_GxT, total_GxT, jnp.nan)
+    out_GxTxDv = (mix(weights_GxTxS) / divisor_GxT[..., None]).astype(v_SxDv.dtype)
+    share_GxT = jnp.where(real_T[None], 1.0 / total_GxT, 0.0)
+    sums_GxS = jnp.matmul(share_GxT[:, None, :], weights_GxTxS)[:, 0]
+    return out_GxTxDv, lse_GxT, sums_GxS

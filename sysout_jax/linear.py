@@ -1,0 +1,35 @@
+"""Linear layers of the models and how they are initialised."""
+
+from __future__ import annotations
+
+import jax
+from flax import linen as nn
+
+#: nanoGPT's initialisation; see `residual_init` for what writes into the residual stream.
+INIT = nn.initializers.normal(0.02)
+
+
+def residual_init(num_layers: int):
+    """For o_proj and down_proj: smaller by the root of the 2L updates that add up in the residual stream (Radford et al. 2019)."""
+    return nn.initializers.normal(0.02 / (2 * num_layers) ** 0.5)
+
+
+def dense(module: nn.Module, features: int, name: str | None, bias: bool, init=INIT) -> nn.Dense:
+    """A linear layer in the dtypes of `module`; in `setup` the attribute names it."""
+    return nn.Dense(
+        features,
+        bias,
+        module.dtype,
+        module.param_dtype,
+        kernel_init=init,
+        dot_general=_matrix_product,
+        name=name,
+    )
+
+
+def _matrix_product(x, kernel, dimension_numbers, precision=None, **kwargs):
+    # All tokens as rows of one matrix: XLA's CPU backend is several times slower on the gradients of a product with batch dims.
+    del dimension_numbers  # Dense always contracts the last dim of x with the first of the kernel
+    rows = x.reshape(-1, x.shape[-1])
+    y = jax.lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), precision, **kwargs)
+    return y.reshape(*x.shape[:-1], kernel.shape[-1])
