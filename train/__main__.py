@@ -15,10 +15,10 @@ import tyro
 from tqdm import tqdm
 
 from sysout_jax.cli import run
-from sysout_jax.errors import InputError
 from sysout_jax.sharding import start_processes
-from sysout_jax.training.config import TrainConfig, load_config
+from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import Progress, fit
+from train.settings import parse
 
 
 @dataclass(frozen=True)
@@ -32,36 +32,9 @@ class Command:
     settings: Annotated[TrainConfig, tyro.conf.arg(name="")]
 
 
-def parse(arguments: list[str]) -> Command:
-    """The command line, with the config file's values as defaults. InputError for values that cannot be."""
-
-    @dataclass(frozen=True)
-    class Which:
-        config: Path | None = None
-
-    bare = [a for a in arguments if a not in ("-h", "--help")]
-    which, _ = tyro.cli(Which, args=bare, return_unknown_args=True, add_help=False)
-    if which.config is None:
-        if len(bare) < len(arguments):
-            print(__doc__ + "\n\nWith --config FILE, --help lists all settings and their values.")
-            raise SystemExit(0)
-        raise InputError("--config is missing; name a file of configs/")
-    default = load_config(which.config)
-    try:
-        return tyro.cli(
-            Command,
-            args=arguments,
-            prog="python -m train",
-            default=Command(which.config, tyro.MISSING, default),
-            config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-        )
-    except ValueError as error:
-        raise InputError(str(error)) from None
-
-
 def main() -> None:
     start_processes()
-    command = parse(sys.argv[1:])
+    command = parse(Command, "python -m train", __doc__, sys.argv[1:], workdir=tyro.MISSING)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     stop = threading.Event()
     if jax.process_count() == 1:

@@ -1,0 +1,45 @@
+"""Command lines whose defaults come from a file of configs/."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from sysout_jax.errors import InputError
+from sysout_jax.training.config import load_config
+
+
+@dataclass(frozen=True)
+class _Which:
+    config: Path | None = None
+
+
+def parse(
+    command: type, prog: str, usage: str | None, arguments: list[str], **required: Any
+) -> Any:
+    """Build `command(config, **required, settings)` from flags, the config file's values being the defaults of `settings`.
+
+    InputError without --config and for values that cannot be.
+    """
+    bare = [a for a in arguments if a not in ("-h", "--help")]
+    which, _ = tyro.cli(_Which, args=bare, return_unknown_args=True, add_help=False)
+    if which.config is None:
+        if len(bare) < len(arguments):
+            print(f"{usage}\n\nWith --config FILE, --help lists all settings and their values.")
+            sys.exit(0)
+        raise InputError("--config is missing; name a file of configs/")
+    default = command(config=which.config, settings=load_config(which.config), **required)
+    try:
+        return tyro.cli(
+            command,
+            args=arguments,
+            prog=prog,
+            default=default,
+            config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from None
