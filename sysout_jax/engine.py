@@ -71,9 +71,7 @@ class Stream:
                 with _exact(self.lm):
                     for i, x in enumerate(self.hidden):
                         part = None if extra is None else _slice(extra[layer], start, len(x))
-                        self.hidden[i], found = _block_step(
-                            block, observe, edit, params, x, part
-                        )
+                        self.hidden[i], found = _block_step(block, observe, edit, params, x, part)
                         seen.append(jax.device_get(found))
                         start += len(x)
                 yield layer, params, jax.tree.map(lambda *parts: np.concatenate(parts), *seen)

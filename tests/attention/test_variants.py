@@ -104,7 +104,9 @@ def test_equals_the_formula(family, variant, monkeypatch):
         config = dataclasses.replace(CONFIGS[family], attention=variant)
         params = random_params(config, rng)
         tokens = rng.integers(0, config.vocab_size, (2, T))
-        found = {k: loss_and_gradients(config, params, tokens, k) for k in supported(family, variant)}
+        found = {
+            k: loss_and_gradients(config, params, tokens, k) for k in supported(family, variant)
+        }
         monkeypatch.setattr(layers, "VARIANTS", dict.fromkeys(VARIANTS, formula))
         want, want_grads = loss_and_gradients(config, params, tokens, "reference")
     for kernel, (logits, grads) in found.items():
