@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sysout_jax.figures import interventions as figures
 from sysout_jax.figures.select import in_layers, listed, number, percent, plural
 from sysout_jax.interventions import Interventions, Outcome
@@ -62,40 +64,37 @@ def summary(result: Interventions) -> str:
     """The outcomes as a terminal table: value, interval over sequences."""
     header, rows = _rows(result)
     table = [header, *rows]
-    widths = [max(len(str(row[i])) for row in table) for i in range(len(header))]
+    widths = [max(len(row[i]) for row in table) for i in range(len(header))]
 
-    def line(row) -> str:
-        cells = [
-            str(cell).ljust(width) if i < 3 else str(cell).rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
+    def line(row: tuple[str, ...]) -> str:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         return "  ".join(cells).rstrip()
 
     return "\n".join([verdict(result), *result.notes, *map(line, table), _note(result)])
 
 
-def _rows(result: Interventions) -> tuple[tuple[str, ...], list[tuple[str | int, ...]]]:
+def _rows(result: Interventions) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     field = "mass" if result.sinks else "mass_later"
 
-    def row(name: str, what: str, target: str, outcome: Outcome) -> tuple[str | int, ...]:
-        ratio = "–" if outcome is result.baseline else _interval(outcome.ratio)
+    def row(where: str, what: str, edited: str, outcome: Outcome) -> tuple[str, ...]:
+        changed = outcome is not result.baseline
         return (
-            name,
+            where,
             what,
-            target,
-            outcome.edited,
+            edited,
             _interval(outcome.outliers),
             _interval(getattr(outcome, field), percent),
-            _interval(outcome.perplexity),
-            ratio,
+            _digits(outcome.perplexity.value),
+            _interval(outcome.ratio, _change) if changed else "–",
         )
 
     rows = [row("as it is", "–", "–", result.baseline)]
     for o in result.outcomes:
         target = "random others" if o.target == CONTROL else f"{figures.called(result)}s"
-        rows.append(row(figures.PLACES[o.where], figures.WORDS[o.what], target, o))
+        edited = f"{o.edited:,} {target}"
+        rows.append(row(figures.PLACES[o.where], figures.WORDS[o.what], edited, o))
     header = (
-        "where", "what", "edited", "count", f"{figures.called(result)}s left", "attention on tokens", "perplexity", "ratio",
+        "where", "what", "edited", f"{figures.called(result)}s left", "attention on them", "perplexity", "its change",
     )  # fmt: skip
     return header, rows
 
@@ -107,6 +106,19 @@ def _interval(found: Interval, show=number) -> str:
     return value if (low == high == value or low == "n/a") else f"{value} [{low}, {high}]"
 
 
+def _digits(value: float) -> str:
+    """Four significant digits."""
+    return f"{value:,.4g}" if np.isfinite(value) else number(value)
+
+
+def _change(ratio: float) -> str:
+    """A ratio as `+0.2%`, or as `×12` where it is large."""
+    if not np.isfinite(ratio):
+        return number(ratio)
+    text = f"×{number(ratio)}" if ratio >= 10 else f"{100 * (ratio - 1):+.2f}%"
+    return text.replace("-0.00", "+0.00").replace("-", "−")
+
+
 def _note(result: Interventions) -> str:
     heads = (
         f"mean over {plural(len(result.sinks), 'sink head')}"
@@ -115,7 +127,7 @@ def _note(result: Interventions) -> str:
     )
     return (
         f"In brackets: {LEVEL:.0%} bootstrap intervals over the sequences. Resamples and random others: mean over "
-        f"{plural(result.num_seeds, 'seed')}. Attention: {heads}. Ratio: perplexity over that of the unedited model."
+        f"{plural(result.num_seeds, 'seed')}. Attention: {heads}. Change: of perplexity against the unedited model, sequences paired."
     )
 
 
@@ -154,7 +166,8 @@ def _seeds(result: Interventions) -> Table | str:
     field = "mass" if result.sinks else "mass_later"
 
     def spread(found: Interval, show=number) -> str:
-        return f"{show(min(found.seeds))} … {show(max(found.seeds))}"
+        least, most = show(min(found.seeds)), show(max(found.seeds))
+        return least if least == most else f"{least} … {most}"
 
     rows = tuple(
         (
@@ -162,14 +175,22 @@ def _seeds(result: Interventions) -> Table | str:
             figures.called_target(result, o.target),
             spread(o.outliers),
             spread(getattr(o, field), percent),
-            spread(o.perplexity),
+            spread(o.perplexity, _digits),
+            spread(o.ratio, _change),
         )
         for o in result.outcomes
         if len(o.perplexity.seeds) > 1
     )
     if not rows:
         return "One seed only: no spread over seeds."
-    header = ("edit", "of", f"{figures.called(result)}s left", "attention on tokens", "perplexity")
+    header = (
+        "edit",
+        "of",
+        f"{figures.called(result)}s left",
+        "attention on them",
+        "perplexity",
+        "its change",
+    )
     return Table(header, rows, f"Smallest and largest of {plural(result.num_seeds, 'seed')}.")
 
 
@@ -181,7 +202,7 @@ def _definitions(result: Interventions) -> Table:
         *((f"what: {figures.WORDS[name]}", rule) for name, rule in WHAT.items()),
         ("random others", "as many elements of the same sequences and layers, uniform over tokens and the dims without outliers; "
          "weights: as many entries of the same rows in other channels"),
-        ("attention on tokens", f"share over queries that can see an original {figures.called(result)} token; a sink head gives them "
+        ("attention on them", f"share over queries that can see an original {figures.called(result)} token; a sink head gives them "
          f"more than {SINK_SHARE:.0%} in the unedited model, in a layer after the first birth"),
         ("perplexity", "exp of the mean negative log-likelihood of every next token of the analysed sequences"),
     )  # fmt: skip

@@ -15,10 +15,7 @@ from sysout_jax.outliers.intervals import Interval
 PLACES = {"birth": "birth layer", "all": "all layers", "weight": "birth weight"}
 WORDS = {"zero": "to zero", "mean": "to the mean", "resample": "resampled"}
 MAX_LABELS = 26  # sink heads named on an axis
-_TARGETS = {
-    OUTLIERS: {"color": style.ORANGE, "marker": "o", "offset": -0.16},
-    CONTROL: {"color": style.BLUE, "marker": "s", "offset": 0.16},
-}
+_TARGETS = {OUTLIERS: (style.ORANGE, "o", -0.16), CONTROL: (style.BLUE, "s", 0.16)}
 _LINES = {
     "zero": (style.ORANGE, "--", "o"),
     "mean": (style.BLUE, "-.", "^"),
@@ -54,8 +51,8 @@ def effects(result: Interventions) -> Figure:
     panels = figure.subplots(1, 3, sharey=True)
     for axes, field, title in (
         (panels[0], "outliers", f"{called(result)}s left"),
-        (panels[1], "mass" if result.sinks else "mass_later", "attention on their tokens"),
-        (panels[2], "perplexity", "perplexity"),
+        (panels[1], "mass" if result.sinks else "mass_later", "attention on them"),
+        (panels[2], "ratio", "perplexity ratio"),
     ):
         _points(axes, result, kinds, field)
         axes.set_title(title)
@@ -75,22 +72,23 @@ def _points(axes: Axes, result: Interventions, kinds: list, field: str) -> None:
         axes.axvline(baseline.value, color=style.BLACK, ls="--", lw=1.2, label="as it is")
     values = [baseline.value]
     for outcome in result.outcomes:
-        look, found = _TARGETS[outcome.target], getattr(outcome, field)
-        y = kinds.index((outcome.where, outcome.what)) + look["offset"]
+        found = getattr(outcome, field)
+        colour, marker, offset = _TARGETS[outcome.target]
+        y = kinds.index((outcome.where, outcome.what)) + offset
         finite = [v for v in (found.low, found.high) if np.isfinite(v)]
         if len(finite) == 2:
-            axes.hlines(y, found.low, found.high, color=look["color"], lw=2)
+            axes.hlines(y, found.low, found.high, color=colour, lw=2)
         if not np.isfinite(found.value):
             where = (0.5, y)
             text = number(found.value)
             axes.annotate(text, where, xycoords=axes.get_yaxis_transform(), va="center", fontsize=8)
             continue
-        axes.plot(found.seeds, [y] * len(found.seeds), "|", color=style.BLACK, ms=6, mew=0.8)
+        axes.plot(found.seeds, [y] * len(found.seeds), "|", color=style.BLACK, ms=12, mew=0.8)
         axes.plot(
             found.value,
             y,
-            look["marker"],
-            color=look["color"],
+            marker,
+            color=colour,
             mec=style.BLACK,
             ms=6,
             label=called_target(result, outcome.target),
@@ -106,13 +104,13 @@ def _points(axes: Axes, result: Interventions, kinds: list, field: str) -> None:
 def _scale(axes: Axes, values: np.ndarray, field: str) -> None:
     values = values[np.isfinite(values)]
     top = values.max() if len(values) else 1.0
-    if field == "perplexity" and len(values) and top > 20 * values.min() > 0:
+    if field == "ratio" and top > 20 * values.min() > 0:
         axes.set_xscale("log")
-    elif field == "perplexity" and len(values) and top > values.min():
-        # rounding is no effect: an axis never spans less than two per cent
+    elif field == "ratio" and len(values):
+        # rounding is no effect: the axis never spans less than two per cent
         margin = max(0.12 * (top - values.min()), 0.01 * top)
         axes.set_xlim(values.min() - margin, top + margin)
-    elif field != "perplexity":
+    else:
         axes.set_xlim(-0.06 * max(top, 1e-9), 1.12 * max(top, 1e-9))
     if axes.get_xscale() == "linear":
         axes.locator_params(axis="x", nbins=4)
@@ -214,14 +212,13 @@ def effects_sentence(result: Interventions) -> str:
 
     def change(outcome: Outcome) -> str:
         mass = percent(getattr(outcome, field).value)
-        return (
-            f"{number(outcome.outliers.value)} left, {mass} attention on their tokens, "
-            f"perplexity {number(outcome.perplexity.value)}"
-        )
+        left = number(outcome.outliers.value)
+        return f"{left} left, {mass} attention on them, perplexity {outcome.perplexity.value:,.4g}"
 
     return (
         f"{called(result).capitalize()}s set {WORDS[first.what]} ({PLACES[first.where]}): {change(first)}; "
-        f"as many random others: {change(control)}; as it is: {change(result.baseline)}."
+        f"as many random others: {change(control)}; as it is: {change(result.baseline)}. "
+        "Points are means over seeds (a tick each), bars 95% intervals over sequences."
     ).replace("set resampled", "resampled")
 
 
