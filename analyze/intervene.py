@@ -11,8 +11,9 @@ import tyro
 from tqdm import tqdm
 
 import sysout_jax as so
-from analyze.source import Source, check_out, prepare, settings
+from analyze.source import Expects, Source, check_out, prepare, settings
 from sysout_jax.cli import run
+from sysout_jax.outliers.measured import measured_by_interventions
 from sysout_jax.report_interventions import summary, write_interventions_report
 
 What = Literal["zero", "mean", "resample"]
@@ -20,7 +21,7 @@ Where = Literal["birth", "all", "weight"]
 
 
 @dataclass(frozen=True)
-class Args(Source):
+class Args(Expects, Source):
     """Set outliers to zero, to their mean or to resampled values, and measure outliers, attention and perplexity again."""
 
     what: tuple[What, ...] = ("zero", "mean", "resample")
@@ -36,6 +37,7 @@ class Args(Source):
 def main() -> None:
     args = tyro.cli(Args, prog="python -m analyze.intervene")
     out = check_out(args.out)
+    args.expected()
     for flag, values in (("--what", args.what), ("--where", args.where)):
         if not values:
             raise so.InputError(f"{flag}: names nothing; give at least one")
@@ -57,7 +59,8 @@ def main() -> None:
             on_layer=bar.update,
         )
     print(summary(result))
-    paths = write_interventions_report(out, result, settings(args, prepared))
+    expectation = args.check(measured_by_interventions(result))
+    paths = write_interventions_report(out, result, settings(args, prepared), expectation)
     print(f"Report  {out / 'report.html'} ({len(paths)} files in {out})")
 
 

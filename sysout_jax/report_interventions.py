@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,9 @@ from sysout_jax.outliers.definitions import SINK_SHARE
 from sysout_jax.outliers.edited_runs import CONTROL, WHAT, WHERE
 from sysout_jax.outliers.intervals import LEVEL, Interval
 from sysout_jax.report import write_report
+from sysout_jax.report_expected import Expectation
 from sysout_jax.report_page import Picture, Section, Table
+from sysout_jax.summary import text_table
 
 NAME = "intervene"
 COUNTING = (
@@ -29,9 +30,14 @@ _DISPUTED = (
 
 
 def write_interventions_report(
-    out: Path, result: Interventions, settings: dict[str, Any], extra: Sequence[Section] = ()
+    out: Path,
+    result: Interventions,
+    settings: dict[str, Any],
+    expectation: Expectation | None = None,
 ) -> list[Path]:
     """Write the report into `out`; `settings` come from `report.run_settings`. Returns the paths of all files."""
+    checked = [expectation.section()] if expectation else []
+    payload = {"expected": expectation.to_dict()} if expectation else {}
     drawn = {"effects": figures.effects, "layers": figures.layers}
     if result.sinks:
         drawn["heads"] = figures.heads
@@ -40,8 +46,8 @@ def write_interventions_report(
         NAME,
         f"Interventions on systematic outliers: {result.model}",
         headline=verdict(result),
-        payload=result.to_dict(),
-        sections=[*_sections(result), *extra, Section("Definitions", (_definitions(result),))],
+        payload=result.to_dict() | payload,
+        sections=[*_sections(result), *checked, Section("Definitions", (_definitions(result),))],
         figures={name: draw(result) for name, draw in drawn.items()},
         settings=settings,
     )
@@ -62,15 +68,7 @@ def verdict(result: Interventions) -> str:
 
 def summary(result: Interventions) -> str:
     """The outcomes as a terminal table: value, interval over sequences."""
-    header, rows = _rows(result)
-    table = [header, *rows]
-    widths = [max(len(row[i]) for row in table) for i in range(len(header))]
-
-    def line(row: tuple[str, ...]) -> str:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        return "  ".join(cells).rstrip()
-
-    return "\n".join([verdict(result), *result.notes, *map(line, table), _note(result)])
+    return "\n".join([verdict(result), *result.notes, text_table(*_rows(result)), _note(result)])
 
 
 def _rows(result: Interventions) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
