@@ -38,6 +38,7 @@ def write_lifecycle_report(
     expectation: Expectation | None = None,
 ) -> list[Path]:
     """Write the report into `out`; `settings` come from `report.run_settings`. Returns the paths of all files."""
+    *sections, definitions = lifecycle_sections(report, token_text)
     checked = [expectation.section()] if expectation else []
     payload = {"expected": expectation.to_dict()} if expectation else {}
     return write_report(
@@ -46,7 +47,7 @@ def write_lifecycle_report(
         f"Lifecycle of systematic outliers: {report.model}",
         headline=verdict(report),
         payload=report.to_dict() | payload,
-        sections=[*lifecycle_sections(report, token_text), *checked],
+        sections=[*sections, *checked, definitions],
         figures=lifecycle_figures(report, token_text),
         settings=settings,
     )
