@@ -10,14 +10,15 @@ import tyro
 from tqdm import tqdm
 
 import sysout_jax as so
-from analyze.source import Source, check_out, prepare, settings
+from analyze.source import Expects, Source, check_out, prepare, settings
 from sysout_jax.cli import run
+from sysout_jax.outliers.measured import measured_by_lifecycle
 from sysout_jax.report_lifecycle import write_lifecycle_report
 from sysout_jax.summary import lifecycle_summary
 
 
 @dataclass(frozen=True)
-class Args(Source):
+class Args(Expects, Source):
     """Find the systematic outliers of a language model and follow them from birth to death."""
 
     out: Path = Path("out/lifecycle")
@@ -27,6 +28,7 @@ class Args(Source):
 def main() -> None:
     args = tyro.cli(Args, prog="python -m analyze.lifecycle")
     out = check_out(args.out)
+    args.expected()
     prepared = prepare(args)
     for note in prepared.notes:
         print(note)
@@ -42,7 +44,10 @@ def main() -> None:
             on_layer=bar.update,
         )
     print(lifecycle_summary(report, prepared.token_text))
-    paths = write_lifecycle_report(out, report, prepared.token_text, settings(args, prepared))
+    expectation = args.check(measured_by_lifecycle(report, prepared.token_text))
+    paths = write_lifecycle_report(
+        out, report, prepared.token_text, settings(args, prepared), expectation
+    )
     print(f"Report  {out / 'report.html'} ({len(paths)} files in {out})")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +17,10 @@ from sysout_jax.config import config_to_dict
 from sysout_jax.data.demo import demo_text
 from sysout_jax.data.text import prompt_sequence, read_text, text_windows
 from sysout_jax.outliers.definitions import TAU
+from sysout_jax.outliers.expected import Expected
+from sysout_jax.outliers.published import published
 from sysout_jax.report import run_settings
+from sysout_jax.report_expected import Expectation
 from sysout_jax.testing import demo_model
 
 NUM_SEQS, SEQ_LEN = 10, 1024
@@ -47,6 +51,27 @@ class Source:
     """Sequences per step (default 4096 tokens worth). Changes no result."""
     seed: int = 0
     """Draws the random control weights."""
+
+
+@dataclass(frozen=True)
+class Expects:
+    """The flag of analyses that can be held against published values."""
+
+    expect: str | None = None
+    """Check the report against the published values of this model, for example llama-2-7b; an unknown name lists all.
+    Differences are printed and stored, the exit status stays 0."""
+
+    def expected(self) -> tuple[Expected, ...]:
+        """What is expected, before anything is computed; InputError for an unknown name."""
+        return published(self.expect) if self.expect is not None else ()
+
+    def check(self, measured: Mapping[str, Any]) -> Expectation | None:
+        """The report held against it, printed."""
+        if self.expect is None:
+            return None
+        expectation = Expectation(self.expect, self.expected(), measured)
+        print(expectation.text())
+        return expectation
 
 
 @dataclass(frozen=True)

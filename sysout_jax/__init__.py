@@ -5,11 +5,13 @@ lm = so.load(path)
 logits, taps = so.capture(lm, tokens)
 stats = so.collect(lm, tokens)
 report = so.lifecycle(lm, tokens)
+edited = so.intervene(lm, tokens)
 """
 
 from sysout_jax.capture import TAPS
 from sysout_jax.engine import capture
 from sysout_jax.errors import InputError
+from sysout_jax.interventions import Interventions, intervene
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.loading import load
 from sysout_jax.outliers.collect import Stats, collect
@@ -21,11 +23,13 @@ __version__ = "0.1.0"
 __all__ = [
     "TAPS",
     "InputError",
+    "Interventions",
     "LanguageModel",
     "Lifecycle",
     "Stats",
     "capture",
     "collect",
+    "intervene",
     "lifecycle",
     "load",
 ]

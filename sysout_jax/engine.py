@@ -23,6 +23,8 @@ from sysout_jax.language_model import LanguageModel
 
 #: `observe(x_in, taps, extra) -> pytree of arrays with leading axis B`; pure, traced once.
 Observe = Callable[[jax.Array, dict[str, jax.Array], Any], Any]
+#: `edit(h, extra) -> h`: what a layer's output (B, T, D) is replaced by; pure, traced once. `extra` decides in which layers it acts.
+Edit = Callable[[jax.Array, Any], jax.Array]
 
 STEP_TOKENS = 4096  # tokens per step by default; a step works through its sequences one by one
 NLL_ROWS = 256  # positions whose logits are held at once when only their likelihood is wanted
@@ -51,11 +53,12 @@ class Stream:
         observe: Observe,
         extra: Sequence[Any] | None = None,
         on_layer: Callable[[], object] | None = None,
+        edit: Edit | None = None,
     ) -> Iterator[tuple[int, dict, Any]]:
         """Push everything through the next layer; yield (layer, its parameters, observations joined over sequences).
 
-        `extra[l]` goes to `observe` of layer l; its arrays have the sequence as leading axis and are cut like the batches.
-        Consuming the iterator drives the computation; afterwards `hidden` holds the last layer's output.
+        `extra[l]` goes to `observe` and `edit` of layer l; its arrays have the sequence as leading axis and are cut like the
+        batches. The edited output is what the next layer reads and what `observe` finds as tap `h`. Consuming the iterator drives the computation; afterwards `hidden` holds the last layer's output.
         """
         block, num_layers = self.lm.module.block(), self.lm.num_layers
         with ThreadPoolExecutor(max_workers=1) as prefetch:
@@ -68,7 +71,7 @@ class Stream:
                 with _exact(self.lm):
                     for i, x in enumerate(self.hidden):
                         part = None if extra is None else _slice(extra[layer], start, len(x))
-                        self.hidden[i], found = _block_step(block, observe, params, x, part)
+                        self.hidden[i], found = _block_step(block, observe, edit, params, x, part)
                         seen.append(jax.device_get(found))
                         start += len(x)
                 yield layer, params, jax.tree.map(lambda *parts: np.concatenate(parts), *seen)
@@ -135,14 +138,17 @@ class _raw:  # a function that is equal to another one for the same names, so th
         return {name: taps[name] for name in self.names}
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _block_step(block, observe: Observe, params: dict, x_BxTxD, extra):
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _block_step(block, observe: Observe, edit: Edit | None, params: dict, x_BxTxD, extra):
     # One sequence at a time: the shape of every product, and with it its rounding, is then that of a sequence, so that
     # statistics do not depend on how sequences were cut into batches. The products are T rows high, which is enough.
     def one_sequence(args):
         x_1xTxD, extra = jax.tree.map(lambda a: a[None], args)
         y, state = block.apply({"params": params}, x_1xTxD, mutable=[cap.COLLECTION])
-        found = observe(x_1xTxD, cap.flatten_taps(state[cap.COLLECTION]), extra)
+        taps = cap.flatten_taps(state[cap.COLLECTION])
+        if edit is not None:
+            y = taps["h"] = edit(y, extra)
+        found = observe(x_1xTxD, taps, extra)
         return jax.tree.map(lambda a: a[0], (y, found))
 
     return jax.lax.map(one_sequence, (x_BxTxD, extra))

@@ -18,6 +18,7 @@ from sysout_jax.outliers.definitions import (
 )
 from sysout_jax.outliers.results import Channel, Lifecycle
 from sysout_jax.report import write_report
+from sysout_jax.report_expected import Expectation
 from sysout_jax.report_page import Picture, Section, Table
 from sysout_jax.summary import verdict
 
@@ -30,16 +31,23 @@ COUNTING = (
 
 
 def write_lifecycle_report(
-    out: Path, report: Lifecycle, token_text: TokenText, settings: dict[str, Any]
+    out: Path,
+    report: Lifecycle,
+    token_text: TokenText,
+    settings: dict[str, Any],
+    expectation: Expectation | None = None,
 ) -> list[Path]:
     """Write the report into `out`; `settings` come from `report.run_settings`. Returns the paths of all files."""
+    *sections, definitions = lifecycle_sections(report, token_text)
+    checked = [expectation.section()] if expectation else []
+    payload = {"expected": expectation.to_dict()} if expectation else {}
     return write_report(
         out,
         NAME,
         f"Lifecycle of systematic outliers: {report.model}",
         headline=verdict(report),
-        payload=report.to_dict(),
-        sections=lifecycle_sections(report, token_text),
+        payload=report.to_dict() | payload,
+        sections=[*sections, *checked, definitions],
         figures=lifecycle_figures(report, token_text),
         settings=settings,
     )

@@ -60,6 +60,7 @@ th { border-bottom: 2px solid var(--ink); vertical-align: bottom; line-height: 1
 td:last-child, th:last-child { padding-right: 0; }
 td.number, th.number { text-align: right; padding-left: .2rem; padding-right: .2rem; }
 th.number { font-size: .82rem; }
+td.number + td:not(.number), th.number + th:not(.number) { padding-left: .8rem; }
 td.number { white-space: nowrap; }
 .note { color: var(--soft); font-size: .9rem; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--tint); padding: .8rem; font-size: .82rem; }

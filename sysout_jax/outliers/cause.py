@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import jax.numpy as jnp
 import numpy as np
 
-from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.outliers.collect import Stats
 from sysout_jax.outliers.definitions import SINK_SHARE
+from sysout_jax.outliers.effects import measure
 from sysout_jax.outliers.results import Birth, Cause, Effect
 from sysout_jax.outliers.trace import Trace
 
-Entries = Mapping[
-    int, tuple[np.ndarray, np.ndarray]
-]  # layer → (channels, dims) of its down projection
+#: layer → (channels, dims) of its down projection
+Entries = Mapping[int, tuple[np.ndarray, np.ndarray]]
+#: `fill(layer, kernel_FxD) -> values` for its entries, broadcast to (channels, dims)
+Fill = Callable[[int, np.ndarray], np.ndarray]
 
 
 def find_cause(
@@ -29,85 +29,79 @@ def find_cause(
     on_layer: Callable[[], object] | None = None,
 ) -> Cause | None:
     """Two more passes over the traced sequences. None where no channel carries a birth."""
-    born: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-    for event in birth.events:
-        if event.channels:
-            born[event.layer] = (np.array([c.index for c in event.channels]), np.array(event.dims))
+    born = birth_weights(birth)
     if not born:
         return None
-    rng = np.random.default_rng(seed)
-    F = lm.config.d_ff
-    random = {
-        layer: (
-            rng.choice(
-                np.setdiff1d(np.arange(F), channels), min(len(channels), F - len(channels)), False
-            ),
-            dims,
-        )
-        for layer, (channels, dims) in born.items()
-    }
-    sinks = path.mass > SINK_SHARE
-    sinks[: birth.events[0].layer + 1] = False
+    random = random_weights(born, lm.config.d_ff, np.random.default_rng(seed))
+    sinks = sink_heads(path.mass, birth)
     alive = stats.h.outlier_tokens(tau)[:, path.targets.sequences]
     baseline = Effect(
         outliers=int(alive.sum()),
         mass=float(path.mass[sinks].mean()) if sinks.any() else float("nan"),
-        perplexity=_perplexity(path.nll),
+        perplexity=float(np.exp(np.mean(path.nll, dtype=np.float64)))
+        if path.nll.size
+        else float("nan"),
     )
+
+    def zeroed(entries: Entries) -> Effect:
+        edited = edit_down_weights(lm, entries, zero)
+        tokens = stats.tokens[path.targets.sequences]
+        found = measure(edited, tokens, path.targets.mask, tau, on_layer=on_layer)
+        mass = float(found.mass[sinks].mean()) if sinks.any() else float("nan")
+        return Effect(int(found.outliers.sum()), mass, found.perplexity)
+
     return Cause(
         weights=sum(len(channels) * len(dims) for channels, dims in born.values()),
         baseline=baseline,
-        zeroed=_measure(lm, stats, path, born, sinks, tau, on_layer),
-        control=_measure(lm, stats, path, random, sinks, tau, on_layer),
+        zeroed=zeroed(born),
+        control=zeroed(random),
     )
 
 
-def zero_down_weights(lm: LanguageModel, entries: Entries) -> LanguageModel:
-    """The model with W_down[dims, channels] = 0 in the given layers."""
+def birth_weights(birth: Birth) -> Entries:
+    """W_down[d*, c*] of every birth that channels carry."""
+    return {
+        event.layer: (np.array([c.index for c in event.channels]), np.array(event.dims))
+        for event in birth.events
+        if event.channels
+    }
 
-    def edit(channels: np.ndarray, dims: np.ndarray):
+
+def random_weights(born: Entries, d_ff: int, rng: np.random.Generator) -> Entries:
+    """As many entries of the same rows in random other channels."""
+    others = {
+        layer: np.setdiff1d(np.arange(d_ff), channels) for layer, (channels, _) in born.items()
+    }
+    return {
+        layer: (rng.choice(others[layer], min(len(channels), len(others[layer])), False), dims)
+        for layer, (channels, dims) in born.items()
+    }
+
+
+def sink_heads(mass_LxH: np.ndarray, birth: Birth) -> np.ndarray:
+    """(L, H) bool: heads after the first birth that give outlier tokens more than `SINK_SHARE` of their attention."""
+    sinks = mass_LxH > SINK_SHARE
+    sinks[: birth.events[0].layer + 1] = False
+    return sinks
+
+
+def zero(layer: int, kernel_FxD: np.ndarray) -> np.ndarray:
+    """The simplest `Fill`."""
+    return np.zeros((1, 1))
+
+
+def edit_down_weights(lm: LanguageModel, entries: Entries, fill: Fill) -> LanguageModel:
+    """The model with W_down[dims, channels] of the given layers set to what `fill` says."""
+
+    def edit(layer: int, channels: np.ndarray, dims: np.ndarray):
         def apply(params: dict) -> dict:
             mlp = params["mlp"]
             kernel = np.array(mlp["down_proj"]["kernel"])
-            kernel[np.ix_(channels, dims)] = 0
+            kernel[np.ix_(channels, dims)] = fill(layer, kernel)
             return params | {"mlp": mlp | {"down_proj": mlp["down_proj"] | {"kernel": kernel}}}
 
         return apply
 
-    return lm.with_edits({f"layer_{layer}": edit(*where) for layer, where in entries.items()})
-
-
-def _measure(
-    lm: LanguageModel,
-    stats: Stats,
-    path: Trace,
-    entries: Entries,
-    sinks: np.ndarray,
-    tau: float,
-    on_layer: Callable[[], object] | None,
-) -> Effect:
-    stream = Stream(zero_down_weights(lm, entries), stats.tokens[path.targets.sequences])
-    mask = path.targets.mask
-    sees = np.maximum.accumulate(mask, axis=1).sum()
-    outliers, mass = 0, []
-    for layer, _, seen in stream.layers(_observe, on_layer=on_layer):
-        outliers += int((seen["token_max"] > tau * seen["mean"][:, None]).sum())
-        share_H = (np.nan_to_num(seen["sums"]) * mask[:, None]).sum((0, 2)) / max(sees, 1)
-        mass.extend(share_H[sinks[layer]])
-    return Effect(
-        outliers, float(np.mean(mass)) if mass else float("nan"), _perplexity(stream.nll())
+    return lm.with_edits(
+        {f"layer_{layer}": edit(layer, *where) for layer, where in entries.items()}
     )
-
-
-def _observe(x_in, taps, extra):
-    magnitude = jnp.abs(taps["h"].astype(jnp.float32))
-    magnitude = jnp.where(jnp.isfinite(magnitude), magnitude, 0.0)
-    return {
-        "token_max": magnitude.max(2),
-        "mean": magnitude.mean((1, 2)),
-        "sums": taps["attn_sums"],
-    }
-
-
-def _perplexity(nll: np.ndarray) -> float:
-    return float(np.exp(np.mean(nll, dtype=np.float64))) if nll.size else float("nan")

@@ -1,0 +1,68 @@
+"""python -m analyze.intervene: what happens to a model without its outliers, beside random controls, as a report."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from tqdm import tqdm
+
+import sysout_jax as so
+from analyze.source import Expects, Source, check_out, prepare, settings
+from sysout_jax.cli import run
+from sysout_jax.outliers.measured import measured_by_interventions
+from sysout_jax.report_interventions import summary, write_interventions_report
+
+What = Literal["zero", "mean", "resample"]
+Where = Literal["birth", "all", "weight"]
+
+
+@dataclass(frozen=True)
+class Args(Expects, Source):
+    """Set outliers to zero, to their mean or to resampled values, and measure outliers, attention and perplexity again."""
+
+    what: tuple[What, ...] = ("zero", "mean", "resample")
+    """Values that are written."""
+    where: tuple[Where, ...] = ("birth", "all", "weight")
+    """Output of the birth layers, output of all layers, or the birth weights."""
+    seeds: int = 5
+    """Random controls and resamples per kind of edit."""
+    out: Path = Path("out/intervene")
+    """Directory for intervene.json, figures and report.html."""
+
+
+def main() -> None:
+    args = tyro.cli(Args, prog="python -m analyze.intervene")
+    out = check_out(args.out)
+    args.expected()
+    for flag, values in (("--what", args.what), ("--where", args.where)):
+        if not values:
+            raise so.InputError(f"{flag}: names nothing; give at least one")
+    if args.seeds < 1:
+        raise so.InputError(f"--seeds {args.seeds}: expected at least 1")
+    prepared = prepare(args)
+    for note in prepared.notes:
+        print(note)
+    with tqdm(unit="layer", disable=not sys.stderr.isatty(), leave=False) as bar:
+        result = so.intervene(
+            prepared.lm,
+            prepared.tokens,
+            args.tau,
+            what=args.what,
+            where=args.where,
+            seeds=args.seeds,
+            seed=args.seed,
+            batch_size=args.batch_size,
+            on_layer=bar.update,
+        )
+    print(summary(result))
+    expectation = args.check(measured_by_interventions(result))
+    paths = write_interventions_report(out, result, settings(args, prepared), expectation)
+    print(f"Report  {out / 'report.html'} ({len(paths)} files in {out})")
+
+
+if __name__ == "__main__":
+    run(main)

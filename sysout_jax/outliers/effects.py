@@ -1,0 +1,69 @@
+"""What an edit does to a model: outliers left, attention on the tokens that held them, likelihood of the text; per sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from sysout_jax.engine import Edit, Stream
+from sysout_jax.language_model import LanguageModel
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One pass over N sequences. Everything is per sequence, so that sequences can be resampled."""
+
+    outliers: np.ndarray  # (L, N) int: tokens of h that hold an activation outlier
+    attention: np.ndarray  # (L, H, N) sum over queries of the attention on the marked tokens
+    queries: np.ndarray  # (N,) int: queries that can see a marked token
+    nll: np.ndarray  # (N,) nats, mean over next tokens; NaN for sequences of one token
+
+    @property
+    def mass(self) -> np.ndarray:
+        """(L, H) share of attention on the marked tokens, over queries that can see one."""
+        return self.attention.sum(-1) / max(self.queries.sum(), 1)
+
+    @property
+    def perplexity(self) -> float:
+        return float(np.exp(self.nll.mean()))
+
+
+def measure(
+    lm: LanguageModel,
+    tokens: np.ndarray,
+    marked: np.ndarray,
+    tau: float,
+    *,
+    edit: Edit | None = None,
+    extra: Sequence[Any] | None = None,
+    batch_size: int | None = None,
+    on_layer: Callable[[], object] | None = None,
+) -> Measured:
+    """Run `tokens` (N, T) through the model and look at attention on `marked` (N, T) bool; `edit` and `extra` as `Stream.layers`
+    takes them."""
+    stream = Stream(lm, tokens, batch_size)
+    outliers, attention = [], []
+    for _, _, seen in stream.layers(_observe, extra, on_layer, edit):
+        outliers.append((seen["token_max"] > tau * seen["mean"][:, None]).sum(1))
+        attention.append((np.nan_to_num(seen["sums"]) * marked[:, None]).sum(2).T)
+    nll = stream.nll()
+    return Measured(
+        outliers=np.stack(outliers),
+        attention=np.stack(attention).astype(np.float64),
+        queries=np.maximum.accumulate(marked, axis=1).sum(1),
+        nll=nll.mean(1, dtype=np.float64) if nll.size else np.full(len(nll), np.nan),
+    )
+
+
+def _observe(x_in, taps, extra):
+    magnitude = jnp.abs(taps["h"].astype(jnp.float32))
+    magnitude = jnp.where(jnp.isfinite(magnitude), magnitude, 0.0)
+    return {
+        "token_max": magnitude.max(2),
+        "mean": magnitude.mean((1, 2)),
+        "sums": taps["attn_sums"],
+    }

@@ -1,0 +1,207 @@
+"""The page and the terminal table of `analyze.intervene`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sysout_jax.figures import interventions as figures
+from sysout_jax.figures.select import in_layers, listed, number, percent, plural
+from sysout_jax.interventions import Interventions, Outcome
+from sysout_jax.outliers.definitions import SINK_SHARE
+from sysout_jax.outliers.edited_runs import CONTROL, WHAT, WHERE
+from sysout_jax.outliers.intervals import LEVEL, Interval
+from sysout_jax.report import write_report
+from sysout_jax.report_expected import Expectation
+from sysout_jax.report_page import Picture, Section, Table
+from sysout_jax.summary import text_table
+
+NAME = "intervene"
+COUNTING = (
+    "Layers are counted from 1 on this page and from 0 in intervene.json. Sequences, tokens, dims and heads are counted from 0 "
+    "everywhere."
+)
+_DISPUTED = (
+    "Whether massive activations cause sinks, and whether they are critical at all, is disputed in the literature; this page "
+    "says what was measured on this model and text and nothing more."
+)
+
+
+def write_interventions_report(
+    out: Path,
+    result: Interventions,
+    settings: dict[str, Any],
+    expectation: Expectation | None = None,
+) -> list[Path]:
+    """Write the report into `out`; `settings` come from `report.run_settings`. Returns the paths of all files."""
+    checked = [expectation.section()] if expectation else []
+    payload = {"expected": expectation.to_dict()} if expectation else {}
+    drawn = {"effects": figures.effects, "layers": figures.layers}
+    if result.sinks:
+        drawn["heads"] = figures.heads
+    return write_report(
+        out,
+        NAME,
+        f"Interventions on systematic outliers: {result.model}",
+        headline=verdict(result),
+        payload=result.to_dict() | payload,
+        sections=[*_sections(result), *checked, Section("Definitions", (_definitions(result),))],
+        figures={name: draw(result) for name, draw in drawn.items()},
+        settings=settings,
+    )
+
+
+def verdict(result: Interventions) -> str:
+    """One sentence: what was edited."""
+    what = f"{plural(result.elements, 'element')} of h ({plural(result.tokens, 'token')}, dims {listed(result.dims)})"
+    where = f"{plural(result.num_sequences, 'sequence')} of {result.length} tokens"
+    born = f"born {in_layers(result.birth_layers)} of {result.num_layers}"
+    if result.found:
+        return f"{result.model}: {what} are outliers at tau = {result.tau:g}, {born}, in {where}."
+    return (
+        f"{result.model}: no activation outlier at tau = {result.tau:g} in {where} (largest |h| is {number(result.largest)} times "
+        f"the mean); for orientation, {what} over {number(result.level)} times the mean are edited instead, {born}."
+    )
+
+
+def summary(result: Interventions) -> str:
+    """The outcomes as a terminal table: value, interval over sequences."""
+    return "\n".join([verdict(result), *result.notes, text_table(*_rows(result)), _note(result)])
+
+
+def _rows(result: Interventions) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    field = "mass" if result.sinks else "mass_later"
+
+    def row(where: str, what: str, edited: str, outcome: Outcome) -> tuple[str, ...]:
+        changed = outcome is not result.baseline
+        return (
+            where,
+            what,
+            edited,
+            _interval(outcome.outliers),
+            _interval(getattr(outcome, field), percent),
+            _digits(outcome.perplexity.value),
+            _interval(outcome.ratio, _change) if changed else "–",
+        )
+
+    rows = [row("as it is", "–", "–", result.baseline)]
+    for o in result.outcomes:
+        target = "random others" if o.target == CONTROL else f"{figures.called(result)}s"
+        edited = f"{o.edited:,} {target}"
+        rows.append(row(figures.PLACES[o.where], figures.WORDS[o.what], edited, o))
+    header = (
+        "where", "what", "edited", f"{figures.called(result)}s left", "attention on them", "perplexity", "its change",
+    )  # fmt: skip
+    return header, rows
+
+
+def _interval(found: Interval, show=number) -> str:
+    """`5.47 [5.1, 5.9]`; one number where nothing can vary."""
+    low, high = show(found.low), show(found.high)
+    value = show(found.value)
+    return value if (low == high == value or low == "n/a") else f"{value} [{low}, {high}]"
+
+
+def _digits(value: float) -> str:
+    """Four significant digits."""
+    return f"{value:,.4g}" if np.isfinite(value) else number(value)
+
+
+def _change(ratio: float) -> str:
+    """A ratio as `+0.2%`, or as `×12` where it is large."""
+    if not np.isfinite(ratio):
+        return number(ratio)
+    text = f"×{number(ratio)}" if ratio >= 10 else f"{100 * (ratio - 1):+.2f}%"
+    return text.replace("-0.00", "+0.00").replace("-", "−")
+
+
+def _note(result: Interventions) -> str:
+    heads = (
+        f"mean over {plural(len(result.sinks), 'sink head')}"
+        if result.sinks
+        else "mean over all heads after the birth, as none is a sink"
+    )
+    return (
+        f"In brackets: {LEVEL:.0%} bootstrap intervals over the sequences. Resamples and random others: mean over "
+        f"{plural(result.num_seeds, 'seed')}. Attention: {heads}. Change: of perplexity against the unedited model, sequences paired."
+    )
+
+
+def _sections(result: Interventions) -> list[Section]:
+    header, rows = _rows(result)
+    remarks = [COUNTING, _DISPUTED, *result.notes]
+    if not result.found:
+        remarks.insert(
+            0,
+            f"No outlier at τ = {result.tau:g}: the strongest elements are edited instead, for orientation.",
+        )
+    if result.dims_left_out:
+        remarks.append(
+            f"Outliers of {plural(result.dims_left_out, 'weaker dim')} are counted but not edited."
+        )
+    sections = [
+        Section("How to read this page", tuple(remarks)),
+        Section(
+            "Effects",
+            (
+                Picture("effects", figures.effects_sentence(result)),
+                Table(header, tuple(rows), _note(result)),
+                _seeds(result),
+            ),
+        ),
+        Section("Outliers per layer", (Picture("layers", figures.layers_sentence(result)),)),
+    ]
+    if result.sinks:
+        heads = Picture("heads", figures.heads_sentence(result))
+        sections.append(Section("Sink heads", (heads,)))
+    return sections
+
+
+def _seeds(result: Interventions) -> Table | str:
+    """Spread over seeds, where chance has a part."""
+    field = "mass" if result.sinks else "mass_later"
+
+    def spread(found: Interval, show=number) -> str:
+        least, most = show(min(found.seeds)), show(max(found.seeds))
+        return least if least == most else f"{least} … {most}"
+
+    rows = tuple(
+        (
+            figures.kind(o),
+            figures.called_target(result, o.target),
+            spread(o.outliers),
+            spread(getattr(o, field), percent),
+            spread(o.perplexity, _digits),
+            spread(o.ratio, _change),
+        )
+        for o in result.outcomes
+        if len(o.perplexity.seeds) > 1
+    )
+    if not rows:
+        return "One seed only: no spread over seeds."
+    header = (
+        "edit",
+        "of",
+        f"{figures.called(result)}s left",
+        "attention on them",
+        "perplexity",
+        "its change",
+    )
+    return Table(header, rows, f"Smallest and largest of {plural(result.num_seeds, 'seed')}.")
+
+
+def _definitions(result: Interventions) -> Table:
+    rows = (
+        (f"{figures.called(result)}", f"|h| > {number(result.level)} · mean|h| of its sequence, in the unedited model"),
+        (f"{figures.called(result)}s left", "tokens that hold such an element in the edited model, summed over layers and sequences"),
+        *((f"where: {figures.PLACES[name]}", rule) for name, rule in WHERE.items()),
+        *((f"what: {figures.WORDS[name]}", rule) for name, rule in WHAT.items()),
+        ("random others", "as many elements of the same sequences and layers, uniform over tokens and the dims without outliers; "
+         "weights: as many entries of the same rows in other channels"),
+        ("attention on them", f"share over queries that can see an original {figures.called(result)} token; a sink head gives them "
+         f"more than {SINK_SHARE:.0%} in the unedited model, in a layer after the first birth"),
+        ("perplexity", "exp of the mean negative log-likelihood of every next token of the analysed sequences"),
+    )  # fmt: skip
+    return Table(("term", "rule"), rows)
