@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+from contest import median, ratio, take_turns, time_calls
 
 SHAPE = {
     "vocab_size": 32000,
@@ -57,11 +56,8 @@ def main() -> None:
         if args.profile:
             profile(Path(directory), args)
             return
-        found: dict[str, list[dict]] = {name: [] for name in CONTESTANTS}
-        for round_number in range(args.rounds):
-            for name in CONTESTANTS:
-                print(f"round {round_number + 1} of {args.rounds}: {name}", file=sys.stderr)
-                found[name].append(run_child(name, directory, args))
+        flags = ("--model", directory, "--repeat", args.repeat, "--length", args.length)
+        found = take_turns(__file__, list(CONTESTANTS), flags, args.rounds)
     report(found)
 
 
@@ -72,24 +68,6 @@ def make_model(directory: Path) -> None:
 
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(**SHAPE)).save_pretrained(directory)
-
-
-def run_child(name: str, directory: str, args: Args) -> dict:
-    flags = [
-        "--child",
-        name,
-        "--model",
-        directory,
-        "--repeat",
-        args.repeat,
-        "--length",
-        args.length,
-    ]
-    command = [sys.executable, __file__, *map(str, flags)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{name} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def tokens(length: int):
@@ -275,13 +253,8 @@ def measure(run, repeat: int) -> dict:
     """Median seconds and peak added memory in MiB of calling `run`."""
     before = _memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
-    run()
-    times = []
-    for _ in range(repeat):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return {"seconds": statistics.median(times), "added_mib": _memory("VmHWM") - before}
+    seconds = time_calls(run, repeat)
+    return {"seconds": seconds, "added_mib": _memory("VmHWM") - before}
 
 
 def _memory(field: str) -> float:
@@ -292,25 +265,18 @@ def _memory(field: str) -> float:
 
 
 def report(found: dict[str, list[dict]]) -> None:
-    def median(name: str, field: str) -> float:
-        return statistics.median(row[field] for row in found[name])
-
-    def ratio(above: str, below: str, field: str) -> float:
-        return statistics.median(
-            a[field] / b[field] for a, b in zip(found[above], found[below], strict=True)
-        )
-
     print(f"{'':<36}{'seconds':>9}{'added MiB':>11}")
     for name in found:
-        print(f"{name:<36}{median(name, 'seconds'):>9.2f}{median(name, 'added_mib'):>11.0f}")
+        seconds, added = median(found, name, "seconds"), median(found, name, "added_mib")
+        print(f"{name:<36}{seconds:>9.2f}{added:>11.0f}")
     for peer in ("transformers, hooks", "transformers, hooks + statistics"):
-        speed, memory = ratio(peer, "collect", "seconds"), ratio("collect", peer, "added_mib")
+        speed = ratio(found, peer, "collect", "seconds")
+        memory = ratio(found, "collect", peer, "added_mib")
         print(
             f"collect against {peer}: {speed:.2f}x faster (target 4), {memory:.2f} of the added memory (target 0.25)"
         )
-    print(
-        f"all reductions cost {ratio('collect', 'plain forward', 'seconds'):.2f}x a plain forward (target 1.25)"
-    )
+    cost = ratio(found, "collect", "plain forward", "seconds")
+    print(f"all reductions cost {cost:.2f}x a plain forward (target 1.25)")
 
 
 if __name__ == "__main__":
