@@ -6,6 +6,7 @@ Each group (`embed`, `layer_0`, …) is an Orbax checkpoint of its own, so that 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,6 +74,12 @@ def read_config(directory: Path) -> tuple[ModelConfig, int | None]:
 def is_converted(directory: Path) -> bool:
     """Whether `save` wrote this directory; a training run holds more than one checkpoint."""
     return (directory / CONFIG).is_file() and not (directory / RUN).is_dir()
+
+
+# The groups of a training checkpoint are items of one checkpoint, which alone has such a file; Orbax warns once per group.
+logging.getLogger("absl").addFilter(
+    lambda record: "Metadata file does not exist" not in record.getMessage()
+)
 
 
 class Found(NamedTuple):

@@ -59,11 +59,10 @@ def case(request):
     return lm, tokens, report, Bench(lm, life, seed % 1000)
 
 
-@pytest.mark.parametrize("first", [int(np.random.default_rng().integers(10_000)) * 16])
-@pytest.mark.parametrize("offset", [0, 1, 4])
-def test_planted_answers(first, offset):
+@pytest.mark.parametrize("offset", [0, 1, 4])  # which case is planted; the seed is drawn below
+def test_planted_answers(offset):
     """Without the planted outliers nothing is left of them and heads look elsewhere; as many others change nothing."""
-    seed = first + offset
+    seed = int(np.random.default_rng().integers(10_000)) * 16 + offset
     print("seed", seed)
     planted = random_plant(seed)
     truth = planted.truth
