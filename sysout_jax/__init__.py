@@ -17,6 +17,7 @@ from sysout_jax.loading import load
 from sysout_jax.outliers.collect import Stats, collect
 from sysout_jax.outliers.lifecycle import lifecycle
 from sysout_jax.outliers.results import Lifecycle
+from sysout_jax.training.monitor import monitor_layer
 
 __version__ = "0.1.0"
 
@@ -32,4 +33,5 @@ __all__ = [
     "intervene",
     "lifecycle",
     "load",
+    "monitor_layer",
 ]
