@@ -67,7 +67,7 @@ def test_no_outlier_is_said_plainly(tmp_path, monkeypatch, capsys):
         (["--what"], "names nothing"),
         (["--expect", "lama-2-7b"], "did you mean llama-2-7b?"),
         (["--tau", 0], "positive threshold"),
-        (["--ckpt", "/nowhere"], "no such directory"),
+        (["--ckpt", "/nowhere"], "no such file or directory"),
     ],
 )
 def test_bad_flags(flags, expected, tmp_path, monkeypatch, capsys):

@@ -105,7 +105,7 @@ def smaller_vocabulary(model: Path) -> None:
 
 
 DAMAGES = {
-    "not a model directory": (lambda m: (m / "config.json").unlink(), "not a model directory"),
+    "not a model directory": (lambda m: (m / "config.json").unlink(), "not a model"),
     "truncated safetensors": (truncate, "not a whole safetensors file"),
     "missing shard": (name_a_missing_shard, "model-00001-of-00002.safetensors"),
     "wrong shape": (lambda m: edit_config(m, intermediate_size=25), "the config implies"),
@@ -151,8 +151,8 @@ def bad_flags(tmp_path: Path) -> dict[str, tuple[list, str]]:
     prompt = ["--prompt", "Summer is warm."]
     words = ["--text", tmp_path / "words.txt"]
     return {
-        "missing path": ([*prompt, "--ckpt", tmp_path / "nowhere"], "no such directory"),
-        "file as checkpoint": ([*prompt, "--ckpt", tmp_path / "file"], "is a file"),
+        "missing path": ([*prompt, "--ckpt", tmp_path / "nowhere"], "no such file or directory"),
+        "file as checkpoint": ([*prompt, "--ckpt", tmp_path / "file"], "not a model"),
         "missing text": (["--text", tmp_path / "nowhere.txt"], "No such file"),
         "empty text": (["--text", tmp_path / "empty.txt"], "holds no text"),
         "binary text": (["--text", tmp_path / "binary.txt"], "not UTF-8"),

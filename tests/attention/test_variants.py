@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sysout_jax.attention import VARIANTS, blocks, kernels
+from sysout_jax.attention import VARIANTS, Attended, blocks, kernels
 from sysout_jax.attention.variants import Mixed
 from sysout_jax.capture import COLLECTION, flatten_taps
 from sysout_jax.config import ATTENTION, MODEL_SIZES, Gpt2Config, LlamaConfig, config_from_dict
@@ -25,7 +25,11 @@ T = 11
 
 def supported(family: str, variant: str) -> list[str]:
     """All kernels that compute the variant, for one family; the one with a gradient of its own for both."""
-    able = [n for n, k in kernels.KERNELS.items() if k.rows or variant != "sigmoid"]
+    able = [
+        name
+        for name, kernel in kernels.KERNELS.items()
+        if (kernel.rows or variant != "sigmoid") and not kernel.refusal("cpu", jnp.float32)
+    ]
     return able if family == "llama" else ["blockwise"]
 
 
@@ -74,7 +78,7 @@ def formula(module, x, q, k, v, kernel) -> Mixed:
     elif cfg.attention == "sigmoid":
         weights = 1 / (1 + jnp.exp(-(logits - jnp.log(cfg.context_length))))
         out = jnp.einsum("bhts,bshd->bthd", weights, v)
-    return Mixed(out, None, blocks.Attended(out, None, None))
+    return Mixed(Attended(out, None, None))
 
 
 def random_params(config, rng):
