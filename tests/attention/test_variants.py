@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sysout_jax.attention import VARIANTS, Attended, blocks, kernels
+from sysout_jax.attention import VARIANTS, Attended, blocks, kernels, splash
 from sysout_jax.attention.variants import Mixed
 from sysout_jax.capture import COLLECTION, flatten_taps
 from sysout_jax.config import ATTENTION, MODEL_SIZES, Gpt2Config, LlamaConfig, config_from_dict
 from sysout_jax.models import build, layers, parameter_shapes
+from sysout_jax.platform import compiling_for
+from sysout_jax.training.forward import block_of
 
 SIZES = {"vocab_size": 31, "context_length": 16, "d_model": 24, "d_ff": 40, "num_layers": 1}
 CONFIGS = {
@@ -23,17 +26,28 @@ CONFIGS = {
 T = 11
 
 
-def supported(family: str, variant: str) -> list[str]:
-    """All kernels that compute the variant, for one family; the one with a gradient of its own for both."""
-    able = [
-        name
-        for name, kernel in kernels.KERNELS.items()
-        if (kernel.rows or variant != "sigmoid") and not kernel.refusal("cpu", jnp.float32)
-    ]
-    return able if family == "llama" else ["blockwise"]
+def kernels_for(variant: str) -> list[str]:
+    """Kernels that run on a CPU; `splash` has a test of its own, in Pallas's interpreter."""
+    here = [n for n, k in kernels.KERNELS.items() if not k.refusal("cpu", jnp.float32)]
+    return [n for n in here if kernels.KERNELS[n].rows or variant != "sigmoid"]
 
 
-CASES = [(f, v) for f in CONFIGS for v in ATTENTION]
+# all kernels for one family; for the other only the one with a gradient of its own, and the rest when there is time
+CASES = [("llama", v, kernels_for(v)) for v in ATTENTION] + [
+    ("gpt2", v, ["blockwise"]) for v in ATTENTION
+]
+OTHER_CASES = [
+    pytest.param("gpt2", v, [n for n in kernels_for(v) if n != "blockwise"], marks=pytest.mark.slow)
+    for v in ATTENTION
+]
+# the others call the kernel as `default` does
+SPLASH_CASES = ["default", "context_bias", "attention_bias"] + [
+    pytest.param(v, marks=pytest.mark.slow) for v in ("fixed_bias", "context_scale")
+]
+
+
+def case_name(value) -> str:
+    return value if isinstance(value, str) else "+".join(value)
 
 
 @pytest.fixture(autouse=True)
@@ -81,16 +95,15 @@ def formula(module, x, q, k, v, kernel) -> Mixed:
     return Mixed(Attended(out, None, None))
 
 
-def random_params(config, rng):
+def random_params(config, rng, dtype=jnp.float32):
     # large, so that attention is far from uniform and g far from 0
     return jax.tree.map(
-        lambda leaf: jnp.asarray(rng.normal(0, 0.4, leaf.shape), jnp.float64),
-        parameter_shapes(config),
+        lambda leaf: jnp.asarray(rng.normal(0, 0.4, leaf.shape), dtype), parameter_shapes(config)
     )
 
 
 def loss_and_gradients(config, params, tokens, kernel):
-    model = build(config, jnp.float64, kernel=kernel)
+    model = build(config, jax.tree.leaves(params)[0].dtype, kernel=kernel)
 
     def loss(params):
         logits = model.apply({"params": params}, tokens)
@@ -100,46 +113,81 @@ def loss_and_gradients(config, params, tokens, kernel):
     return logits, grads
 
 
-@pytest.mark.parametrize(("family", "variant"), CASES)
-def test_equals_the_formula(family, variant, monkeypatch):
+def assert_equal_gradients(found, wanted, tolerance, kernel):
+    (logits, grads), (want, want_grads) = found, wanted
+    np.testing.assert_allclose(logits, want, rtol=tolerance, atol=tolerance, err_msg=kernel)
+    flat, want_flat = (jax.tree.leaves_with_path(tree) for tree in (grads, want_grads))
+    for (path, got), (_, value) in zip(flat, want_flat, strict=True):
+        limit = tolerance * max(np.abs(value).max(), 1.0)
+        np.testing.assert_allclose(got, value, 0, limit, err_msg=f"{kernel} {path}")
+
+
+@pytest.mark.parametrize(("family", "variant", "names"), CASES + OTHER_CASES, ids=case_name)
+def test_equals_the_formula(family, variant, names, monkeypatch):
     """Logits and all gradients, on every kernel."""
     rng = np.random.default_rng()
     with jax.enable_x64(True):
         config = dataclasses.replace(CONFIGS[family], attention=variant)
-        params = random_params(config, rng)
+        params = random_params(config, rng, jnp.float64)
         tokens = rng.integers(0, config.vocab_size, (2, T))
-        found = {
-            k: loss_and_gradients(config, params, tokens, k) for k in supported(family, variant)
-        }
+        found = {name: loss_and_gradients(config, params, tokens, name) for name in names}
         monkeypatch.setattr(layers, "VARIANTS", dict.fromkeys(VARIANTS, formula))
-        want, want_grads = loss_and_gradients(config, params, tokens, "reference")
-    for kernel, (logits, grads) in found.items():
+        wanted = loss_and_gradients(config, params, tokens, "reference")
+    for name, result in found.items():
         # jax's own attention works in float32 whatever it is given
-        tolerance = 2e-4 if kernel == "fused" else 1e-10
-        np.testing.assert_allclose(logits, want, rtol=tolerance, atol=tolerance, err_msg=kernel)
-        flat, want_flat = (jax.tree.leaves_with_path(tree) for tree in (grads, want_grads))
-        for (path, got), (_, wanted) in zip(flat, want_flat, strict=True):
-            limit = tolerance * max(np.abs(wanted).max(), 1.0)
-            np.testing.assert_allclose(got, wanted, 0, limit, err_msg=f"{kernel} {path}")
+        assert_equal_gradients(result, wanted, 2e-4 if name == "fused" else 1e-10, name)
 
 
-@pytest.mark.parametrize(("family", "variant"), CASES)
-def test_no_position_reads_the_future(family, variant):
+@pytest.mark.parametrize("variant", SPLASH_CASES)
+def test_splash_equals_the_formula(variant, monkeypatch):
+    """The TPU's kernel, which knows neither float64 nor another platform, in Pallas's interpreter."""
+    make = splash.library.make_splash_mha_single_device
+    monkeypatch.setattr(
+        splash.library, "make_splash_mha_single_device", partial(make, interpret=True)
+    )
+    rng = np.random.default_rng()
+    config = dataclasses.replace(CONFIGS["llama"], attention=variant)
+    params, tokens = random_params(config, rng), rng.integers(0, config.vocab_size, (2, T))
+    with compiling_for("tpu"):
+        found = loss_and_gradients(config, params, tokens, "splash")
+    monkeypatch.setattr(layers, "VARIANTS", dict.fromkeys(VARIANTS, formula))
+    wanted = loss_and_gradients(config, params, tokens, "reference")
+    assert_equal_gradients(found, wanted, 2e-4, "splash")
+
+
+@pytest.mark.parametrize(("family", "variant", "names"), CASES + OTHER_CASES, ids=case_name)
+def test_no_position_reads_the_future(family, variant, names):
     rng = np.random.default_rng()
     config = dataclasses.replace(CONFIGS[family], attention=variant)
-    with jax.enable_x64(True):
-        params = jax.tree.map(lambda x: x.astype(jnp.float32), random_params(config, rng))
+    params = random_params(config, rng)
     x_TxD = jnp.asarray(rng.standard_normal((7, config.d_model)), jnp.float32)
     weights_D = jnp.asarray(rng.standard_normal(config.d_model), jnp.float32)
-    for kernel in supported(family, variant):
-        block = build(config, kernel=kernel).block()
+    for name in names:
+        block = build(config, kernel=name).block()
 
         def one_number_per_token(x, block=block):
             return block.apply({"params": params["layer_0"]}, x[None])[0] @ weights_D
 
         jacobian_TxS = np.abs(jax.jit(jax.jacrev(one_number_per_token))(x_TxD)).sum(2)
-        assert (np.triu(jacobian_TxS, 1) == 0).all(), kernel
-        assert (jacobian_TxS[np.tril_indices(7)] > 0).all(), kernel
+        assert (np.triu(jacobian_TxS, 1) == 0).all(), name
+        assert (jacobian_TxS[np.tril_indices(7)] > 0).all(), name
+
+
+@pytest.mark.parametrize(("family", "variant"), zip(["llama", "gpt2"] * 3, ATTENTION, strict=True))
+def test_rematerialised_equals_plain(family, variant):
+    rng = np.random.default_rng()
+    config = dataclasses.replace(CONFIGS[family], attention=variant)
+    model, params = build(config), random_params(config, rng)["layer_0"]
+    x_BxTxD = jnp.asarray(rng.standard_normal((2, T, config.d_model)), jnp.float32)
+
+    def gradients(remat):
+        block = block_of(model, remat)
+        return jax.jit(jax.grad(lambda p, x: jnp.sin(block(p, x)).sum(), (0, 1)))(params, x_BxTxD)
+
+    plain, again = gradients(False), gradients(True)
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
+        # the same operations, fused differently
+        np.testing.assert_allclose(a, b, 1e-5, 1e-5 * np.abs(a).max())
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -197,14 +245,6 @@ def test_parameter_counts_of_the_paper():
 def test_unknown_variant_is_refused():
     with pytest.raises(ValueError, match=r"attention is 'flash'.*context_scale"):
         dataclasses.replace(CONFIGS["gpt2"], attention="flash")
-
-
-def test_sigmoid_on_a_softmax_kernel_is_refused():
-    config = dataclasses.replace(CONFIGS["gpt2"], attention="sigmoid")
-    with pytest.raises(ValueError, match=r"'fused'.*blockwise"):
-        jax.eval_shape(
-            build(config, kernel="fused").init, jax.random.key(0), jnp.zeros((1, 4), int)
-        )
 
 
 def test_older_config_files_mean_default_attention():
