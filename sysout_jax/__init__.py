@@ -14,6 +14,7 @@ from sysout_jax.language_model import LanguageModel
 from sysout_jax.loading import load
 from sysout_jax.outliers.collect import Stats, collect
 from sysout_jax.outliers.lifecycle import lifecycle
+from sysout_jax.outliers.positions import positions
 from sysout_jax.outliers.results import Lifecycle
 
 __version__ = "0.1.0"
@@ -28,4 +29,5 @@ __all__ = [
     "collect",
     "lifecycle",
     "load",
+    "positions",
 ]

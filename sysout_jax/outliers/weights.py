@@ -26,8 +26,13 @@ class WeightStats:
     row_ratio: np.ndarray  # (L, M) the same per row; at the same time the largest |w| / row mean, which τ is compared with
     row: np.ndarray  # (L, M) int
     counts: np.ndarray  # (L, M, len(TAUS)) weights flagged at each threshold of TAUS, row-wise rule
-    down_column_ratios: np.ndarray  # (L, F) every column of the down projection
+    column_ratios: dict[str, np.ndarray]  # module → (L, I) extremal ratio of every column
     nonfinite: np.ndarray  # (L, M)
+
+    @property
+    def down_column_ratios(self) -> np.ndarray:
+        """(L, F) every column of the down projection."""
+        return self.column_ratios["down"]
 
 
 def matrices(config: ModelConfig, params: dict) -> dict[str, jax.Array]:
@@ -91,6 +96,8 @@ def join_weights(layers: list[dict[str, dict[str, np.ndarray]]]) -> WeightStats:
         row_ratio=table(lambda m: m["row_ratio"]),
         row=table(lambda m: m["row"]),
         counts=table(lambda m: m["counts"]),
-        down_column_ratios=np.stack([layer["down"]["columns"] for layer in layers]),
+        column_ratios={
+            name: np.stack([layer[name]["columns"] for layer in layers]) for name in modules
+        },
         nonfinite=table(lambda m: m["nonfinite"]),
     )
