@@ -176,7 +176,7 @@ def _channels(report: Positions) -> Table:
 
 
 def _elements(report: Positions, token_text: TokenText) -> Table:
-    rows = []
+    rows: list[tuple[str | int, ...]] = []
     for name, place in (("h", report.h), ("x_down", report.x_down)):
         stats = getattr(report.stats, name)
         for layer in place.close_ups:
@@ -193,7 +193,7 @@ def _elements(report: Positions, token_text: TokenText) -> Table:
 
 def _weights(report: Positions) -> Table:
     weights = report.stats.weights
-    rows = []
+    rows: list[tuple[str | int, ...]] = []
     for m, module in enumerate(weights.modules):
         layer = int(weights.column_ratio[:, m].argmax())
         row = int(weights.row_ratio[:, m].argmax())
@@ -215,7 +215,7 @@ def _heads(report: Positions) -> Table | None:
     keys = report.keys
     share = np.nan_to_num(keys.share)
     order = np.argsort(-share.ravel(), kind="stable")[:MAX_HEADS]
-    rows = []
+    rows: list[tuple[str | int, ...]] = []
     for i in order:
         layer, head = (int(x) for x in np.unravel_index(i, share.shape))
         values = (keys.share, keys.share_low, keys.share_high)

@@ -43,7 +43,7 @@ def tokens(report: Positions, token_text: TokenText) -> Figure:
     for row, (name, counts) in zip(panels, groups(report).items(), strict=True):
         _shares(row[0], report, counts)
         _layers(row[1], report, counts)
-        row[0].set_title(name, pad=20 if row is panels[0] else 6)
+        row[0].set_title(name, pad=26 if row is panels[0] else 6)
     panels[-1, 0].set_xlabel("share of the tokens (%)")
     style.layer_axis(panels[-1, 1], report.num_layers)
     style.legend_above(panels[0, 1], 2 if len(report.classes) < 5 else 3, handletextpad=0.5)
@@ -61,14 +61,8 @@ def _shares(axes: Axes, report: Positions, counts: TokenCounts) -> None:
     for i, value in enumerate(share):
         colour, hatch = _look(i)
         axes.barh(i, value, 0.7, color=colour, hatch=hatch, edgecolor=style.BLACK, lw=0.8)
-        axes.annotate(
-            plural(int(counts.once[i]), "token"),
-            (value, i),
-            (6, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-        )
+        count = plural(int(counts.once[i]), "token")
+        axes.text(150, i, count, ha="right", va="center", fontsize=8)
     axes.plot(100 * report.all_tokens / report.all_tokens.sum(), y, **_REFERENCE)
     axes.set_yticks(y, [style.label_text(name, 18) for name in report.classes])
     axes.set_xlim(0, 150)
