@@ -49,7 +49,7 @@ class Source:
     batch_size: int | None = None
     """Sequences per step (default 4096 tokens worth). Changes no result."""
     seed: int = 0
-    """Draws the random control weights."""
+    """Draws random controls and resamples."""
 
 
 @dataclass(frozen=True)

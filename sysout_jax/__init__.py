@@ -13,6 +13,7 @@ from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.loading import load
 from sysout_jax.outliers.collect import Stats, collect
+from sysout_jax.outliers.consistency import consistency
 from sysout_jax.outliers.lifecycle import lifecycle
 from sysout_jax.outliers.positions import positions
 from sysout_jax.outliers.results import Lifecycle
@@ -27,6 +28,7 @@ __all__ = [
     "Stats",
     "capture",
     "collect",
+    "consistency",
     "lifecycle",
     "load",
     "positions",

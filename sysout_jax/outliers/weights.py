@@ -56,6 +56,15 @@ def reduce_weights(config: ModelConfig, params: dict) -> dict[str, dict[str, jax
     return {name: _reduce(kernel) for name, kernel in matrices(config, params).items()}
 
 
+@jax.jit
+def outlier_lines(kernel_IxO: jax.Array, tau) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Columns (I,) and rows (O,) of W that hold a weight outlier at τ, bool, and the largest |w| over the mean of its row."""
+    magnitude = jnp.where(jnp.isfinite(kernel_IxO), jnp.abs(kernel_IxO.astype(jnp.float32)), 0.0)
+    mean = magnitude.mean(0)
+    flagged = magnitude > tau * mean[None]
+    return flagged.any(1), flagged.any(0), _ratio(magnitude.max(0), mean).max()
+
+
 def _reduce(kernel_IxO: jax.Array) -> dict[str, jax.Array]:
     finite = jnp.isfinite(kernel_IxO)
     magnitude = jnp.where(finite, jnp.abs(kernel_IxO.astype(jnp.float32)), 0.0)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import analyze.consistency
 import analyze.positions
 from tests.analyze.command import call, tree
 
@@ -25,6 +26,11 @@ COMMANDS = {
         analyze.positions.main,
         frozenset("activations tokens channels close-ups weights matrices keys heads".split()),
         ("h", "x_down", "keys", "matrices", "all_tokens"),
+    ),
+    "consistency": Command(
+        analyze.consistency.main,
+        frozenset({"table", "layers"}),
+        ("rows", "at_tau", "at_100", "at_3000", "candidate", "ratios", "missing"),
     ),
 }
 
@@ -78,7 +84,7 @@ def bad_flags(tmp_path: Path) -> dict[str, tuple[list, str]]:
     (tmp_path / "empty.txt").write_text(" \n")
     words = ["--text", tmp_path / "words.txt"]
     return {
-        "missing path": ([*words, "--ckpt", tmp_path / "nowhere"], "no such directory"),
+        "missing path": ([*words, "--ckpt", tmp_path / "nowhere"], "no such file or directory"),
         "missing text": (["--text", tmp_path / "nowhere.txt"], "No such file"),
         "empty text": (["--text", tmp_path / "empty.txt"], "holds no text"),
         "windows longer than the context": ([*words, "--seq-len", 65], "context is 64"),
@@ -93,7 +99,6 @@ def bad_flags(tmp_path: Path) -> dict[str, tuple[list, str]]:
 
 @pytest.mark.parametrize("case", [
     "missing path", "missing text", "empty text", "windows longer than the context", "negative tau", "output is a file",
-    "class lists that are no JSON",
 ])  # fmt: skip
 def test_bad_flags(name, case, model, tmp_path, monkeypatch, capsys):
     flags, expected = bad_flags(tmp_path)[case]
@@ -102,6 +107,16 @@ def test_bad_flags(name, case, model, tmp_path, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert status == 2
     assert expected in error and error.count("\n") == 1
+    assert tree(tmp_path) == before
+
+
+def test_class_lists_that_are_no_json(model, tmp_path, monkeypatch, capsys):
+    (tmp_path / "lists.json").write_text("here")
+    before = tree(tmp_path)
+    flags = ["--ckpt", model, "--token-classes", tmp_path / "lists.json", "--out", tmp_path / "out"]
+    assert call(monkeypatch, analyze.positions.main, *flags) == 2
+    error = capsys.readouterr().err
+    assert "not JSON" in error and error.count("\n") == 1
     assert tree(tmp_path) == before
 
 
