@@ -14,6 +14,7 @@ from sysout_jax.language_model import LanguageModel
 from sysout_jax.loading import load
 from sysout_jax.outliers.collect import Stats, collect
 from sysout_jax.outliers.consistency import consistency
+from sysout_jax.outliers.existence import existence
 from sysout_jax.outliers.lifecycle import lifecycle
 from sysout_jax.outliers.positions import positions
 from sysout_jax.outliers.results import Lifecycle
@@ -29,6 +30,7 @@ __all__ = [
     "capture",
     "collect",
     "consistency",
+    "existence",
     "lifecycle",
     "load",
     "positions",

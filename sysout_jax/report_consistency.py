@@ -119,7 +119,7 @@ def _rows(report: Consistency, agreement: Agreement) -> Table:
 
 def _layers(report: Consistency) -> Table | str:
     per_measure = [report.shown.layers(measure) for measure in MEASURES]
-    rows = tuple(
+    rows: tuple[tuple[str | int, ...], ...] = tuple(
         (layer + 1, row_name(i), *(percent(float(values[i, layer])) for values in per_measure))
         for layer in range(report.num_layers)
         for i, row in enumerate(ROWS)
@@ -134,7 +134,7 @@ def _others(report: Consistency) -> Table:
     agreements = {report.tau: report.at_tau} | report.others
     taus = sorted(agreements)
     averages = [agreements[tau].averages("overlap", report.seed) for tau in taus]
-    rows = tuple(
+    rows: tuple[tuple[str | int, ...], ...] = tuple(
         (row_name(i), *(percent(each[i].value) for each in averages)) for i in range(len(ROWS))
     )
     header = ("overlap of", *(f"τ = {tau:g}" for tau in taus))

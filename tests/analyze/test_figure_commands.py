@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import analyze.consistency
+import analyze.existence
 import analyze.positions
 from tests.analyze.command import call, tree
 
@@ -31,6 +32,11 @@ COMMANDS = {
         analyze.consistency.main,
         frozenset({"table", "layers"}),
         ("rows", "at_tau", "at_100", "at_3000", "candidate", "ratios", "missing"),
+    ),
+    "existence": Command(
+        analyze.existence.main,
+        frozenset({"overview", "x-down", "w-down", "h"}),
+        ("x_down", "w_down", "h", "attention", "shown"),
     ),
 }
 
