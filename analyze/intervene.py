@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import tyro
-from tqdm import tqdm
 
 import sysout_jax as so
-from analyze.source import Expects, Source, check_out, prepare, settings
+from analyze.source import Expects, Source, check_out, prepare, progress, settings
 from sysout_jax.cli import run
 from sysout_jax.outliers.measured import measured_by_interventions
 from sysout_jax.report_interventions import summary, write_interventions_report
@@ -46,7 +44,7 @@ def main() -> None:
     prepared = prepare(args)
     for note in prepared.notes:
         print(note)
-    with tqdm(unit="layer", disable=not sys.stderr.isatty(), leave=False) as bar:
+    with progress() as bar:
         result = so.intervene(
             prepared.lm,
             prepared.tokens,

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from tqdm import tqdm
 
 import sysout_jax as so
-from analyze.source import Expects, Source, check_out, prepare, settings
+from analyze.source import Expects, Source, check_out, prepare, progress, settings
 from sysout_jax.cli import run
 from sysout_jax.outliers.measured import measured_by_lifecycle
 from sysout_jax.report_lifecycle import write_lifecycle_report
@@ -32,9 +30,7 @@ def main() -> None:
     prepared = prepare(args)
     for note in prepared.notes:
         print(note)
-    with tqdm(
-        total=4 * prepared.lm.num_layers, unit="layer", disable=not sys.stderr.isatty(), leave=False
-    ) as bar:
+    with progress(4 * prepared.lm.num_layers) as bar:
         report = so.lifecycle(
             prepared.lm,
             prepared.tokens,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import tyro
+from tqdm import tqdm
 
 import sysout_jax as so
 from sysout_jax.config import config_to_dict
@@ -19,6 +21,7 @@ from sysout_jax.data.text import prompt_sequence, read_text, text_windows
 from sysout_jax.outliers.definitions import TAU
 from sysout_jax.outliers.expected import Expected
 from sysout_jax.outliers.published import published
+from sysout_jax.outliers.tokens import TokenClasses
 from sysout_jax.report import run_settings
 from sysout_jax.report_expected import Expectation
 from sysout_jax.testing import demo_model
@@ -50,7 +53,7 @@ class Source:
     batch_size: int | None = None
     """Sequences per step (default 4096 tokens worth). Changes no result."""
     seed: int = 0
-    """Draws the random control weights."""
+    """Draws random controls and resamples."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,11 @@ def prepare(source: Source) -> Prepared:
     return Prepared(lm, lm.check_tokens(tokens), notes)
 
 
+def progress(total: int | None = None) -> tqdm:
+    """A bar over layers on a terminal, nothing in a pipe."""
+    return tqdm(total=total, unit="layer", disable=not sys.stderr.isatty(), leave=False)
+
+
 def check_out(out: Path) -> Path:
     """The output directory if it can be written to; nothing is created yet."""
     if out.exists() and not out.is_dir():
@@ -152,6 +160,17 @@ def check_out(out: Path) -> Path:
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise so.InputError(f"--out {out}: {parent} is not writable; name another directory")
     return out
+
+
+@dataclass(frozen=True)
+class ClassLists:
+    """The flag of analyses that sort tokens into classes."""
+
+    token_classes: Path | None = None
+    """JSON file, class -> list of texts, in place of the library's lists (sysout_jax/outliers/tokens.py)."""
+
+    def load_classes(self) -> TokenClasses:
+        return TokenClasses.from_file(self.token_classes) if self.token_classes else TokenClasses()
 
 
 def settings(args: Source, prepared: Prepared) -> dict[str, Any]:

@@ -15,7 +15,10 @@ from sysout_jax.interventions import Interventions, intervene
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.loading import load
 from sysout_jax.outliers.collect import Stats, collect
+from sysout_jax.outliers.consistency import consistency
+from sysout_jax.outliers.existence import existence
 from sysout_jax.outliers.lifecycle import lifecycle
+from sysout_jax.outliers.positions import positions
 from sysout_jax.outliers.results import Lifecycle
 from sysout_jax.training.monitor import monitor_layer
 
@@ -30,8 +33,11 @@ __all__ = [
     "Stats",
     "capture",
     "collect",
+    "consistency",
+    "existence",
     "intervene",
     "lifecycle",
     "load",
     "monitor_layer",
+    "positions",
 ]

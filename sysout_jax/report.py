@@ -24,9 +24,9 @@ import jax
 
 import sysout_jax
 from sysout_jax.attention import resolve_kernel
-from sysout_jax.figures import Figure, save_figure
+from sysout_jax.figures import Figure, FigureSpec, TokenText, save_figure
 from sysout_jax.outliers.serialise import plain
-from sysout_jax.report_page import Section, page
+from sysout_jax.report_page import Picture, Section, Table, page
 
 _VERSIONS_OF = ("jax", "jaxlib", "flax", "numpy", "matplotlib")
 _FORMATS = ("png", "pdf")
@@ -61,6 +61,31 @@ def run_settings(kernel: str = "auto", **more: Any) -> dict[str, Any]:
         **versions_and_device(),
         **plain(more),
     }
+
+
+def counting(name: str) -> str:
+    """How the page of an analysis counts, and how its JSON does."""
+    return (
+        f"Layers are counted from 1 on this page and from 0 in {name}.json. Sequences, tokens, channels, dims and heads are "
+        "counted from 0 everywhere."
+    )
+
+
+def figure_sections(
+    specs: Mapping[str, FigureSpec],
+    report: Any,
+    token_text: TokenText,
+    tables: Mapping[str, str | Table | None],
+) -> list[Section]:
+    """One section for each figure that applies: the picture, its sentence, and the table or text of its name if there is one."""
+    sections = []
+    for name, spec in specs.items():
+        if spec.applies(report):
+            blocks: list[str | Table | Picture] = [Picture(name, spec.sentence(report, token_text))]
+            if table := tables.get(name):
+                blocks.append(table)
+            sections.append(Section(spec.title, tuple(blocks)))
+    return sections
 
 
 def write_report(

@@ -17,17 +17,14 @@ from sysout_jax.outliers.definitions import (
     TAUS,
 )
 from sysout_jax.outliers.results import Channel, Lifecycle
-from sysout_jax.report import write_report
+from sysout_jax.report import counting, figure_sections, write_report
 from sysout_jax.report_expected import Expectation
-from sysout_jax.report_page import Picture, Section, Table
+from sysout_jax.report_page import Section, Table
 from sysout_jax.summary import verdict
 
 NAME = "lifecycle"
 MAX_HEADS = 20
-COUNTING = (
-    "Layers are counted from 1 on this page and from 0 in lifecycle.json. Sequences, tokens, channels, dims and heads are "
-    "counted from 0 everywhere."
-)
+COUNTING = counting(NAME)
 
 
 def write_lifecycle_report(
@@ -63,13 +60,7 @@ def lifecycle_sections(report: Lifecycle, token_text: TokenText) -> list[Section
         "cause": _causes(report),
     }
     sections = [Section("How to read this page", (COUNTING, *_remarks(report)))]
-    for name, spec in FIGURES.items():
-        if not spec.applies(report):
-            continue
-        blocks: list[str | Table | Picture] = [Picture(name, spec.sentence(report, token_text))]
-        if table := tables.get(name):
-            blocks.append(table)
-        sections.append(Section(spec.title, tuple(blocks)))
+    sections += figure_sections(FIGURES, report, token_text, tables)
     return [*sections, Section("Definitions", (_definitions(report),))]
 
 

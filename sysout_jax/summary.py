@@ -44,9 +44,14 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def ran_over(sequences: int, length: int) -> str:
+    """What was analysed: `2 sequences of 64 tokens`."""
+    return f"{sequences} sequence{'s' * (sequences > 1)} of {length} tokens"
+
+
 def verdict(report: Lifecycle) -> str:
     """One sentence: are there outliers, and from where to where."""
-    where = f"{report.num_sequences} sequence{'s' * (report.num_sequences > 1)} of {report.length} tokens"
+    where = ran_over(report.num_sequences, report.length)
     if not report.found:
         return (
             f"{report.model}: no activation outlier at tau = {report.tau:g} in {where}; "

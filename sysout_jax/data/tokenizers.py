@@ -79,27 +79,28 @@ class Tokenizer:
             return None
         return _stand_ins()
 
-    def token(self, token_id: int) -> str:
-        """The token as a reader should see it: spaces as `_`, line ends as `\\n`, bytes that are no text as `<0x0A>`."""
+    def text(self, token_id: int) -> str:
+        """The token's own text: sentencepiece's and byte-level stand-ins undone; bytes that are no text as `<0xC3>`."""
         piece = self.backend.id_to_token(int(token_id))
         if piece is None:
             return f"[{int(token_id)}]"
         if self._byte_level and all(c in self._byte_level for c in piece):
             raw = bytes(self._byte_level[c] for c in piece)
             try:
-                piece = raw.decode()
+                return raw.decode()
             except UnicodeDecodeError:
                 return "".join(f"<0x{b:02X}>" for b in raw)
         if piece.startswith("<0x") and len(piece) == 6:
             byte = chr(int(piece[3:5], 16))
-            piece = byte if byte in "\n\t\r" or (byte.isprintable() and byte.isascii()) else piece
-        return (
-            piece.replace("▁", "_")
-            .replace(" ", "_")
-            .replace("\n", "\\n")
-            .replace("\t", "\\t")
-            .replace("\r", "\\r")
-        )
+            return byte if byte in "\n\t\r" or (byte.isprintable() and byte.isascii()) else piece
+        return piece.replace("▁", " ")
+
+    def token(self, token_id: int) -> str:
+        """The token as a reader should see it: its text with spaces as `_` and line ends as `\\n`."""
+        shown = self.text(token_id)
+        for character, visible in ((" ", "_"), ("\n", "\\n"), ("\t", "\\t"), ("\r", "\\r")):
+            shown = shown.replace(character, visible)
+        return shown
 
 
 def load(name: str) -> Tokenizer:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 from matplotlib.figure import Figure
 
 from sysout_jax.figures.birth import birth, birth_sentence
@@ -18,16 +15,21 @@ from sysout_jax.figures.layers import (
     weights_sentence,
 )
 from sysout_jax.figures.select import TokenText, followed
+from sysout_jax.figures.spec import FigureSpec, draw_figures
 from sysout_jax.figures.spread import spread, spread_sentence
 from sysout_jax.figures.style import save_figure
 from sysout_jax.figures.where import where, where_sentence
 from sysout_jax.outliers.results import Lifecycle
 
-__all__ = ["FIGURES", "Figure", "FigureSpec", "TokenText", "lifecycle_figures", "save_figure"]
-
-
-def _always(report: Lifecycle) -> bool:
-    return True
+__all__ = [
+    "FIGURES",
+    "Figure",
+    "FigureSpec",
+    "TokenText",
+    "draw_figures",
+    "lifecycle_figures",
+    "save_figure",
+]
 
 
 def _has_trace(report: Lifecycle) -> bool:
@@ -38,18 +40,8 @@ def _has_cause(report: Lifecycle) -> bool:
     return report.cause is not None
 
 
-@dataclass(frozen=True)
-class FigureSpec:
-    """How to draw a figure, what it is called, one sentence that says what to see in it, and when it applies."""
-
-    draw: Callable[[Lifecycle, TokenText], Figure]
-    title: str
-    sentence: Callable[[Lifecycle, TokenText], str]
-    applies: Callable[[Lifecycle], bool] = _always
-
-
 #: Every figure of the lifecycle, in the order of reading.
-FIGURES: dict[str, FigureSpec] = {
+FIGURES: dict[str, FigureSpec[Lifecycle]] = {
     "where": FigureSpec(where, "Where outliers live", where_sentence),
     "activations": FigureSpec(activations, "Activations per layer", activations_sentence),
     "weights": FigureSpec(weights, "Weights per layer and matrix", weights_sentence),
@@ -63,8 +55,4 @@ FIGURES: dict[str, FigureSpec] = {
 
 def lifecycle_figures(report: Lifecycle, token_text: TokenText) -> dict[str, Figure]:
     """All figures that apply to the report, by name; `token_text` gives the text of (sequence, position)."""
-    return {
-        name: spec.draw(report, token_text)
-        for name, spec in FIGURES.items()
-        if spec.applies(report)
-    }
+    return draw_figures(FIGURES, report, token_text)

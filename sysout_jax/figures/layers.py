@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from sysout_jax.figures import style
 from sysout_jax.figures.select import (
+    Measured,
     TokenText,
     in_layers,
     number,
@@ -37,7 +38,7 @@ _PLACES = {"h": "layer output h", "x_down": "input of the down projection x_down
 
 
 @style.styled
-def activations(report: Lifecycle, token_text: TokenText) -> Figure:
+def activations(report: Measured, token_text: TokenText) -> Figure:
     """The three largest magnitudes and the median per layer, in h and x_down."""
     figure = style.new_figure(6.4)
     panels = figure.subplots(2, 1, sharex=True)
@@ -50,7 +51,7 @@ def activations(report: Lifecycle, token_text: TokenText) -> Figure:
     return figure
 
 
-def _magnitudes(axes: Axes, report: Lifecycle, place: str) -> None:
+def _magnitudes(axes: Axes, report: Measured, place: str) -> None:
     stats = getattr(report.stats, place)
     x, every = style.layers_from_one(report.num_layers), style.mark_every(report.num_layers)
     top_LxK = stats.sequence_top.mean(axis=1)
@@ -106,7 +107,7 @@ def activations_sentence(report: Lifecycle, token_text: TokenText) -> str:
 
 
 @style.styled
-def weights(report: Lifecycle, token_text: TokenText) -> Figure:
+def weights(report: Measured, token_text: TokenText) -> Figure:
     """Extremal ratio of every matrix: the largest max|w| / mean|w| of its columns."""
     figure = style.new_figure(4.2)
     axes = figure.subplots()
@@ -135,7 +136,7 @@ def weights(report: Lifecycle, token_text: TokenText) -> Figure:
     return figure
 
 
-def weights_sentence(report: Lifecycle, token_text: TokenText) -> str:
+def weights_sentence(report: Measured, token_text: TokenText) -> str:
     """Where the largest extremal ratio is, against the typical one."""
     stats = report.stats.weights
     layer, m = np.unravel_index(np.argmax(stats.column_ratio), stats.column_ratio.shape)
@@ -152,6 +153,11 @@ def weights_sentence(report: Lifecycle, token_text: TokenText) -> str:
 def attention(report: Lifecycle, token_text: TokenText) -> Figure:
     """Attention on outlier tokens, or on the first token where there is no outlier: heads × layers, and their range."""
     mass_LxH, what = attention_mass(report)
+    return head_shares(mass_LxH, what, report.birth.layer)
+
+
+def head_shares(mass_LxH: np.ndarray, what: str, birth: int | None) -> Figure:
+    """Shares of attention as heads × layers, and their range over heads; `birth` is a layer to mark. Call it styled."""
     L, H = mass_LxH.shape
     figure = style.new_figure(5.0 + min(1.6, 0.05 * H))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
@@ -194,10 +200,10 @@ def attention(report: Lifecycle, token_text: TokenText) -> Figure:
     lower.grid(axis="y")
     style.layer_axis(upper, L, label=False)
     style.layer_axis(lower, L)
-    if report.birth.layer is not None:
+    if birth is not None:
         for axes in (upper, lower):
-            edge = axes.axvline(report.birth.layer + 1.5, color=style.ORANGE, ls=(0, (4, 2)))
-        edge.set_label(f"birth (layer {report.birth.layer + 1})")
+            edge = axes.axvline(birth + 1.5, color=style.ORANGE, ls=(0, (4, 2)))
+        edge.set_label(f"birth (layer {birth + 1})")
     style.legend_above(lower, 4)
     return figure
 

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import numpy as np
 
+from sysout_jax.outliers.collect import Stats
 from sysout_jax.outliers.results import Lifecycle
 from sysout_jax.outliers.trace import Trace
 
 TokenText = Callable[[int, int], str]
+
+
+class Measured(Protocol):
+    """A report that holds the statistics of all layers."""
+
+    @property
+    def tau(self) -> float: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def stats(self) -> Stats: ...
 
 
 def followed(report: Lifecycle) -> Lifecycle | None:
@@ -43,7 +56,7 @@ def called(report: Lifecycle) -> str:
     return "outlier" if report.found else "candidate"
 
 
-def outlier_layers(report: Lifecycle, place: str) -> np.ndarray:
+def outlier_layers(report: Measured, place: str) -> np.ndarray:
     """Layers in which `h` or `x_down` holds an activation outlier at the report's τ."""
     return np.flatnonzero(getattr(report.stats, place).ratio > report.tau)
 

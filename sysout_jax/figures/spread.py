@@ -43,7 +43,7 @@ def spread(report: Lifecycle, token_text: TokenText) -> Figure:
         (panels[0], logits, "logits q·k / √d"),
         (panels[1], np.where(np.isfinite(logits), head.probabilities, np.nan), "probabilities"),
     ):
-        _map(axes, values[view, view], title, labels, mask[view])
+        style.token_map(axes, values[view, view], title, labels, mask[view])
     panels[0].set_ylabel("query")
     panels[0].set_yticks(range(len(labels)), labels)
     panels[1].tick_params(labelleft=False)
@@ -114,17 +114,6 @@ def _value_norms(axes: Axes, path: Trace, mask: np.ndarray, report: Lifecycle) -
     axes.locator_params(axis="x", nbins=8, integer=True)
     if mask.any():
         style.legend_above(axes, 1)
-
-
-def _map(axes: Axes, values: np.ndarray, title: str, labels: list[str], mask_W: np.ndarray) -> None:
-    image = axes.imshow(values, cmap=style.HEAT, interpolation="nearest", aspect="auto")
-    bar = axes.figure.colorbar(image, ax=axes, pad=0.02, aspect=25, location="top", shrink=0.9)
-    bar.set_label(title, fontweight="bold")
-    axes.set_xticks(range(len(labels)), labels, rotation=90)
-    axes.set_xlabel("key")
-    for i in np.flatnonzero(mask_W):
-        axes.get_xticklabels()[i].set_color(style.ORANGE)
-        axes.get_xticklabels()[i].set_fontweight("bold")
 
 
 def _sink(life: Lifecycle, path: Trace) -> SinkHead | None:

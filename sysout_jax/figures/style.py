@@ -147,6 +147,18 @@ def legend_above(axes: Axes, columns: int, **more) -> None:
     )
 
 
+def token_map(axes: Axes, values: np.ndarray, title: str, labels: list[str], mask_W) -> None:
+    """A heat map over queries × keys with the keys' names below, those of `mask_W` in orange; the title names the colour bar."""
+    image = axes.imshow(values, cmap=HEAT, interpolation="nearest", aspect="auto")
+    bar = axes.figure.colorbar(image, ax=axes, pad=0.02, aspect=25, location="top", shrink=0.9)
+    bar.set_label(title, fontweight="bold")
+    axes.set_xticks(range(len(labels)), labels, rotation=90)
+    axes.set_xlabel("key")
+    for i in np.flatnonzero(mask_W):
+        axes.get_xticklabels()[i].set_color(ORANGE)
+        axes.get_xticklabels()[i].set_fontweight("bold")
+
+
 def label_text(text: str, limit: int = 14) -> str:
     """Text from outside as a label: shortened, no mathematics, no character that the font lacks."""
     font = get_font(findfont(STYLE["font.family"]))

@@ -18,6 +18,15 @@ class AttentionStats:
     outlier_keys: (
         np.ndarray
     )  # (L, H) share of sequences in which the head has an attention outlier, paper's rule at τ
+    key_heads: (
+        np.ndarray
+    )  # (L, N, T) int: heads in which the key is an attention outlier, paper's rule at τ
+    counts: (
+        np.ndarray
+    )  # (L, len(TAUS)) keys of all sequences and heads flagged at each threshold of TAUS
+    ratio: (
+        np.ndarray
+    )  # (L,) largest column sum over the mean column sum of its head: what is compared with τ
     code_outlier_tokens: np.ndarray  # (L, N, T) bool, the published code's rule
     sink_rate: np.ndarray  # (L,) share of (sequence, head) whose first token is a sink (α > 0.3)
     overlap: np.ndarray  # (L,) paper B.2 with the paper's rule, mean over samples with outlier tokens and heads; NaN without
@@ -35,6 +44,8 @@ def reduce_attention(
     sums = np.where(finite, sums_NxHxT, 0.0).astype(np.float64)
     T = sums.shape[-1]
     flagged = np.stack([rules.attention_outliers(s, tau) for s in sums])
+    mean = sums.mean(axis=-1, keepdims=True)
+    ratio = sums / np.where(mean > 0, mean, np.inf)
     flagged_code = sums >= rules.CODE_SHARE * T
     with_outliers = np.flatnonzero(outliers_NxT.any(axis=1))
 
@@ -46,6 +57,9 @@ def reduce_attention(
         "cumulative": sums.mean(axis=0),
         "head_mean": sums.mean(axis=1),
         "outlier_keys": flagged.any(axis=-1).mean(axis=0),
+        "key_heads": flagged.sum(axis=1, dtype=np.int32),
+        "counts": np.array([(ratio > each).sum() for each in rules.TAUS]),
+        "ratio": ratio.max(),
         "code_outlier_tokens": np.stack([rules.attention_outliers_of_code(s) for s in sums]),
         "sink_rate": (rules.sink_scores(sums.reshape(-1, T))[:, 0] > rules.SINK_SHARE).mean(),
         "overlap": mean_over_samples(rules.overlap, flagged),

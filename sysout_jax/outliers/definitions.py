@@ -60,16 +60,19 @@ def sink_scores(cumulative_HxT: np.ndarray) -> np.ndarray:
 
 
 def overlap(activation_T: np.ndarray, attention_HxT: np.ndarray) -> np.ndarray:
-    """Share of a sequence's outlier tokens that are attention outliers, per head; NaN without outlier tokens. Paper B.2."""
-    count = activation_T.sum()
-    shared = (activation_T[None] & attention_HxT).sum(axis=-1)
-    return shared / count if count else np.full(len(attention_HxT), np.nan)
+    """Share of a sequence's outlier tokens that are attention outliers, per head (H,); NaN without outlier tokens. Paper B.2.
+
+    Any two index sets compare like this; leading axes of both are sequences.
+    """
+    count = activation_T.sum(axis=-1)[..., None]
+    shared = (activation_T[..., None, :] & attention_HxT).sum(axis=-1)
+    return np.where(count > 0, shared / np.maximum(count, 1), np.nan)
 
 
 def intersection_over_union(activation_T: np.ndarray, attention_HxT: np.ndarray) -> np.ndarray:
-    """Jaccard index of the two token sets, per head; NaN where both are empty."""
-    union = (activation_T[None] | attention_HxT).sum(axis=-1)
-    shared = (activation_T[None] & attention_HxT).sum(axis=-1)
+    """Jaccard index of the two sets, per head (H,); NaN where both are empty. Leading axes of both are sequences."""
+    union = (activation_T[..., None, :] | attention_HxT).sum(axis=-1)
+    shared = (activation_T[..., None, :] & attention_HxT).sum(axis=-1)
     return np.where(union > 0, shared / np.maximum(union, 1), np.nan)
 
 

@@ -26,8 +26,13 @@ class WeightStats:
     row_ratio: np.ndarray  # (L, M) the same per row; at the same time the largest |w| / row mean, which τ is compared with
     row: np.ndarray  # (L, M) int
     counts: np.ndarray  # (L, M, len(TAUS)) weights flagged at each threshold of TAUS, row-wise rule
-    down_column_ratios: np.ndarray  # (L, F) every column of the down projection
+    column_ratios: dict[str, np.ndarray]  # module → (L, I) extremal ratio of every column
     nonfinite: np.ndarray  # (L, M)
+
+    @property
+    def down_column_ratios(self) -> np.ndarray:
+        """(L, F) every column of the down projection."""
+        return self.column_ratios["down"]
 
 
 def matrices(config: ModelConfig, params: dict) -> dict[str, jax.Array]:
@@ -49,6 +54,15 @@ def matrices(config: ModelConfig, params: dict) -> dict[str, jax.Array]:
 def reduce_weights(config: ModelConfig, params: dict) -> dict[str, dict[str, jax.Array]]:
     """Everything `WeightStats` needs of one layer."""
     return {name: _reduce(kernel) for name, kernel in matrices(config, params).items()}
+
+
+@jax.jit
+def outlier_lines(kernel_IxO: jax.Array, tau) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Columns (I,) and rows (O,) of W that hold a weight outlier at τ, bool, and the largest |w| over the mean of its row."""
+    magnitude = jnp.where(jnp.isfinite(kernel_IxO), jnp.abs(kernel_IxO.astype(jnp.float32)), 0.0)
+    mean = magnitude.mean(0)
+    flagged = magnitude > tau * mean[None]
+    return flagged.any(1), flagged.any(0), _ratio(magnitude.max(0), mean).max()
 
 
 def _reduce(kernel_IxO: jax.Array) -> dict[str, jax.Array]:
@@ -91,6 +105,8 @@ def join_weights(layers: list[dict[str, dict[str, np.ndarray]]]) -> WeightStats:
         row_ratio=table(lambda m: m["row_ratio"]),
         row=table(lambda m: m["row"]),
         counts=table(lambda m: m["counts"]),
-        down_column_ratios=np.stack([layer["down"]["columns"] for layer in layers]),
+        column_ratios={
+            name: np.stack([layer[name]["columns"] for layer in layers]) for name in modules
+        },
         nonfinite=table(lambda m: m["nonfinite"]),
     )

@@ -1,0 +1,52 @@
+"""python -m analyze.existence: what a model's outliers look like in x_down, W_down, h and attention."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+import sysout_jax as so
+from analyze.source import Source, check_out, prepare, progress, settings
+from sysout_jax.cli import run
+from sysout_jax.report_existence import existence_summary, write_existence_report
+
+PROMPT = "Summer is warm. Winter is cold.\n"  # the paper's
+
+
+@dataclass(frozen=True)
+class Args(Source):
+    """Draw the outliers of a language model (Figures 1 and 13 to 22 of the paper).
+
+    Without --text, --prompt, --num-seqs and --seq-len it reads the paper's prompt, "Summer is warm. Winter is cold.\\n".
+    """
+
+    out: Path = Path("out/existence")
+    """Directory for existence.json, figures and report.html."""
+
+
+def main() -> None:
+    args = tyro.cli(Args, prog="python -m analyze.existence")
+    out = check_out(args.out)
+    if args.text is None and args.prompt is None and not (args.num_seqs or args.seq_len):
+        args = dataclasses.replace(args, prompt=PROMPT)
+    prepared = prepare(args)
+    for note in prepared.notes:
+        print(note)
+    with progress(2 * prepared.lm.num_layers) as bar:
+        report = so.existence(
+            prepared.lm,
+            prepared.tokens,
+            args.tau,
+            batch_size=args.batch_size,
+            on_layer=bar.update,
+        )
+    print(existence_summary(report, prepared.token_text))
+    paths = write_existence_report(out, report, prepared.token_text, settings(args, prepared))
+    print(f"Report  {out / 'report.html'} ({len(paths)} files in {out})")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,47 @@
+"""python -m analyze.positions: in which layers, tokens, channels, matrices, keys and heads a model's outliers are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+import sysout_jax as so
+from analyze.source import ClassLists, Source, check_out, prepare, progress, settings
+from sysout_jax.cli import run
+from sysout_jax.report_positions import positions_summary, write_positions_report
+
+
+@dataclass(frozen=True)
+class Args(Source, ClassLists):
+    """Find where the outliers of a language model are (Figures 3 to 6 of the paper)."""
+
+    out: Path = Path("out/positions")
+    """Directory for positions.json, figures and report.html."""
+
+
+def main() -> None:
+    args = tyro.cli(Args, prog="python -m analyze.positions")
+    out, classes = check_out(args.out), args.load_classes()
+    prepared = prepare(args)
+    for note in prepared.notes:
+        print(note)
+    with progress(2 * prepared.lm.num_layers) as bar:
+        report = so.positions(
+            prepared.lm,
+            prepared.tokens,
+            args.tau,
+            classes=classes,
+            batch_size=args.batch_size,
+            on_layer=bar.update,
+        )
+    print(positions_summary(report, prepared.token_text))
+    paths = write_positions_report(
+        out, report, classes, prepared.token_text, settings(args, prepared)
+    )
+    print(f"Report  {out / 'report.html'} ({len(paths)} files in {out})")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,263 @@
+"""`so.existence`: what outliers look like in one sequence, at the layers and channels where they are (paper Figures 1, 13–22)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+
+from sysout_jax.attention import attention_map, sigmoid_bias
+from sysout_jax.engine import Stream
+from sysout_jax.language_model import LanguageModel
+from sysout_jax.outliers.collect import Stats, collect
+from sysout_jax.outliers.definitions import TAU
+from sysout_jax.outliers.lifecycle import CANDIDATE_SHARE
+from sysout_jax.outliers.pooling import Pooled, pool_lines, pool_matrix
+from sysout_jax.outliers.serialise import plain
+
+SHOWN = 16  # tokens drawn at most
+ELEMENTS = 8  # outliers named per place
+BINS = 400  # points that a line over channels has at most
+CHUNK = 512  # channels of W_down that are read at once
+MATRIX_LINES = 64  # lines over the rows of W_down at most
+
+
+@dataclass(frozen=True)
+class Element:
+    """One value of a place: a token (position) or a row of W_down, and a channel, dim or column."""
+
+    line: int
+    channel: int
+    value: float
+    ratio: float  # over the mean magnitude of the sequence, or of the matrix row
+
+
+@dataclass(frozen=True)
+class Surface:
+    """A place drawn over its channels: magnitudes that keep every peak, and its largest elements."""
+
+    layer: int
+    found: bool  # at τ
+    level: float  # τ, or a share of the largest ratio where there is no outlier
+    pooled: Pooled  # magnitudes; one line per shown token, or per group of rows of W_down
+    elements: tuple[Element, ...]  # those over `level`, largest ratio first, at most `ELEMENTS`
+    channels: int  # before pooling
+    lines: int
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The head-mean attention of a layer between the shown tokens."""
+
+    layer: int
+    map: np.ndarray  # (W, W) queries × keys
+    received: np.ndarray  # (W,) head-mean column sum over all queries of the sequence, divided by T
+
+
+@dataclass(frozen=True)
+class Existence:
+    """The report. Positions, channels and layers are 0-based."""
+
+    model: str
+    tau: float
+    num_layers: int
+    length: int
+    sequence: int  # which of the given ones: that of the largest |h| over its mean
+    shown: (
+        np.ndarray
+    )  # (W,) positions drawn, ascending: outlier tokens, their neighbours, and the beginning
+    outliers: np.ndarray  # (W,) bool: shown tokens that hold an element of h over its level
+    x_down: Surface
+    w_down: Surface
+    h: Surface
+    attention: Attention
+    stats: Stats
+
+    @property
+    def found(self) -> bool:
+        """Is there an activation outlier at τ, in h or x_down?"""
+        return self.h.found or self.x_down.found
+
+    def to_dict(self) -> dict:
+        """JSON-ready numbers without the surfaces themselves."""
+        names = "model tau num_layers length sequence shown outliers found attention".split()
+        result = {name: getattr(self, name) for name in names}
+        result["tokens"] = self.stats.tokens[self.sequence][self.shown]
+        for name in ("x_down", "w_down", "h"):
+            surface = vars(getattr(self, name))
+            result[name] = {key: value for key, value in surface.items() if key != "pooled"}
+        return plain(result)
+
+
+def existence(
+    lm: LanguageModel,
+    tokens,
+    tau: float = TAU,
+    *,
+    stats: Stats | None = None,
+    batch_size: int | None = None,
+    on_layer: Callable[[], object] | None = None,
+) -> Existence:
+    """What the strongest outliers among `tokens` (N, T) look like, at threshold τ; two passes, the second over one sequence.
+
+    Every place is shown in the layer of its largest ratio in that sequence. `stats` are those of `collect` on the same tokens. `on_layer` is
+    called after each layer of each pass. Raises InputError for bad tokens.
+    """
+    stats = stats or collect(lm, tokens, tau, batch_size=batch_size, on_layer=on_layer)
+    sequence, ratios = _strongest_sequence(stats)
+    levels = {name: _level(float(ratio_LxT.max()), tau) for name, ratio_LxT in ratios.items()}
+    down = stats.weights.modules.index("down")
+    layers = {name: int(ratio_LxT.max(axis=1).argmax()) for name, ratio_LxT in ratios.items()}
+    layers["w_down"] = int(stats.weights.row_ratio[:, down].argmax())
+    layers["attention"] = int(stats.attention.head_mean[:, sequence].max(axis=1).argmax())
+    over = {
+        name: ratio_LxT[layers[name]] / max(levels[name], 1e-30)
+        for name, ratio_LxT in ratios.items()
+    }
+    shown = choose_tokens(np.maximum(over["h"], over["x_down"]))
+    seen, kernel = _look(lm, stats.tokens[sequence], shown, layers, on_layer)
+    mean = {name: getattr(stats, name).sequence_mean[layers[name], sequence] for name in ratios}
+    return Existence(
+        model=lm.name,
+        tau=float(tau),
+        num_layers=lm.num_layers,
+        length=stats.tokens.shape[1],
+        sequence=sequence,
+        shown=shown,
+        outliers=over["h"][shown] > 1,
+        x_down=_activations(
+            seen["x_down"], layers["x_down"], shown, mean["x_down"], levels["x_down"], tau
+        ),
+        w_down=_weights(kernel, layers["w_down"], tau),
+        h=_activations(seen["h"], layers["h"], shown, mean["h"], levels["h"], tau),
+        attention=Attention(
+            layer=layers["attention"],
+            map=seen["attention"],
+            received=stats.attention.head_mean[layers["attention"], sequence, shown]
+            / stats.tokens.shape[1],
+        ),
+        stats=stats,
+    )
+
+
+def _strongest_sequence(stats: Stats) -> tuple[int, dict[str, np.ndarray]]:
+    """The sequence of the largest |h| against its mean, and the ratios (L, T) of its tokens in h and x_down."""
+    ratios = {}
+    for name in ("h", "x_down"):
+        place = getattr(stats, name)
+        mean = np.where(place.sequence_mean > 0, place.sequence_mean, np.inf)
+        ratios[name] = place.token_max / mean[..., None]
+    sequence = int(ratios["h"].max(axis=(0, 2)).argmax())
+    return sequence, {name: ratio_LxNxT[:, sequence] for name, ratio_LxNxT in ratios.items()}
+
+
+def choose_tokens(strength_T: np.ndarray, most: int = SHOWN) -> np.ndarray:
+    """Positions to draw, ascending: tokens over 1 strongest first up to half of them, their neighbours, the beginning."""
+    strong = np.flatnonzero(strength_T > 1)
+    strong = strong[np.argsort(-strength_T[strong], kind="stable")][: most // 2]
+    wanted = [*strong, *(t + d for t in strong for d in (-1, 1)), *range(len(strength_T))]
+    chosen = dict.fromkeys(int(t) for t in wanted if 0 <= t < len(strength_T))
+    return np.sort(list(chosen)[:most])
+
+
+def _level(largest: float, tau: float) -> float:
+    return float(tau if largest > tau else CANDIDATE_SHARE * largest)
+
+
+def _look(
+    lm: LanguageModel, tokens_T: np.ndarray, shown: np.ndarray, layers: dict[str, int], on_layer
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The shown rows of h, x_down and the attention map in their layers, and the kernel (F, D) of W_down in its layer."""
+    observe = _Rows(sigmoid_bias(lm.config, len(tokens_T)))
+    stream = Stream(lm, tokens_T[None])
+    found: dict[str, np.ndarray] = {}
+    kernel = None
+    extra = [shown[None].astype(np.int32)] * lm.num_layers
+    for layer, params, seen in stream.layers(observe, extra, on_layer):
+        found |= {name: seen[name][0] for name in seen if layers[name] == layer}
+        if layer == layers["w_down"]:
+            kernel = np.asarray(params["mlp"]["down_proj"]["kernel"])
+    assert kernel is not None
+    return found, kernel
+
+
+class _Rows:  # equal for the same bias, so that jit compiles it once
+    def __init__(self, bias: float | None):
+        self.bias = bias
+
+    def __eq__(self, other):
+        return isinstance(other, _Rows) and self.bias == other.bias
+
+    def __hash__(self):
+        return hash(self.bias)
+
+    def __call__(self, x_in, taps, shown_BxW):
+        def rows(x_BxTxC):
+            index = shown_BxW.reshape(*shown_BxW.shape, *[1] * (x_BxTxC.ndim - 2))
+            return jnp.take_along_axis(x_BxTxC, index, axis=1)
+
+        lse = taps.get("lse")
+        if lse is not None:
+            lse = jnp.take_along_axis(lse, shown_BxW[:, None], axis=2)
+        # shown positions ascend, so that "not after" among them means what it means in the sequence
+        maps = attention_map(rows(taps["q"]), rows(taps["k"]), lse, self.bias)
+        return {
+            "h": rows(taps["h"]).astype(jnp.float32),
+            "x_down": rows(taps["x_down"]).astype(jnp.float32),
+            "attention": maps.astype(jnp.float32).mean(1),
+        }
+
+
+def _activations(
+    x_WxC: np.ndarray, layer: int, shown: np.ndarray, mean: float, level: float, tau: float
+) -> Surface:
+    magnitude = _magnitude(x_WxC)
+    return Surface(
+        layer=layer,
+        found=level == tau,
+        level=level,
+        pooled=pool_lines(magnitude, shown, BINS),
+        elements=_elements(magnitude / (mean if mean > 0 else np.inf), x_WxC, shown, level),
+        channels=x_WxC.shape[1],
+        lines=len(shown),
+    )
+
+
+def _weights(kernel_FxD: np.ndarray, layer: int, tau: float) -> Surface:
+    F, D = kernel_FxD.shape
+    total_D, most_D = np.zeros(D), np.zeros(D)
+    for start in range(0, F, CHUNK):  # never a second matrix
+        part = _magnitude(kernel_FxD[start : start + CHUNK])
+        total_D += part.sum(axis=0, dtype=np.float64)
+        most_D = np.maximum(most_D, part.max(axis=0))
+    mean_D = np.where(total_D > 0, total_D / F, np.inf)
+    level = _level(float((most_D / mean_D).max()), tau)
+    # the largest elements are in the rows of the largest ratios
+    rows = np.argsort(-most_D / mean_D, kind="stable")[:ELEMENTS]
+    w_RxF = kernel_FxD[:, rows].T.astype(np.float32)
+    return Surface(
+        layer=layer,
+        found=level == tau,
+        level=level,
+        pooled=pool_matrix(kernel_FxD.T, MATRIX_LINES, BINS),
+        elements=_elements(_magnitude(w_RxF) / mean_D[rows][:, None], w_RxF, rows, level),
+        channels=F,
+        lines=D,
+    )
+
+
+def _magnitude(values: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(np.abs(values.astype(np.float32)), posinf=0.0)
+
+
+def _elements(
+    ratio_XxC: np.ndarray, values_XxC, lines_X: np.ndarray, level: float
+) -> tuple[Element, ...]:
+    flagged = np.argwhere(ratio_XxC > level)
+    order = np.argsort(-ratio_XxC[tuple(flagged.T)], kind="stable")[:ELEMENTS]
+    return tuple(
+        Element(int(lines_X[x]), int(c), float(values_XxC[x, c]), float(ratio_XxC[x, c]))
+        for x, c in flagged[order]
+    )
