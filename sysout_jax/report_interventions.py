@@ -88,8 +88,12 @@ def _rows(result: Interventions) -> tuple[tuple[str, ...], list[tuple[str, ...]]
 
     rows = [row("as it is", "–", "–", result.baseline)]
     for o in result.outcomes:
-        target = "random others" if o.target == CONTROL else f"{figures.called(result)}s"
-        edited = f"{o.edited:,} {target}"
+        born, other = (
+            ("birth weight", "random weight")
+            if o.where == "weight"
+            else (figures.called(result), "random other")
+        )
+        edited = plural(o.edited, other if o.target == CONTROL else born)
         rows.append(row(figures.PLACES[o.where], figures.WORDS[o.what], edited, o))
     header = (
         "where", "what", "edited", f"{figures.called(result)}s left", "attention on them", "perplexity", "its change",
