@@ -27,6 +27,8 @@ Observe = Callable[[jax.Array, dict[str, jax.Array], Any], Any]
 Edit = Callable[[jax.Array, Any], jax.Array]
 
 STEP_TOKENS = 4096  # tokens per step by default; a step works through its sequences one by one
+#: One thread for all passes: every new one would leave a malloc arena behind, some 20 MB per pass.
+_PREFETCH = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
 NLL_ROWS = 256  # positions whose logits are held at once when only their likelihood is wanted
 
 
@@ -58,25 +60,25 @@ class Stream:
         """Push everything through the next layer; yield (layer, its parameters, observations joined over sequences).
 
         `extra[l]` goes to `observe` and `edit` of layer l; its arrays have the sequence as leading axis and are cut like the
-        batches. The edited output is what the next layer reads and what `observe` finds as tap `h`. Consuming the iterator drives the computation; afterwards `hidden` holds the last layer's output.
+        batches. The edited output is what the next layer reads and what `observe` finds as tap `h`. Consuming the iterator
+        drives the computation; afterwards `hidden` holds the last layer's output.
         """
         block, num_layers = self.lm.module.block(), self.lm.num_layers
-        with ThreadPoolExecutor(max_workers=1) as prefetch:
-            coming = prefetch.submit(self.lm.read, "layer_0")
-            for layer in range(num_layers):
-                params = coming.result()
-                if layer + 1 < num_layers:
-                    coming = prefetch.submit(self.lm.read, f"layer_{layer + 1}")
-                seen, start = [], 0
-                with _exact(self.lm):
-                    for i, x in enumerate(self.hidden):
-                        part = None if extra is None else _slice(extra[layer], start, len(x))
-                        self.hidden[i], found = _block_step(block, observe, edit, params, x, part)
-                        seen.append(jax.device_get(found))
-                        start += len(x)
-                yield layer, params, jax.tree.map(lambda *parts: np.concatenate(parts), *seen)
-                if on_layer:
-                    on_layer()
+        coming = _PREFETCH.submit(self.lm.read, "layer_0")
+        for layer in range(num_layers):
+            params = coming.result()
+            if layer + 1 < num_layers:
+                coming = _PREFETCH.submit(self.lm.read, f"layer_{layer + 1}")
+            seen, start = [], 0
+            with _exact(self.lm):
+                for i, x in enumerate(self.hidden):
+                    part = None if extra is None else _slice(extra[layer], start, len(x))
+                    self.hidden[i], found = _block_step(block, observe, edit, params, x, part)
+                    seen.append(jax.device_get(found))
+                    start += len(x)
+            yield layer, params, jax.tree.map(lambda *parts: np.concatenate(parts), *seen)
+            if on_layer:
+                on_layer()
 
     def logits(self) -> jax.Array:
         """(N, T, V) from the last layer's output."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sysout_jax.figures import interventions as figures
-from sysout_jax.figures.select import in_layers, listed, number, percent, plural
+from sysout_jax.figures.select import digits, in_layers, listed, number, percent, plural
 from sysout_jax.interventions import Interventions, Outcome
 from sysout_jax.outliers.definitions import SINK_SHARE
 from sysout_jax.outliers.edited_runs import CONTROL, WHAT, WHERE
@@ -82,14 +82,18 @@ def _rows(result: Interventions) -> tuple[tuple[str, ...], list[tuple[str, ...]]
             edited,
             _interval(outcome.outliers),
             _interval(getattr(outcome, field), percent),
-            _digits(outcome.perplexity.value),
+            digits(outcome.perplexity.value),
             _interval(outcome.ratio, _change) if changed else "–",
         )
 
     rows = [row("as it is", "–", "–", result.baseline)]
     for o in result.outcomes:
-        target = "random others" if o.target == CONTROL else f"{figures.called(result)}s"
-        edited = f"{o.edited:,} {target}"
+        born, other = (
+            ("birth weight", "random weight")
+            if o.where == "weight"
+            else (figures.called(result), "random other")
+        )
+        edited = plural(o.edited, other if o.target == CONTROL else born)
         rows.append(row(figures.PLACES[o.where], figures.WORDS[o.what], edited, o))
     header = (
         "where", "what", "edited", f"{figures.called(result)}s left", "attention on them", "perplexity", "its change",
@@ -102,11 +106,6 @@ def _interval(found: Interval, show=number) -> str:
     low, high = show(found.low), show(found.high)
     value = show(found.value)
     return value if (low == high == value or low == "n/a") else f"{value} [{low}, {high}]"
-
-
-def _digits(value: float) -> str:
-    """Four significant digits."""
-    return f"{value:,.4g}" if np.isfinite(value) else number(value)
 
 
 def _change(ratio: float) -> str:
@@ -173,7 +172,7 @@ def _seeds(result: Interventions) -> Table | str:
             figures.called_target(result, o.target),
             spread(o.outliers),
             spread(getattr(o, field), percent),
-            spread(o.perplexity, _digits),
+            spread(o.perplexity, digits),
             spread(o.ratio, _change),
         )
         for o in result.outcomes

@@ -169,7 +169,7 @@ def test_lines_stand_at_their_layer():
 
 def test_candidates_are_called_candidates():
     report = report_of("candidate")
-    for name in FOLLOWED:
+    for name in FOLLOWED | {"end"}:
         title = figures_of("candidate")[name].get_suptitle()
         assert title.startswith("no outlier at τ = 100000; strongest candidate, ratio ")
         assert "outlier" not in FIGURES[name].sentence(report, text)
@@ -188,6 +188,35 @@ def test_sentences_tell_the_planted_truth():
     assert "100% of the outliers are gone (random control: 0%)" in sentences["cause"]
     head = report.trace.close_up
     assert sentences["spread"].startswith(f"Head {head.head} of layer {head.layer + 1} gives 100%")
+
+
+def test_the_end_shows_what_cancels_the_outlier():
+    report = report_of("planted")
+    truth = plant().truth
+    sentence = FIGURES["end"].sentence(report, text)
+    assert sentence.startswith(f"In layer {truth.death_layer + 1} dim ")
+    assert f"from channel {truth.death_channels[0]}," in sentence
+    bars = figures_of("planted")["end"].axes[-1].patches
+    assert len(bars) == 4 * len(truth.dims)
+    for dim in range(len(truth.dims)):
+        before, attention, mlp, after = (bar.get_height() for bar in bars[4 * dim : 4 * dim + 4])
+        assert before + attention + mlp == pytest.approx(after, abs=1e-3 * abs(before))
+        assert abs(after) < 0.01 * abs(before) and before * mlp < 0
+    survives = planted_llama(death_layer=None, sinks=1)
+    alive = so.lifecycle(survives.lm, survives.tokens(2, 64), cause=False)
+    assert "end" not in {name for name, spec in FIGURES.items() if spec.applies(alive)}
+
+
+def test_signed_queries_keys_and_values_are_those_of_the_head():
+    report = report_of("planted")
+    head, path = report.trace.close_up, report.trace
+    mask = path.targets.mask[0, head.start : head.start + len(head.q)]
+    panels = figures_of("planted")["spread"].axes[:3]
+    assert [panel.get_title("left")[0] for panel in panels] == ["q", "k", "v"]
+    for panel, values in zip(panels, (head.q, head.k, head.v), strict=True):
+        others, outliers = [line for line in panel.get_lines() if len(line.get_xdata()) > 2]
+        np.testing.assert_allclose(others.get_ydata(), values[~mask].mean(0), rtol=1e-6)
+        np.testing.assert_allclose(outliers.get_ydata(), values[mask].mean(0), rtol=1e-6)
 
 
 def test_figures_leave_the_readers_settings_alone(tmp_path):

@@ -151,7 +151,8 @@ def test_edited_model_equals_blocks_applied_by_hand(case, where, what, target):
                 x_NxTxD[n, t, d] = value
 
     want, logits = by_hand(lm, tokens, edit)
-    assert np.abs(want - h).max() > 1e-3  # the edit does something
+    if (what, target) != ("mean", OUTLIERS):  # a single outlier of its dim is its own mean
+        assert np.abs(want - h).max() > 1e-3
     written = {}
 
     def spy(*args, **kwargs):

@@ -5,7 +5,15 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from sysout_jax.figures.birth import birth, birth_sentence
-from sysout_jax.figures.death import cause, cause_sentence, death, death_sentence
+from sysout_jax.figures.death import (
+    cause,
+    cause_sentence,
+    death,
+    death_sentence,
+    end,
+    end_sentence,
+    has_end,
+)
 from sysout_jax.figures.layers import (
     activations,
     activations_sentence,
@@ -49,6 +57,7 @@ FIGURES: dict[str, FigureSpec[Lifecycle]] = {
     "birth": FigureSpec(birth, "Birth", birth_sentence, _has_trace),
     "spread": FigureSpec(spread, "Spread", spread_sentence, _has_trace),
     "death": FigureSpec(death, "Death", death_sentence, _has_trace),
+    "end": FigureSpec(end, "Death, one MLP", end_sentence, has_end),
     "cause": FigureSpec(cause, "Cause", cause_sentence, _has_cause),
 }
 

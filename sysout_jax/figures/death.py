@@ -7,10 +7,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sysout_jax.figures import style
+from sysout_jax.figures.mlp import CloseUp, draw_close_up, strongest_element
 from sysout_jax.figures.select import (
     TokenText,
     called,
     element_mean,
+    followed,
     layer_ranges,
     listed,
     number,
@@ -147,6 +149,46 @@ def death_sentence(report: Lifecycle, token_text: TokenText) -> str:
         f"{sentence}; layer{'s' * (len(layers) > 1)} {layer_ranges(layers)} push{'es' * (len(layers) == 1)} against them, "
         f"most of all the {_PART[best.part]} of layer {best.layer + 1}, "
         f"which takes back {percent(best.removed)}{channels}."
+    )
+
+
+def _end(report: Lifecycle) -> CloseUp | None:
+    """The MLP that takes back most, at the strongest element that enters its layer."""
+    life, path = traced(report)
+    mlps = [o for o in life.death.oppositions if o.part == "mlp" and o.channels]
+    if not mlps:
+        return None
+    event = max(mlps, key=lambda o: o.removed)
+    element = strongest_element(path, path.x_in[event.layer], event.dims)
+    return CloseUp(life, path, event, element, of="what enters")
+
+
+def has_end(report: Lifecycle) -> bool:
+    """Whether an MLP pushes against what was followed."""
+    return followed(report) is not None and _end(report) is not None
+
+
+@style.styled
+def end(report: Lifecycle, token_text: TokenText) -> Figure:
+    """How channels of a late layer write the opposite of what enters it."""
+    shown = _end(report)
+    assert shown is not None
+    return draw_close_up(report, shown, token_text)
+
+
+def end_sentence(report: Lifecycle, token_text: TokenText) -> str:
+    """Signs and shares at the drawn token."""
+    shown = _end(report)
+    assert shown is not None
+    e, m, p = shown.element
+    layer, path = shown.event.layer, shown.path
+    enters, added, left = (part[layer, e, m, p] for part in (path.x_in, path.down, path.h))
+    sequence, position = shown.place
+    channels = [c.index for c in shown.event.channels]
+    return (
+        f"In layer {layer + 1} dim {path.targets.dims[p]} enters with {number(enters)}; the MLP adds {number(added)}, most of it from "
+        f"channel{'s' * (len(channels) > 1)} {listed(channels)}, and {number(left)} is left (drawn: token {position} of sequence "
+        f"{sequence})."
     )
 
 

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sysout_jax.figures import style
-from sysout_jax.figures.select import number, percent, plural
+from sysout_jax.figures.select import digits, number, percent, plural
 from sysout_jax.interventions import Interventions, Outcome
 from sysout_jax.outliers.edited_runs import CONTROL, OUTLIERS
 from sysout_jax.outliers.intervals import Interval
@@ -103,15 +103,15 @@ def _points(axes: Axes, result: Interventions, kinds: list, field: str) -> None:
 
 def _scale(axes: Axes, values: np.ndarray, field: str) -> None:
     values = values[np.isfinite(values)]
-    top = values.max() if len(values) else 1.0
-    if field == "ratio" and top > 20 * values.min() > 0:
-        axes.set_xscale("log")
-    elif field == "ratio" and len(values):
-        # rounding is no effect: the axis never spans less than two per cent
-        margin = max(0.12 * (top - values.min()), 0.01 * top)
-        axes.set_xlim(values.min() - margin, top + margin)
-    else:
+    least, top = (values.min(), values.max()) if len(values) else (0.0, 1.0)
+    if field != "ratio":
         axes.set_xlim(-0.06 * max(top, 1e-9), 1.12 * max(top, 1e-9))
+    elif top > 20 * least > 0:
+        axes.set_xscale("log")
+    else:
+        # rounding is no effect: the axis never spans less than two per cent
+        margin = max(0.12 * (top - least), 0.01 * top)
+        axes.set_xlim(least - margin, top + margin)
     if axes.get_xscale() == "linear":
         axes.locator_params(axis="x", nbins=4)
         axes.ticklabel_format(axis="x", useOffset=False)
@@ -213,7 +213,9 @@ def effects_sentence(result: Interventions) -> str:
     def change(outcome: Outcome) -> str:
         mass = percent(getattr(outcome, field).value)
         left = number(outcome.outliers.value)
-        return f"{left} left, {mass} attention on them, perplexity {outcome.perplexity.value:,.4g}"
+        return (
+            f"{left} left, {mass} attention on them, perplexity {digits(outcome.perplexity.value)}"
+        )
 
     return (
         f"{called(result).capitalize()}s set {WORDS[first.what]} ({PLACES[first.where]}): {change(first)}; "

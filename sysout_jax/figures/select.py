@@ -118,6 +118,11 @@ def number(value: float | None) -> str:
     return text.replace("-", "−")
 
 
+def digits(value: float) -> str:
+    """Four significant digits, for what is compared closely (perplexity)."""
+    return f"{value:,.4g}" if np.isfinite(value) else number(value)
+
+
 def percent(share: float | None) -> str:
     """A share as `12%`."""
     if share is None or not np.isfinite(share):

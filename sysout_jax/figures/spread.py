@@ -26,14 +26,22 @@ MAX_NAMED = 4  # q/k dims named in the panel
 
 @style.styled
 def spread(report: Lifecycle, token_text: TokenText) -> Figure:
-    """The head with the most attention on outlier tokens: q·k per dim, ‖v‖, logits and probabilities."""
+    """The head with the most attention on outlier tokens: q, k and v per dim, q·k, ‖v‖, logits and probabilities."""
     _, path = traced(report)
     head, mask, view = path.close_up, _outliers(path), _view(path)
-    figure = style.new_figure(8.2, subtitle(report))
-    top, bottom = figure.subfigures(2, 1, height_ratios=[3, 5.4], squeeze=False).ravel()
+    figure = style.new_figure(10.6, subtitle(report))
+    first, top, bottom = figure.subfigures(3, 1, height_ratios=[2.6, 3, 5.4], squeeze=False).ravel()
+    for axes, name in zip(first.subplots(1, 3), "qkv", strict=True):
+        _signed(axes, getattr(head, name), mask, report)
+        axes.set_title(
+            f"{name} of layer {head.layer + 1}, head {head.head}" if name == "q" else name
+        )
+    first.axes[0].set_ylabel("signed value")
+    handles, labels = first.axes[0].get_legend_handles_labels()
+    first.legend(handles, labels, loc="outside lower center", ncols=2)
     left, right = top.subplots(1, 2)
     _dims(left, path)
-    left.set_title(f"layer {head.layer + 1}, head {head.head}: q·k per dim", pad=20)
+    left.set_title("q·k per dim", pad=20)
     _value_norms(right, path, mask, report)
     right.set_title("length of the values", pad=20)
     labels = _labels(path, view, token_text)
@@ -70,6 +78,34 @@ def _labels(path: Trace, view: slice, token_text: TokenText) -> list[str]:
         f"{style.label_text(token_text(sequence, start + i), 9)} {start + i}"
         for i in range(view.start, view.stop)
     ]
+
+
+def _signed(axes: Axes, values_WxDh: np.ndarray, mask: np.ndarray, report: Lifecycle) -> None:
+    """Every dim of the head: the range over ordinary tokens, and the mean over outlier tokens."""
+    dims = np.arange(values_WxDh.shape[1])
+    values = np.nan_to_num(values_WxDh)
+    if (~mask).any():
+        others = values[~mask]
+        axes.vlines(dims, others.min(0), others.max(0), color="#b5b5b5", lw=2.2)
+        axes.plot(
+            dims, others.mean(0), "_", color=style.BLACK, ms=5, label="others: mean and range"
+        )
+    if mask.any():
+        mean = values[mask].mean(0)
+        axes.plot(
+            dims,
+            mean,
+            "o",
+            color=style.ORANGE,
+            mec=style.BLACK,
+            mew=0.6,
+            ms=4,
+            label=f"{called(report)} tokens: mean",
+        )
+    axes.axhline(0, color=style.BLACK, lw=0.8, zorder=0)
+    axes.set_xlabel("dim of the head")
+    axes.locator_params(axis="x", nbins=6, integer=True)
+    axes.locator_params(axis="y", nbins=5)
 
 
 def _dims(axes: Axes, path: Trace) -> None:

@@ -27,6 +27,7 @@ def test_outputs(tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, intervene, *SMALL, *flags, "--out", out) == 0
     printed = capsys.readouterr()
     assert printed.err == "" and "birth layer   to zero" in printed.out
+    assert "2 birth weights" in printed.out and "2 random weights" in printed.out
     found = json.loads((out / "intervene.json").read_text(), parse_constant=pytest.fail)
     assert found["found"] and found["birth_layers"] == [2] and found["num_seeds"] == 2
     kinds = [(o["where"], o["what"], o["target"]) for o in found["outcomes"]]
