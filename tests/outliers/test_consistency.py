@@ -117,7 +117,9 @@ def test_bootstrap_is_that_of_resampled_samples():
     assert got.low == pytest.approx(low, abs=0.01) and got.high == pytest.approx(high, abs=0.01)
 
 
-@pytest.mark.parametrize("_", range(3))  # ids must be the same in every worker: seeds are drawn below
+@pytest.mark.parametrize(
+    "_", range(3)
+)  # ids must be the same in every worker: seeds are drawn below
 def test_planted_truth(_):
     """A wide MLP, so that planted weights exceed τ times the mean of their row: everything coincides at the birth."""
     seed = int(np.random.default_rng().integers(2**20))
