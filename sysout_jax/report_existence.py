@@ -139,7 +139,7 @@ def _tokens(report: Existence, token_text: TokenText) -> Table:
 
 
 def _elements(report: Existence, name: str, token_text: TokenText) -> Table | None:
-    rows = tuple(
+    rows: tuple[tuple[str | int, ...], ...] = tuple(
         (_place(report, name, e, token_text), e.channel, number(e.value), number(e.ratio))
         for e in getattr(report, name).elements
     )
@@ -150,7 +150,7 @@ def _elements(report: Existence, name: str, token_text: TokenText) -> Table | No
 def _flags(report: Existence) -> Table:
     stats = report.stats
     down = stats.weights.modules.index("down")
-    rows = tuple(
+    rows: tuple[tuple[str | int, ...], ...] = tuple(
         (name, *(int(n) for n in counts.sum(axis=0)))
         for name, counts in (("x_down", stats.x_down.counts), ("W_down", stats.weights.counts[:, down]), ("h", stats.h.counts))
     )  # fmt: skip
