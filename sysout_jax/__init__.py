@@ -17,6 +17,7 @@ from sysout_jax.loading import load
 from sysout_jax.outliers.collect import Stats, collect
 from sysout_jax.outliers.consistency import consistency
 from sysout_jax.outliers.existence import existence
+from sysout_jax.outliers.length import by_length
 from sysout_jax.outliers.lifecycle import lifecycle
 from sysout_jax.outliers.positions import positions
 from sysout_jax.outliers.results import Lifecycle
@@ -31,6 +32,7 @@ __all__ = [
     "LanguageModel",
     "Lifecycle",
     "Stats",
+    "by_length",
     "capture",
     "collect",
     "consistency",

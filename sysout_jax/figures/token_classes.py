@@ -51,7 +51,8 @@ def tokens(report: Positions, token_text: TokenText) -> Figure:
     return figure
 
 
-def _look(i: int) -> tuple[str, str]:
+def class_look(i: int) -> tuple[str, str]:
+    """Colour and hatch of a class."""
     return _LOOKS[i % len(_LOOKS)]
 
 
@@ -59,7 +60,7 @@ def _shares(axes: Axes, report: Positions, counts: TokenCounts) -> None:
     y = np.arange(len(report.classes))
     share = 100 * counts.once / max(counts.once.sum(), 1)
     for i, value in enumerate(share):
-        colour, hatch = _look(i)
+        colour, hatch = class_look(i)
         axes.barh(i, value, 0.7, color=colour, hatch=hatch, edgecolor=style.BLACK, lw=0.8)
         count = plural(int(counts.once[i]), "token")
         axes.text(150, i, count, ha="right", va="center", fontsize=8)
@@ -82,7 +83,7 @@ def _layers(axes: Axes, report: Positions, counts: TokenCounts) -> None:
     x, below = style.layers_from_one(report.num_layers), np.zeros(report.num_layers)
     few = report.num_layers <= 40
     for i, name in enumerate(report.classes):
-        colour, hatch = _look(i)
+        colour, hatch = class_look(i)
         axes.bar(
             x,
             counts.per_layer[:, i],

@@ -9,6 +9,7 @@ import pytest
 
 import analyze.consistency
 import analyze.existence
+import analyze.length
 import analyze.positions
 from tests.analyze.command import call, tree
 
@@ -37,6 +38,11 @@ COMMANDS = {
         analyze.existence.main,
         frozenset({"overview", "x-down", "w-down", "h"}),
         ("x_down", "w_down", "h", "attention", "shown"),
+    ),
+    "length": Command(
+        analyze.length.main,
+        frozenset({"sentences-h", "sentences-attention", "sweep"}),
+        ("sentences", "sweep", "level", "classes"),
     ),
 }
 
