@@ -15,10 +15,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from sysout_jax.attention import resolve_kernel
 from sysout_jax.checkpoint import write_config
 from sysout_jax.data.batches import batches, validation_slice
 from sysout_jax.data.token_files import check_vocab
 from sysout_jax.errors import InputError, RunError
+from sysout_jax.report import run_settings
 from sysout_jax.sharding import make_mesh
 from sysout_jax.training import metrics as sinks
 from sysout_jax.training.checkpoints import Checkpoints
@@ -65,6 +67,10 @@ def fit(
     or mesh that cannot work and for a workdir of another config, RunError for NaN loss and failed writes.
     """
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    try:
+        kernel = resolve_kernel(config.kernel, config.dtype, variant=config.model.attention)
+    except ValueError as error:
+        raise InputError(f"--kernel {config.kernel}: {error}") from None
     for split in ("train", "val"):
         check_vocab(config.data, split, config.model.vocab_size)
     with jax.set_mesh(mesh):
@@ -73,7 +79,9 @@ def fit(
         _claim(config, workdir)
         checkpoints = Checkpoints(workdir, config.keep)
         try:
-            return _Run(config, workdir, program, data, checkpoints, report, should_stop).run()
+            run = _Run(config, workdir, program, data, checkpoints, report, should_stop)
+            run.write({"run": run_settings(kernel, mesh=dict(mesh.shape))})
+            return run.run()
         finally:
             checkpoints.close()
 
@@ -233,8 +241,7 @@ class _Run:
             )
         self.clock.tick(step)
         if step % self.config.log_every == 0 or step == self.config.last_step:
-            self._write(
-                step,
+            self.write(
                 {
                     "loss": self.loss,
                     "lr": float(found["lr"]),
@@ -243,6 +250,7 @@ class _Run:
                     "tokens_per_second": self.clock.tokens_per_second,
                     "mfu": self.clock.mfu,
                 },
+                step,
             )
         self.report(
             Progress(
@@ -263,7 +271,7 @@ class _Run:
                 for batch in self.data.validation_batches()
             ]
             self.val_loss = float(np.mean([float(loss) for loss in losses]))
-        self._write(self.step, {"val_loss": self.val_loss})
+        self.write({"val_loss": self.val_loss})
 
     def _observe(self, found: dict) -> None:
         assert self.monitor is not None
@@ -271,7 +279,7 @@ class _Run:
             seen = self.monitor(self.state["params"], self.data.everywhere(self.data.probe))
             norms = jax.device_get(found["grad_norms"])
         seen |= {f"grad_norm_{name}": values.tolist() for name, values in norms.items()}
-        self._write(self.step, {"monitor": seen})
+        self.write({"monitor": seen})
 
     def _save(self) -> None:
         if self.saved == self.step:
@@ -286,9 +294,10 @@ class _Run:
             )
         self.saved = self.step
 
-    def _write(self, step: int, values: dict[str, Any]) -> None:
+    def write(self, values: dict[str, Any], step: int | None = None) -> None:
+        """A record of `step` (default: the current one) to all sinks."""
         for sink in self.sinks:
-            sink.write({"step": step} | values)
+            sink.write({"step": self.step if step is None else step} | values)
 
 
 class _Clock:

@@ -133,5 +133,7 @@ def _scalars(record: dict[str, Any]) -> Iterable[tuple[str, float]]:
         if isinstance(value, list):
             for layer, number in enumerate(value, 1):
                 yield f"{name}/layer_{layer}", number
-        else:
+        elif isinstance(value, dict):
+            yield from _scalars({f"{name}/{key}": inner for key, inner in value.items()})
+        elif isinstance(value, (int, float)):
             yield name, value

@@ -53,6 +53,7 @@ def test_a_run_learns_records_and_loads(config, tmp_path):
     records = read_metrics(tmp_path / "run")
     losses = [r["loss"] for r in records if "loss" in r]
     assert len(losses) == 60
+    assert records[0]["run"]["kernel"] == "blockwise"
     assert losses[0] == pytest.approx(np.log(config.model.vocab_size), rel=0.05)
     assert losses[-1] < 0.9 * losses[0]
     assert [r["step"] for r in records if "val_loss" in r][-1] == 60
@@ -234,6 +235,7 @@ def test_bad_data_and_meshes(config, tmp_path):
     cases = [
         (dataclasses.replace(config, data=tmp_path / "none"), "train.bin"),
         (dataclasses.replace(config, mesh=MeshConfig(data=4096)), "devices"),
+        (dataclasses.replace(config, kernel="flash"), "flash.*blockwise"),
         (
             dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=40)),
             "vocabulary has 40",
