@@ -9,9 +9,9 @@ import numpy as np
 
 from sysout_jax.figures import TokenText, draw_figures
 from sysout_jax.figures.length import LENGTH
-from sysout_jax.figures.select import joined, listed, number, percent
+from sysout_jax.figures.select import joined, listed, number, percent, plural
 from sysout_jax.outliers.definitions import CODE_SHARE, TAUS
-from sysout_jax.outliers.length import ByLength, Point, Sentence
+from sysout_jax.outliers.length import SENTENCES, ByLength, Point, Sentence
 from sysout_jax.outliers.lifecycle import CANDIDATE_SHARE
 from sysout_jax.report import counting, figure_sections, write_report
 from sysout_jax.report_page import Section, Table
@@ -82,6 +82,8 @@ def _remarks(report: ByLength) -> list[str]:
         "that a longer one only adds tokens. The mean holds the outliers too: n equal ones in T tokens of D dims cannot exceed T · D / n "
         "times the mean, whatever the model does."
     ]
+    if missing := len(SENTENCES) - len(report.sentences):
+        remarks.append(f"{plural(missing, 'sentence')} longer than the model's context left out.")
     if not report.found:
         remarks.append(
             f"No outlier of h at τ = {report.tau:g} in any text. Marked are the tokens over {number(report.level)} times the mean, "

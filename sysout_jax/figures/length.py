@@ -35,7 +35,7 @@ def sentences_h(report: ByLength, token_text: TokenText) -> Figure:
     norm = LogNorm(1.0, max(top, 2.0), clip=True)
     return _strips(
         report,
-        lambda s: (s.reading.ratio[:, 0], np.asarray(s.reading.ratio[:, 0] > report.level)),
+        lambda s: (s.reading.ratio[:, 0], s.reading.ratio[:, 0] > report.level),
         norm,
         "largest |h| / mean|h|",
         remark(report),
@@ -48,7 +48,7 @@ def sentences_attention(report: ByLength, token_text: TokenText) -> Figure:
     top = max(float(s.reading.received.max()) for s in report.sentences)
     return _strips(
         report,
-        lambda s: (s.reading.received[:, 0], np.asarray(s.reading.received[:, 0] >= CODE_SHARE)),
+        lambda s: (s.reading.received[:, 0], s.reading.received[:, 0] >= CODE_SHARE),
         Normalize(0, top or 1.0),
         "share of attention",
     )
@@ -67,7 +67,7 @@ def _strips(
     panels = figure.subplots(S, 1, squeeze=False).ravel()
     image: Any = None
     for axes, sentence in zip(panels, report.sentences, strict=True):
-        shown, marked = values(sentence)
+        shown, marked = (np.asarray(a) for a in values(sentence))
         T = shown.shape[1]
         image = axes.imshow(
             shown,
@@ -79,12 +79,13 @@ def _strips(
             extent=(-0.5, T - 0.5, 0.5, L + 0.5),
         )
         layers, tokens = np.nonzero(marked)
+        strong_T = np.isin(np.arange(T), tokens)
         axes.plot(tokens, layers + 1, "o", ms=4.5, color=style.ORANGE, mec="white", mew=0.7, ls="")
         step = -(-T // MAX_LABELS)
         labels = [style.label_text(piece, 8) for piece in sentence.pieces[::step]]
         axes.set_xticks(range(0, T, step), labels, rotation=90 if T > 16 else 0)
         axes.tick_params(axis="x", labelsize=7 if T > 30 else 8, length=2)
-        for tick, strong in zip(axes.get_xticklabels(), marked.any(axis=0)[::step], strict=True):
+        for tick, strong in zip(axes.get_xticklabels(), strong_T[::step], strict=True):
             if strong:
                 tick.set(color=style.ORANGE, fontweight="bold")
         axes.set_yticks(style.layer_ticks(L)[:: 1 + L // 8])
@@ -222,11 +223,20 @@ def sweep_sentence(report: ByLength, token_text: TokenText) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
+def _has_sentences(report: ByLength) -> bool:
+    return bool(report.sentences)
+
+
 #: Every figure of the analysis.
 LENGTH: dict[str, FigureSpec[ByLength]] = {
-    "sentences-h": FigureSpec(sentences_h, "Four sentences: activations", sentences_h_sentence),
+    "sentences-h": FigureSpec(
+        sentences_h, "Four sentences: activations", sentences_h_sentence, _has_sentences
+    ),
     "sentences-attention": FigureSpec(
-        sentences_attention, "Four sentences: attention", sentences_attention_sentence
+        sentences_attention,
+        "Four sentences: attention",
+        sentences_attention_sentence,
+        _has_sentences,
     ),
     "sweep": FigureSpec(sweep, "Growing texts, with and without BOS", sweep_sentence),
 }

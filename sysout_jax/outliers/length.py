@@ -91,7 +91,7 @@ class ByLength:
     num_layers: int
     bos: bool  # do the sentences start with BOS
     classes: tuple[str, ...]
-    sentences: tuple[Sentence, ...]
+    sentences: tuple[Sentence, ...]  # those that fit into the model's context
     sweep: tuple[Point, ...]  # by BOS, then by length
 
     @property
@@ -154,18 +154,19 @@ def by_length(
 ) -> ByLength:
     """Read `sentences`, and growing beginnings of `tokens` (N, T; without BOS) with and without BOS, at threshold τ.
 
-    `lengths` are those of `sweep_lengths` unless given; `bos` starts the sentences with BOS. `on_layer` is called after each
+    `lengths` are those of `sweep_lengths` unless given; `bos` starts the sentences with BOS; one longer than the model's context
+    is left out. `on_layer` is called after each
     layer of each text. Raises InputError for bad tokens and for a model without a tokenizer (or without BOS where it is asked).
     """
     if lm.tokenizer is None:
         raise InputError(f"{lm.name}: token classes need the model's tokenizer; load it with one")
-    classes, tokens = classes or TokenClasses(), lm.check_tokens(tokens)
+    classes, tokens, tokenizer = classes or TokenClasses(), lm.check_tokens(tokens), lm.tokenizer
 
     def read(rows: np.ndarray) -> Reading:
         stats = collect(lm, rows, tau, batch_size=batch_size, on_layer=on_layer)
         return Reading(
             tokens=stats.tokens,
-            classes=classes.classify(stats.tokens, lm.tokenizer),
+            classes=classes.classify(stats.tokens, tokenizer),
             ratio=_ratio(stats.h),
             ratio_x_down=_ratio(stats.x_down),
             received=(stats.attention.head_mean / rows.shape[1]).astype(np.float32),
@@ -174,13 +175,15 @@ def by_length(
 
     texts = []
     for text in sentences:
-        row = prompt_sequence(lm.tokenizer, text, bos)
-        pieces = tuple(lm.tokenizer.token(token) for token in row[0])
+        row = prompt_sequence(tokenizer, text, bos)
+        if row.shape[1] > lm.config.context_length:
+            continue
+        pieces = tuple(tokenizer.token(token) for token in row[0])
         texts.append(Sentence(text, pieces, read(row)))
     points = []
     beginnings = {False: tokens}
-    if lm.tokenizer.bos_id is not None:
-        beginnings[True] = np.insert(tokens, 0, lm.tokenizer.bos_id, axis=1)
+    if tokenizer.bos_id is not None:
+        beginnings[True] = np.insert(tokens, 0, tokenizer.bos_id, axis=1)
     for with_bos, whole in beginnings.items():
         for length in lengths or sweep_lengths(tokens.shape[1]):
             points.append(Point(length, with_bos, read(whole[:, :length])))

@@ -84,7 +84,7 @@ def test_a_model_without_outliers(name, model, tmp_path, monkeypatch, capsys):
 
 def test_the_planted_demo(name, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
-    few = ["--seq-len", 200] if name in ("length", "existence") else ["--seq-len", 200, "--num-seqs", 2]  # fmt: skip
+    few = ["--seq-len", 32 if name == "length" else 200, "--num-seqs", 2]
     assert call(monkeypatch, COMMANDS[name].main, "--out", out, "--bos", *few) == 0
     assert "planted model" in capsys.readouterr().out
     assert check_outputs(out, name)["found"] is True
@@ -142,7 +142,7 @@ def test_missing_tokenizer(name, model, tmp_path, monkeypatch, capsys):
 
 def test_the_real_model(name, shared_data, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
-    flags = ["--ckpt", shared_data / "aidreams-260k", "--out", out, "--seq-len", 64]
+    flags = ["--ckpt", shared_data / "aidreams-260k", "--out", out, "--seq-len", 32]
     flags += ["--text", shared_data / "text" / "wikitext2-test.txt"]
     assert call(monkeypatch, COMMANDS[name].main, *flags) == 0
     assert check_outputs(out, name)["found"] is False
