@@ -128,10 +128,8 @@ def test_weight_statistics(case):
             np.testing.assert_array_equal(
                 stats.weights.counts[layer, m], [rules.weight_outliers(w, t).sum() for t in TAUS]
             )
-            if name == "down":
-                np.testing.assert_allclose(
-                    stats.weights.down_column_ratios[layer], columns, rtol=1e-5
-                )
+            found = stats.weights.column_ratios[name][layer]
+            np.testing.assert_allclose(found, columns, rtol=1e-5)
 
 
 def test_any_split_into_batches_gives_the_same(case):

@@ -97,6 +97,7 @@ def test_keys_and_heads(case):
     np.testing.assert_allclose(report.keys.median, np.median(mean, 2).mean(1), rtol=1e-5)
     flagged = sums > tau * sums.mean(3, keepdims=True)
     code = mean >= 0.1 * T
+    np.testing.assert_array_equal(report.stats.attention.key_heads, flagged.sum(2))
     assert report.keys.rule == ("paper" if flagged.any() else "code" if code.any() else "candidate")
     mask = flagged.any(2) if flagged.any() else code if code.any() else mean > 0.75 * mean.max()
     kinds = slow_classes(tokens)
