@@ -118,6 +118,9 @@ def _devices(topology: str) -> list:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault(
+        "ALLOW_MULTIPLE_LIBTPU_LOAD", "1"
+    )  # nothing is driven, so two may be open
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     except Exception as error:
