@@ -54,16 +54,18 @@ class Stream:
         extra: Sequence[Any] | None = None,
         on_layer: Callable[[], object] | None = None,
         edit: Edit | None = None,
+        first: int = 0,
     ) -> Iterator[tuple[int, dict, Any]]:
         """Push everything through the next layer; yield (layer, its parameters, observations joined over sequences).
 
         `extra[l]` goes to `observe` and `edit` of layer l; its arrays have the sequence as leading axis and are cut like the
         batches. The edited output is what the next layer reads and what `observe` finds as tap `h`. Consuming the iterator drives the computation; afterwards `hidden` holds the last layer's output.
+        With `first`, `hidden` is the input of that layer and those before it are left out.
         """
-        block, num_layers = self.lm.module.block(), self.lm.num_layers
+        block, num_layers = self.lm.block(), self.lm.num_layers
         with ThreadPoolExecutor(max_workers=1) as prefetch:
-            coming = prefetch.submit(self.lm.read, "layer_0")
-            for layer in range(num_layers):
+            coming = prefetch.submit(self.lm.read, f"layer_{first}")
+            for layer in range(first, num_layers):
                 params = coming.result()
                 if layer + 1 < num_layers:
                     coming = prefetch.submit(self.lm.read, f"layer_{layer + 1}")
