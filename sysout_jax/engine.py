@@ -115,6 +115,11 @@ def capture(lm: LanguageModel, tokens, names: Sequence[str] = ("h", "x_down", "a
     return stream.logits(), {name: np.stack([seen[name] for seen in found]) for name in names}
 
 
+def observe_nothing(x_in, taps, extra) -> dict:
+    """The `Observe` of passes that only want the hidden states or the likelihood."""
+    return {}
+
+
 def default_batch_size(num_sequences: int, length: int) -> int:
     """Sequences per step, so that calling the step costs little beside its work, and all steps have one shape."""
     most = int(np.clip(STEP_TOKENS // length, 1, num_sequences))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sysout_jax.engine import Stream
+from sysout_jax.engine import Stream, observe_nothing
 from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
 
@@ -67,7 +67,7 @@ def perplexity(
     `batch_size` changes no result. Raises InputError for bad tokens and for windows of one token.
     """
     stream = Stream(lm, tokens, batch_size)
-    for _ in stream.layers(_nothing, on_layer=on_layer):
+    for _ in stream.layers(observe_nothing, on_layer=on_layer):
         pass
     return perplexity_of(stream, bos=bos, joined_by=joined_by)
 
@@ -94,7 +94,3 @@ def joined_rows(text: str) -> str:
     """The lines of a text as rows joined by a blank line, blank ones empty: how the WikiText-2 test set is usually read."""
     rows = text.splitlines(keepends=True)
     return ROWS_JOINED_BY.join(row if row.strip() else "" for row in rows)
-
-
-def _nothing(x_in, taps, extra):
-    return {}

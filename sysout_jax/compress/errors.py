@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sysout_jax.engine import Stream
+from sysout_jax.engine import Stream, observe_nothing
 from sysout_jax.language_model import LanguageModel
 
 
@@ -38,7 +38,9 @@ def hidden_errors(
     exact, other = Stream(lm, tokens, batch_size), Stream(compressed, tokens, batch_size)
     marked = np.zeros(np.shape(tokens), bool) if marked_NxT is None else marked_NxT
     rows = []
-    steps = zip(exact.layers(_nothing), other.layers(_nothing, on_layer=on_layer), strict=True)
+    steps = zip(
+        exact.layers(observe_nothing), other.layers(observe_nothing, on_layer=on_layer), strict=True
+    )
     for _ in steps:
         relative, token, dim = _compare(exact, other)
         total = token.sum()
@@ -73,7 +75,3 @@ def _difference(exact_BxTxD, other_BxTxD):
     token = squared.sum(2)
     size = (exact**2).sum(2)
     return jnp.sqrt(token / jnp.where(size > 0, size, 1.0)), token, squared.sum(1)
-
-
-def _nothing(x_in, taps, extra):
-    return {}

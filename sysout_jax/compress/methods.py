@@ -165,31 +165,30 @@ class Compressor:
         }
 
     def _pruning(self, method: Method, names: list[str]) -> dict[str, Callable[[dict], dict]]:
+        sparsity = self.settings.sparsity
         if method.prune == "matrix":
-            cut = partial(prune_matrix, sparsity=self.settings.sparsity)
-            return {name: partial(_edit_matrices, lambda _, w: cut(w)) for name in names}
+
+            def cut_own(path: str, weights: np.ndarray) -> np.ndarray:
+                return prune_matrix(weights, sparsity)
+
+            return {name: partial(_edit_matrices, cut_own) for name in names}
 
         def matrices() -> Iterator[tuple[tuple[str, str], np.ndarray]]:
             for name in names:
-                params = self.lm.read(name)
-                for path in matrix_paths(params):
-                    yield (name, path), np.asarray(flatten_dict(params, sep="/")[path])
+                flat = flatten_dict(self.lm.read(name), sep="/")
+                yield from (((name, path), np.asarray(flat[path])) for path in matrix_paths(flat))
 
-        size = sum(w.size for _, w in matrices())
-        threshold = find_threshold(
-            lambda: (w for _, w in matrices()), pruned_count(size, self.settings.sparsity)
-        )
+        count = pruned_count(sum(w.size for _, w in matrices()), sparsity)
+        threshold = find_threshold(lambda: (w for _, w in matrices()), count)
         before, seen = {}, 0
-        for key, weights in matrices():
-            before[key] = seen
+        for place, weights in matrices():
+            before[place] = seen
             seen += count_ties(weights, threshold)
-        return {
-            name: partial(
-                _edit_matrices,
-                lambda path, w, name=name: prune(w, threshold, before[name, path]),
-            )
-            for name in names
-        }
+
+        def cut(name: str, path: str, weights: np.ndarray) -> np.ndarray:
+            return prune(weights, threshold, before[name, path])
+
+        return {name: partial(_edit_matrices, partial(cut, name)) for name in names}
 
 
 def linear_layers(params: dict) -> list[str]:
@@ -199,15 +198,14 @@ def linear_layers(params: dict) -> list[str]:
     ]
 
 
-def matrix_paths(params: dict) -> list[str]:
-    """Paths of the matrices of a group: kernels, or a table of embeddings."""
-    flat = flatten_dict(params, sep="/")
+def matrix_paths(flat: dict) -> list[str]:
+    """Paths of the matrices among those of a group: kernels, or a table of embeddings."""
     return sorted(k for k in flat if k.split("/")[-1] in ("kernel", "embedding"))
 
 
 def _edit_matrices(edit: Callable[[str, np.ndarray], np.ndarray], params: dict) -> dict:
     flat = flatten_dict(params, sep="/")
-    edited = {path: edit(path, np.asarray(flat[path])) for path in matrix_paths(params)}
+    edited = {path: edit(path, np.asarray(flat[path])) for path in matrix_paths(flat)}
     return unflatten_dict(flat | edited, sep="/")
 
 

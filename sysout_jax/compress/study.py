@@ -14,7 +14,7 @@ from sysout_jax.compress.errors import HiddenErrors, final_error, hidden_errors
 from sysout_jax.compress.inputs import calibrate
 from sysout_jax.compress.keeps import find_keeps, kept_weights, random_others
 from sysout_jax.compress.methods import METHODS, Compressor, Method, Settings, named
-from sysout_jax.engine import Stream
+from sysout_jax.engine import Stream, observe_nothing
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.outliers.definitions import TAU
 from sysout_jax.outliers.intervals import Interval, bootstrap_weights, interval
@@ -46,7 +46,9 @@ class KeptOutcome:
     what: str  # a name of KEEPS
     weights: int  # kept in full precision
     perplexity: Interval
-    control: Interval  # as many random others kept; over seeds
+    error: float  # as in `Outcome`
+    control: Interval  # as many random others kept: perplexity over seeds
+    control_error: float
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class Attribution:
 
     method: str
     label: str
-    perplexity: float  # all layers compressed
+    perplexity: float  # all layers compressed, nothing kept
+    error: float
     perplexity_alone: np.ndarray  # only this layer compressed
     own: HiddenErrors  # of h after this layer, from exact inputs
     accumulated: HiddenErrors  # all layers compressed
@@ -228,7 +231,7 @@ class _Study:
         return stream, self.finish(stream, 0)
 
     def finish(self, stream: Stream, first: int) -> Perplexity:
-        for _ in stream.layers(_nothing, on_layer=self.pass_args["on_layer"], first=first):
+        for _ in stream.layers(observe_nothing, on_layer=self.pass_args["on_layer"], first=first):
             pass
         return perplexity_of(stream, **self.protocol)
 
@@ -238,6 +241,9 @@ class _Study:
         with np.errstate(over="ignore"):
             return interval(np.exp(self.weights_RxN @ nll_NxS / len(nll_NxS)))
 
+    def error(self, stream: Stream) -> float:
+        return final_error(self.stream, stream)
+
     def outcome(self, name: str, label: str, sparsity: float | None, lm: LanguageModel) -> Outcome:
         stream, found = (self.stream, self.exact) if lm is self.lm else self.run(lm)
         return Outcome(
@@ -246,7 +252,7 @@ class _Study:
             sparsity=sparsity,
             perplexity=self.interval([found]),
             ratio=self.interval([found], self.exact.window_nll),
-            error=final_error(self.stream, stream),
+            error=self.error(stream),
         )
 
     def attribution(
@@ -267,10 +273,12 @@ class _Study:
                 accumulate=accumulate, **self.pass_args,
             )  # fmt: skip
 
+        stream, found = self.run(compressed)
         return Attribution(
             method=name,
             label=named(method, made.settings),
-            perplexity=self.run(compressed)[1].value,
+            perplexity=found.value,
+            error=self.error(stream),
             perplexity_alone=self._alone(method, made),
             own=errors(accumulate=False),
             accumulated=errors(accumulate=True),
@@ -281,7 +289,7 @@ class _Study:
         """Perplexity with one layer compressed at a time; what lies before it is computed once."""
         exact = Stream(self.lm, self.tokens, self.pass_args["batch_size"])
         before, found = list(exact.hidden), []
-        for layer, _, _ in exact.layers(_nothing):
+        for layer, _, _ in exact.layers(observe_nothing):
             branch = copy.copy(exact)
             branch.lm, branch.hidden = made.model(method, (layer,)), before
             found.append(self.finish(branch, layer).value)
@@ -297,14 +305,15 @@ class _Study:
                 random_others(keep, config, np.random.default_rng([seed, i, run]))
                 for run in range(seeds)
             ]
-            kept, *others = (self.run(made.model(method, keep=k))[1] for k in (keep, *controls))
+            kept, *others = (self.run(made.model(method, keep=k)) for k in (keep, *controls))
             found.append(
                 KeptOutcome(
-                    what, kept_weights(keep, config), self.interval([kept]), self.interval(others)
+                    what=what,
+                    weights=kept_weights(keep, config),
+                    perplexity=self.interval([kept[1]]),
+                    error=self.error(kept[0]),
+                    control=self.interval([run for _, run in others]),
+                    control_error=float(np.mean([self.error(stream) for stream, _ in others])),
                 )
             )
         return tuple(found)
-
-
-def _nothing(x_in, taps, extra):
-    return {}
