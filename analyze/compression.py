@@ -99,8 +99,9 @@ def _calibration(args: Args, prepared: Prepared) -> np.ndarray | None:
     if args.calibration is None:
         return None
     assert prepared.lm.tokenizer is not None
+    count, length = prepared.tokens.shape
     text = _reader(args)(args.calibration)
-    return text_windows(prepared.lm.tokenizer, text, *prepared.tokens.shape, args.bos)
+    return text_windows(prepared.lm.tokenizer, text, count, length, args.bos)
 
 
 def _check(args: Args) -> None:

@@ -34,12 +34,10 @@ class Protocol:
 
     def sentence(self) -> str:
         """In words."""
-        text = (
-            "the text as it is" if self.joined_by is None else f"rows joined by {self.joined_by!r}"
-        )
+        text = "text as it is" if self.joined_by is None else f"rows joined by {self.joined_by!r}"
         return (
-            f"{self.windows} windows of {self.length} tokens that do not overlap, {'with' if self.bos else 'without'} BOS; all tokens of "
-            f"a window but its first count ({self.counted:,}); a last partial window is dropped; {text}"
+            f"{self.windows} windows of {self.length} tokens, not overlapping, {'with' if self.bos else 'without'} BOS, {text}; "
+            f"all but the first token of each count ({self.counted:,}); a last partial window is dropped"
         )
 
 

@@ -13,7 +13,7 @@ from sysout_jax.compress.methods import INPUT_BITS, METHODS
 from sysout_jax.compress.study import Attribution, Compression, Outcome
 from sysout_jax.figures import Figure
 from sysout_jax.figures import compression as figures
-from sysout_jax.figures.select import in_layers, listed, number, percent, plural
+from sysout_jax.figures.select import change, in_layers, listed, number, percent, plural
 from sysout_jax.outliers.intervals import LEVEL
 from sysout_jax.report import write_report
 from sysout_jax.report_expected import Expectation
@@ -41,22 +41,23 @@ def write_compression_report(
             "Perplexity",
             (
                 Picture("perplexity", figures.perplexity_sentence(results)),
-                Table(*_page_rows(results), _note(results)),
+                Table(*_rows(results, full=True), _note()),
             ),
         ),
     ]
-    for i, result in enumerate(results):
+    names = figures.short_names(results)
+    for i, (name, result) in enumerate(zip(names, results, strict=True)):
         suffix = f"-{i + 1}" if len(results) > 1 else ""
         if result.attributions:
             drawn[f"layers{suffix}"] = figures.layers(result)
-            sections.append(_layer_section(result, f"layers{suffix}"))
+            sections.append(_layer_section(result, name, f"layers{suffix}"))
         if any(a.kept for a in result.attributions):
             drawn[f"kept{suffix}"] = figures.kept(result)
-            sections.append(_kept_section(result, f"kept{suffix}"))
+            sections.append(_kept_section(result, name, f"kept{suffix}"))
     return write_report(
         out,
         NAME,
-        f"Compression: {', '.join(r.model for r in results)}",
+        f"Compression: {', '.join(names)}",
         headline=" ".join(verdict(result) for result in results),
         payload=payload,
         sections=[*sections, *checked, Section("Definitions", (_definitions(results[0]),))],
@@ -77,12 +78,15 @@ def verdict(result: Compression) -> str:
 
 def summary(results: Sequence[Compression]) -> str:
     """Perplexities, and what keeping outliers gives, for the terminal."""
-    lines = [f"Protocol  {results[0].protocol.sentence()}", text_table(*_screen_rows(results))]
-    for result in results:
+    lines = [
+        f"Protocol  {results[0].protocol.sentence()}",
+        text_table(*_rows(results, full=len(results) == 1)),
+    ]
+    for name, result in zip(figures.short_names(results), results, strict=True):
         kept = [(a, k) for a in result.attributions for k in a.kept]
         if kept:
             outliers = _outliers(result)
-            lines.append(f"Kept in full precision, {result.model} ({outliers}):")
+            lines.append(f"Kept in full precision, {name} ({outliers}):")
             rows = [
                 (a.label, figures.KEPT_LABELS[k.what], f"{k.weights:,}", digits(k.perplexity.value),
                  digits(k.control.value))
@@ -96,67 +100,48 @@ def summary(results: Sequence[Compression]) -> str:
 
 
 def digits(value: float) -> str:
-    """Four significant digits, six from a thousand on."""
-    return f"{value:,.4g}" if np.isfinite(value) and value < 1e4 else number(value)
-
-
-def _change(outcome: Outcome) -> str:
-    ratio = outcome.ratio.value
-    if not np.isfinite(ratio):
-        return number(ratio)
-    text = f"×{number(ratio)}" if ratio >= 10 else f"{100 * (ratio - 1):+.2f}%"
-    return text.replace("-", "−")
+    """A perplexity with five significant digits."""
+    return f"{value:,.5g}" if np.isfinite(value) and value < 1e5 else number(value)
 
 
 def _outcome(result: Compression, label: str) -> Outcome | None:
     return next((o for o in result.outcomes if o.label == label), None)
 
 
-def _labels(results: Sequence[Compression]) -> list[str]:
-    return list(dict.fromkeys(o.label for r in results for o in r.outcomes))
-
-
-def _screen_rows(results: Sequence[Compression]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    return _rows(results, intervals=len(results) == 1)
-
-
-def _page_rows(
-    results: Sequence[Compression],
-) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    header, rows = _rows(results, intervals=True)
-    return header, tuple(rows)
-
-
 def _rows(
-    results: Sequence[Compression], intervals: bool
-) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    names = [f"{r.model}: " if len(results) > 1 else "" for r in results]
-    header = ("method", *(n + c for n in names for c in ("perplexity", "change", "error of h")))
+    results: Sequence[Compression], full: bool
+) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Methods × models; `full` with intervals and the error of h, which a terminal has no room for with several models."""
+    names = figures.short_names(results) if len(results) > 1 else ["perplexity"]
+    header = ["method"]
+    for name in names:
+        header += [name, "change", *(["error of h"] if full else [])]
 
     def cells(outcome: Outcome | None) -> tuple[str, ...]:
         if outcome is None:
-            return ("–", "–", "–")
+            return ("–",) * (3 if full else 2)
         found = outcome.perplexity
-        value = digits(found.value)
-        if intervals and np.isfinite(found.low):
-            value += f" [{digits(found.low)}, {digits(found.high)}]"
+        interval = f" [{digits(found.low)}, {digits(found.high)}]" if full else ""
+        value = digits(found.value) + (interval if np.isfinite(found.low) else "")
         if outcome.method == "full":
-            return (value, "–", "–")
-        return (value, _change(outcome), _error(outcome.error))
+            return (value, *("–",) * (2 if full else 1))
+        return (value, change(outcome.ratio.value), *([_error(outcome.error)] if full else []))
 
-    rows = [
+    rows = (
         (label, *(cell for r in results for cell in cells(_outcome(r, label))))
-        for label in _labels(results)
-    ]
-    return header, rows
+        for label in dict.fromkeys(o.label for r in results for o in r.outcomes)
+    )
+    return tuple(header), tuple(rows)
 
 
 def _error(value: float) -> str:
-    """A relative error as per cent with two digits."""
-    return f"{100 * value:.2g}%" if np.isfinite(value) and value < 9.995 else number(value)
+    """A relative error as per cent, two digits below a hundred."""
+    if not np.isfinite(value):
+        return number(value)
+    return f"{100 * value:.2g}%" if value < 0.995 else f"{100 * value:,.0f}%"
 
 
-def _note(results: Sequence[Compression]) -> str:
+def _note() -> str:
     return (
         f"In brackets: {LEVEL:.0%} bootstrap intervals over windows. Change: against full precision, same windows. Error of h: "
         "‖h' − h‖ / ‖h‖ after the last layer, mean over tokens."
@@ -196,13 +181,13 @@ def _reading(results: Sequence[Compression]) -> list[str]:
     for r in results:
         share = r.compressed_parameters / r.parameters
         lines.append(
-            f"{r.model}: {r.parameters / 1e6:,.4g} M parameters without position embeddings, {percent(share)} of them compressed."
+            f"{r.model}: {r.parameters / 1e6:,.2f} M parameters without position embeddings, {percent(share)} of them compressed."
         )
         lines += r.notes
     return lines
 
 
-def _layer_section(result: Compression, figure: str) -> Section:
+def _layer_section(result: Compression, name: str, figure: str) -> Section:
     def rows(found: Attribution) -> tuple[tuple[str | int, ...], ...]:
         return tuple(
             (
@@ -225,11 +210,11 @@ def _layer_section(result: Compression, figure: str) -> Section:
     ]  # fmt: skip
     picture = Picture(figure, figures.layers_sentence(result))
     return Section(
-        f"Error per layer: {result.model}", (f"{_capital(_outliers(result))}.", picture, *tables)
+        f"Error per layer: {name}", (f"{_capital(_outliers(result))}.", picture, *tables)
     )
 
 
-def _kept_section(result: Compression, figure: str) -> Section:
+def _kept_section(result: Compression, name: str, figure: str) -> Section:
     rows = tuple(
         (
             found.label,
@@ -253,9 +238,7 @@ def _kept_section(result: Compression, figure: str) -> Section:
         f"Nothing kept: {nothing}. Full precision: {digits(result.outcomes[0].perplexity.value)}."
     )
     picture = Picture(figure, figures.kept_sentence(result))
-    return Section(
-        f"Outliers in full precision: {result.model}", (picture, Table(header, rows, note))
-    )
+    return Section(f"Outliers in full precision: {name}", (picture, Table(header, rows, note)))
 
 
 def _capital(text: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sysout_jax.figures import interventions as figures
-from sysout_jax.figures.select import in_layers, listed, number, percent, plural
+from sysout_jax.figures.select import change, in_layers, listed, number, percent, plural
 from sysout_jax.interventions import Interventions, Outcome
 from sysout_jax.outliers.definitions import SINK_SHARE
 from sysout_jax.outliers.edited_runs import CONTROL, WHAT, WHERE
@@ -83,7 +83,7 @@ def _rows(result: Interventions) -> tuple[tuple[str, ...], list[tuple[str, ...]]
             _interval(outcome.outliers),
             _interval(getattr(outcome, field), percent),
             _digits(outcome.perplexity.value),
-            _interval(outcome.ratio, _change) if changed else "–",
+            _interval(outcome.ratio, change) if changed else "–",
         )
 
     rows = [row("as it is", "–", "–", result.baseline)]
@@ -107,14 +107,6 @@ def _interval(found: Interval, show=number) -> str:
 def _digits(value: float) -> str:
     """Four significant digits."""
     return f"{value:,.4g}" if np.isfinite(value) else number(value)
-
-
-def _change(ratio: float) -> str:
-    """A ratio as `+0.2%`, or as `×12` where it is large."""
-    if not np.isfinite(ratio):
-        return number(ratio)
-    text = f"×{number(ratio)}" if ratio >= 10 else f"{100 * (ratio - 1):+.2f}%"
-    return text.replace("-0.00", "+0.00").replace("-", "−")
 
 
 def _note(result: Interventions) -> str:
@@ -174,7 +166,7 @@ def _seeds(result: Interventions) -> Table | str:
             spread(o.outliers),
             spread(getattr(o, field), percent),
             spread(o.perplexity, _digits),
-            spread(o.ratio, _change),
+            spread(o.ratio, change),
         )
         for o in result.outcomes
         if len(o.perplexity.seeds) > 1

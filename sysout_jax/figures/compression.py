@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import PurePath
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from sysout_jax.compress.study import Attribution, Compression
 from sysout_jax.figures import style
-from sysout_jax.figures.select import number, percent
+from sysout_jax.figures.select import change, number, percent
 
 KEPT_LABELS = {
     "birth_weights": "birth weights W_down[d*, c*]",
@@ -21,7 +23,22 @@ KEPT_LABELS = {
 _MODELS = [
     (style.BLUE, "o"), (style.ORANGE, "s"), (style.GREEN, "^"), (style.PINK, "D"), (style.BLACK, "v"),
 ]  # fmt: skip
+_LAYER_TITLES = ("one layer compressed", "relative error of h", "share of own error")
 _LOG_FROM = 4.0  # ratios are drawn on a log axis when the largest is this much
+
+
+def short_names(results: Sequence[Compression]) -> list[str]:
+    """What models are called side by side: the last part of their paths, or all of it where that is not unique."""
+    last = [PurePath(result.model).name or result.model for result in results]
+    return last if len(set(last)) == len(last) else [result.model for result in results]
+
+
+def remark(result: Compression) -> str:
+    """Says so where what the error is attributed to are no outliers."""
+    found = result.outliers
+    if found is None or found.found:
+        return ""
+    return f"no outlier at τ = {found.tau:g}; elements over {number(found.level)} times the mean, shown for orientation"
 
 
 @style.styled
@@ -30,7 +47,7 @@ def perplexity(results: Sequence[Compression]) -> Figure:
     labels = list(dict.fromkeys(o.label for r in results for o in r.outcomes[1:]))
     figure = style.new_figure(1.5 + 0.3 * len(labels))
     panels = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-    shown = []
+    shown, names = [], short_names(results)
     for i, result in enumerate(results):
         colour, marker = _MODELS[i % len(_MODELS)]
         look = {"color": colour, "marker": marker, "mec": style.BLACK, "ls": "", "ms": 6}
@@ -45,7 +62,7 @@ def perplexity(results: Sequence[Compression]) -> Figure:
             else:
                 _write(panels[0], y, number(ratio.value))
             panels[1].plot(outcome.error, y, **look)
-        panels[1].plot([], [], label=style.label_text(result.model, 40), **look)
+        panels[1].plot([], [], label=style.label_text(names[i], 40), **look)
     panels[0].set_yticks(range(len(labels)), labels)
     panels[0].set_ylim(len(labels) - 0.5, -0.5)
     panels[0].set_title("perplexity / full precision")
@@ -65,17 +82,16 @@ def perplexity(results: Sequence[Compression]) -> Figure:
 def layers(result: Compression) -> Figure:
     """Per layer: perplexity with this layer alone compressed, its own and the accumulated error of h, shares of the error."""
     rows = result.attributions
-    figure = style.new_figure(0.5 + 2.5 * len(rows))
+    figure = style.new_figure(0.9 + 2.2 * len(rows), remark(result))
     grid = figure.subplots(len(rows), 3, squeeze=False)
     x = style.layers_from_one(result.num_layers)
     for panels, found in zip(grid, rows, strict=True):
         every = style.mark_every(len(x))
         full = result.outcomes[0].perplexity.value
         ratio = found.perplexity_alone / full
-        panels[0].plot(x, ratio, "o-", color=style.BLUE, markevery=every, label="only this layer")
+        panels[0].plot(x, ratio, "o-", color=style.BLUE, markevery=every, label="perplexity")
         panels[0].axhline(1, color=style.BLACK, ls="--", lw=1)
-        panels[0].set_title(f"{found.label}: perplexity ratio")
-        panels[0].set_ylabel("only this layer\ncompressed")
+        panels[0].set_ylabel(f"{found.label}\nperplexity ratio")
         if np.nanmax(ratio) > _LOG_FROM:
             panels[0].set_yscale("log")
         else:
@@ -87,15 +103,15 @@ def layers(result: Compression) -> Figure:
         ):
             panels[1].plot(x, errors.relative, markevery=every, mfc="white", label=label, **look)
         style.log_or_linear(panels[1], [found.own.relative, found.accumulated.relative])
-        panels[1].set_title("relative error of h")
         for share, label, look in (
             (found.own.tokens_share, "outlier tokens", {"color": style.GREEN, "marker": "o"}),
             (found.own.dims_share, "outlier dims d*", {"color": style.PINK, "marker": "D", "ls": "--"}),
         ):  # fmt: skip
             panels[2].plot(x, share, markevery=every, mfc="white", label=label, **look)
         panels[2].set_ylim(-0.04, 1.04)
-        panels[2].set_title("share of own squared error")
-        for axes in panels:
+        for axes, title in zip(panels, _LAYER_TITLES, strict=True):
+            if found is rows[0]:
+                axes.set_title(title)
             style.layer_axis(axes, result.num_layers, label=found is rows[-1])
             axes.set_xticks(style.layer_ticks(result.num_layers)[:: 1 + (result.num_layers > 10)])
             axes.grid(axis="y")
@@ -109,7 +125,7 @@ def layers(result: Compression) -> Figure:
 def kept(result: Compression) -> Figure:
     """Perplexity with outliers, or as many random others, kept in full precision: a panel per method."""
     found = [a for a in result.attributions if a.kept]
-    figure = style.new_figure(1.6 + 0.42 * len(found[0].kept))
+    figure = style.new_figure(1.6 + 0.42 * len(found[0].kept), remark(result))
     panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
     for axes, attribution in zip(panels, found, strict=True):
         _kept_panel(axes, attribution, result.outcomes[0].perplexity.value)
@@ -132,7 +148,8 @@ def _kept_panel(axes: Axes, attribution: Attribution, full: float) -> None:
         )
         for interval, colour, marker, offset, label in looks:
             at = [y + offset] * len(interval.seeds)
-            axes.plot(interval.seeds, at, "|", color=style.BLACK, ms=11, mew=0.8)
+            if len(at) > 1:
+                axes.plot(interval.seeds, at, "|", color=style.BLACK, ms=11, mew=0.8)
             axes.plot(
                 interval.value, y + offset, marker, color=colour, mec=style.BLACK, label=label, ms=6
             )
@@ -141,7 +158,7 @@ def _kept_panel(axes: Axes, attribution: Attribution, full: float) -> None:
     axes.set_xlabel("perplexity")
     finite = np.array([v for v in values if np.isfinite(v)])
     if finite.max() > _LOG_FROM * finite.min():
-        axes.set_xscale("log")
+        _log_axis(axes)
     else:
         margin = max(0.1 * np.ptp(finite), 1e-3 * finite.max())
         axes.set_xlim(finite.min() - margin, finite.max() + margin)
@@ -153,12 +170,20 @@ def _kept_panel(axes: Axes, attribution: Attribution, full: float) -> None:
 def _ratio_axis(axes: Axes, values: list[float]) -> None:
     finite = np.array([*(v for v in values if np.isfinite(v)), 1.0])
     if finite.max() > _LOG_FROM:
-        axes.set_xscale("log")
+        _log_axis(axes)
         return
     margin = max(0.08 * np.ptp(finite), 0.005)
     axes.set_xlim(finite.min() - margin, finite.max() + margin)
     axes.locator_params(axis="x", nbins=6)
     axes.ticklabel_format(axis="x", useOffset=False)
+
+
+def _log_axis(axes: Axes) -> None:
+    """Labels that read as numbers, not as powers."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+    axes.xaxis.set_major_formatter(lambda value, _: number(value))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _error_axis(axes: Axes) -> None:
@@ -180,16 +205,16 @@ def _write(axes: Axes, y: float, text: str) -> None:
 def perplexity_sentence(results: Sequence[Compression]) -> str:
     """Best and worst method of every model."""
     parts = []
-    for result in results:
+    for name, result in zip(short_names(results), results, strict=True):
         ranked = sorted(result.outcomes[1:], key=lambda o: np.nan_to_num(o.ratio.value, nan=np.inf))
         if not ranked:
             continue
         best, worst = ranked[0], ranked[-1]
         parts.append(
-            f"{result.model}: {best.label} ×{number(best.ratio.value)}, {worst.label} ×{number(worst.ratio.value)}"
+            f"{name}: {best.label} {change(best.ratio.value)}, {worst.label} {change(worst.ratio.value)}"
         )
     return (
-        f"Lowest and highest perplexity over that of full precision: {'; '.join(parts)}. "
+        f"Least and most change of perplexity against full precision: {'; '.join(parts)}. "
         "Bars are 95% intervals over windows, windows paired."
     )
 
