@@ -17,7 +17,8 @@ import sysout_jax as so
 from analyze.source import Expects, Prepared, Source, check_out, prepare, settings
 from sysout_jax.cli import run
 from sysout_jax.compress.methods import METHODS, Settings
-from sysout_jax.compress.study import Compression, compression
+from sysout_jax.compress.results import Compression
+from sysout_jax.compress.study import compression
 from sysout_jax.data.text import read_text, text_windows
 from sysout_jax.outliers.measured import measured_by_compression
 from sysout_jax.perplexity import ROWS_JOINED_BY, joined_rows
@@ -113,6 +114,8 @@ def _check(args: Args) -> None:
                 raise so.InputError(
                     f"{flag} {name}: unknown; did you mean {near}? Known are {', '.join(METHODS)}"
                 )
+    if not args.methods:
+        raise so.InputError("--methods: names nothing; give at least one")
     for sparsity in args.sparsity:
         if not 0 <= sparsity <= 1:
             raise so.InputError(f"--sparsity {sparsity:g}: expected a share from 0 to 1")

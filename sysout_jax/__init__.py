@@ -6,9 +6,12 @@ logits, taps = so.capture(lm, tokens)
 stats = so.collect(lm, tokens)
 report = so.lifecycle(lm, tokens)
 edited = so.intervene(lm, tokens)
+compressed = so.compression(lm, tokens)
 """
 
 from sysout_jax.capture import TAPS
+from sysout_jax.compress.results import Compression
+from sysout_jax.compress.study import compression
 from sysout_jax.engine import capture
 from sysout_jax.errors import InputError
 from sysout_jax.interventions import Interventions, intervene
@@ -17,12 +20,14 @@ from sysout_jax.loading import load
 from sysout_jax.outliers.collect import Stats, collect
 from sysout_jax.outliers.lifecycle import lifecycle
 from sysout_jax.outliers.results import Lifecycle
+from sysout_jax.perplexity import perplexity
 from sysout_jax.training.monitor import monitor_layer
 
 __version__ = "0.1.0"
 
 __all__ = [
     "TAPS",
+    "Compression",
     "InputError",
     "Interventions",
     "LanguageModel",
@@ -30,8 +35,10 @@ __all__ = [
     "Stats",
     "capture",
     "collect",
+    "compression",
     "intervene",
     "lifecycle",
     "load",
     "monitor_layer",
+    "perplexity",
 ]

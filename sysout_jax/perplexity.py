@@ -79,10 +79,10 @@ def perplexity_of(stream: Stream, *, bos: bool = False, joined_by: str | None = 
     window_nll = nll_NxT.mean(axis=1)
     protocol = Protocol(windows, counted + 1, bos, windows * counted, joined_by)
     mean = float(window_nll.mean())
-    return Perplexity(exp(mean), mean, window_nll, protocol)
+    return Perplexity(of_mean_nll(mean), mean, window_nll, protocol)
 
 
-def exp(nll: float) -> float:
+def of_mean_nll(nll: float) -> float:
     """Perplexity of a mean negative log-likelihood; inf where it overflows."""
     with np.errstate(over="ignore"):
         return float(np.exp(np.float64(nll)))

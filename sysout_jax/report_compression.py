@@ -10,7 +10,7 @@ import numpy as np
 
 from sysout_jax.compress.keeps import KEEPS
 from sysout_jax.compress.methods import INPUT_BITS, METHODS
-from sysout_jax.compress.study import Attribution, Compression, Outcome
+from sysout_jax.compress.results import Attribution, Compression, Outcome
 from sysout_jax.figures import Figure
 from sysout_jax.figures import compression as figures
 from sysout_jax.figures.select import change, in_layers, listed, number, percent, plural

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,90 +13,17 @@ from sysout_jax.compress.errors import HiddenErrors, final_error, hidden_errors
 from sysout_jax.compress.inputs import calibrate
 from sysout_jax.compress.keeps import find_keeps, kept_weights, random_others
 from sysout_jax.compress.methods import METHODS, Compressor, Method, Settings, named
+from sysout_jax.compress.results import Attribution, Compression, KeptOutcome, Outcome, Outliers
 from sysout_jax.engine import Stream, observe_nothing
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.outliers.definitions import TAU
 from sysout_jax.outliers.intervals import Interval, bootstrap_weights, interval
 from sysout_jax.outliers.lifecycle import lifecycle
 from sysout_jax.outliers.results import Lifecycle
-from sysout_jax.outliers.serialise import plain
-from sysout_jax.perplexity import Perplexity, Protocol, perplexity_of
+from sysout_jax.perplexity import Perplexity, perplexity_of
 from sysout_jax.weights import expected_shapes
 
 OnLayer = Callable[[], object] | None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The model under one method. Intervals are over windows, those of ratios with windows paired."""
-
-    method: str  # a name of METHODS, or "full"
-    label: str
-    sparsity: float | None
-    perplexity: Interval
-    ratio: Interval  # over that of full precision
-    error: float  # ‖h' − h‖ / ‖h‖ after the last layer, mean over tokens
-
-
-@dataclass(frozen=True)
-class KeptOutcome:
-    """The model under one method, but with some of its weights in full precision."""
-
-    what: str  # a name of KEEPS
-    weights: int  # kept in full precision
-    perplexity: Interval
-    error: float  # as in `Outcome`
-    control: Interval  # as many random others kept: perplexity over seeds
-    control_error: float
-
-
-@dataclass(frozen=True)
-class Attribution:
-    """Where a method's error comes from. Everything per layer is (L,)."""
-
-    method: str
-    label: str
-    perplexity: float  # all layers compressed, nothing kept
-    error: float
-    perplexity_alone: np.ndarray  # only this layer compressed
-    own: HiddenErrors  # of h after this layer, from exact inputs
-    accumulated: HiddenErrors  # all layers compressed
-    kept: tuple[KeptOutcome, ...]
-
-
-@dataclass(frozen=True)
-class Outliers:
-    """Whose share in the error is reported and what is kept. Layers, dims and channels are 0-based."""
-
-    found: bool  # at τ; otherwise the strongest candidates
-    tau: float
-    level: float  # what counts: τ, or where nothing reaches it a lower one
-    layers: tuple[int, ...]  # of birth
-    dims: tuple[int, ...]
-    channels: tuple[tuple[int, int], ...]  # (layer, channel of W_down)
-    tokens: int  # (sequence, position) pairs
-
-
-@dataclass(frozen=True)
-class Compression:
-    """One model under all methods."""
-
-    model: str
-    num_layers: int
-    parameters: int  # without position embeddings, as nanoGPT counts
-    compressed_parameters: int  # weights that quantising methods replace
-    settings: Settings  # its sparsity is that of the attribution
-    sparsities: tuple[float, ...]
-    protocol: Protocol
-    calibration: str
-    outcomes: tuple[Outcome, ...]  # the first one is full precision
-    outliers: Outliers | None
-    attributions: tuple[Attribution, ...]
-    notes: tuple[str, ...]
-
-    def to_dict(self) -> dict:
-        """JSON-ready."""
-        return plain(self)
 
 
 def compression(
@@ -137,6 +63,7 @@ def compression(
         return Compressor(lm, dataclasses.replace(settings, sparsity=sparsity), calibration)
 
     runs, notes = _runs(lm, methods, sparsities)
+    followed = dict.fromkeys(name for name, _ in _runs(lm, attribute, (0.0,))[0])
     outcomes = [study.outcome("full", "full precision", None, lm)]
     for name, sparsity in runs:
         made = compressor(settings.sparsity if sparsity is None else sparsity)
@@ -159,7 +86,7 @@ def compression(
         outcomes=tuple(outcomes),
         outliers=_outliers(life, tau) if life else None,
         attributions=tuple(
-            study.attribution(name, METHODS[name], made, life, seeds, seed) for name in attribute
+            study.attribution(name, METHODS[name], made, life, seeds, seed) for name in followed
         ),
         notes=tuple(notes),
     )

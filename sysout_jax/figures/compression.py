@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from sysout_jax.compress.study import Attribution, Compression
+from sysout_jax.compress.results import Attribution, Compression
 from sysout_jax.figures import style
 from sysout_jax.figures.select import change, number, percent
 
@@ -156,7 +156,7 @@ def _kept_panel(axes: Axes, attribution: Attribution, full: float) -> None:
             values += [interval.value, *interval.seeds]
     axes.set_title(attribution.label)
     axes.set_xlabel("perplexity")
-    finite = np.array([v for v in values if np.isfinite(v)])
+    finite = np.array([v for v in values if np.isfinite(v)] or [1.0])
     if finite.max() > _LOG_FROM * finite.min():
         _log_axis(axes)
     else:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sysout_jax.compress.study import Compression
+from sysout_jax.compress.results import Compression
 from sysout_jax.interventions import Interventions
 from sysout_jax.outliers.edited_runs import OUTLIERS
 from sysout_jax.outliers.results import Lifecycle
