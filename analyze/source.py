@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -91,8 +91,8 @@ class Prepared:
         return self.lm.tokenizer.token(token) if self.lm.tokenizer else f"[{token}]"
 
 
-def prepare(source: Source) -> Prepared:
-    """Load the model and cut the text; InputError for everything that cannot work."""
+def prepare(source: Source, read: Callable[[Path], str] = read_text) -> Prepared:
+    """Load the model and cut the text, which `read` gets from its file; InputError for everything that cannot work."""
     if not source.tau > 0:
         raise so.InputError(
             f"--tau {source.tau:g}: expected a positive threshold, for example 1000"
@@ -110,7 +110,7 @@ def prepare(source: Source) -> Prepared:
         raise so.InputError(
             "--num-seqs and --seq-len cut a --text into windows; a --prompt is one sequence"
         )
-    text = read_text(source.text) if source.text is not None else None
+    text = read(source.text) if source.text is not None else None
     notes = []
     if source.ckpt is None:
         lm = demo_model()

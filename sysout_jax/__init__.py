@@ -6,9 +6,12 @@ logits, taps = so.capture(lm, tokens)
 stats = so.collect(lm, tokens)
 report = so.lifecycle(lm, tokens)
 edited = so.intervene(lm, tokens)
+compressed = so.compression(lm, tokens)
 """
 
 from sysout_jax.capture import TAPS
+from sysout_jax.compress.results import Compression
+from sysout_jax.compress.study import compression
 from sysout_jax.engine import capture
 from sysout_jax.errors import InputError
 from sysout_jax.interventions import Interventions, intervene
@@ -21,12 +24,14 @@ from sysout_jax.outliers.length import by_length
 from sysout_jax.outliers.lifecycle import lifecycle
 from sysout_jax.outliers.positions import positions
 from sysout_jax.outliers.results import Lifecycle
+from sysout_jax.perplexity import perplexity
 from sysout_jax.training.monitor import monitor_layer
 
 __version__ = "0.1.0"
 
 __all__ = [
     "TAPS",
+    "Compression",
     "InputError",
     "Interventions",
     "LanguageModel",
@@ -35,11 +40,13 @@ __all__ = [
     "by_length",
     "capture",
     "collect",
+    "compression",
     "consistency",
     "existence",
     "intervene",
     "lifecycle",
     "load",
     "monitor_layer",
+    "perplexity",
     "positions",
 ]

@@ -56,16 +56,18 @@ class Stream:
         extra: Sequence[Any] | None = None,
         on_layer: Callable[[], object] | None = None,
         edit: Edit | None = None,
+        first: int = 0,
     ) -> Iterator[tuple[int, dict, Any]]:
         """Push everything through the next layer; yield (layer, its parameters, observations joined over sequences).
 
         `extra[l]` goes to `observe` and `edit` of layer l; its arrays have the sequence as leading axis and are cut like the
         batches. The edited output is what the next layer reads and what `observe` finds as tap `h`. Consuming the iterator
-        drives the computation; afterwards `hidden` holds the last layer's output.
+        drives the computation; afterwards `hidden` holds the last layer's output. With `first`, `hidden` is the input of that
+        layer and those before it are left out.
         """
-        block, num_layers = self.lm.module.block(), self.lm.num_layers
-        coming = _PREFETCH.submit(self.lm.read, "layer_0")
-        for layer in range(num_layers):
+        block, num_layers = self.lm.block(), self.lm.num_layers
+        coming = _PREFETCH.submit(self.lm.read, f"layer_{first}")
+        for layer in range(first, num_layers):
             params = coming.result()
             if layer + 1 < num_layers:
                 coming = _PREFETCH.submit(self.lm.read, f"layer_{layer + 1}")
@@ -113,6 +115,11 @@ def capture(lm: LanguageModel, tokens, names: Sequence[str] = ("h", "x_down", "a
     stream = Stream(lm, tokens)
     found = [seen for _, _, seen in stream.layers(_raw(names))]
     return stream.logits(), {name: np.stack([seen[name] for seen in found]) for name in names}
+
+
+def observe_nothing(x_in, taps, extra) -> dict:
+    """The `Observe` of passes that only want the hidden states or the likelihood."""
+    return {}
 
 
 def default_batch_size(num_sequences: int, length: int) -> int:

@@ -28,6 +28,8 @@ class LanguageModel:
     tokenizer: Tokenizer | None = None
     dtype: Any = "float32"
     name: str = "model"
+    wrap: Callable[[Any], Any] | None = None
+    """Replaces the block that streaming runs layer by layer, see `block`."""
 
     @property
     def num_layers(self) -> int:
@@ -38,6 +40,11 @@ class LanguageModel:
         """The Flax module; `lm.module.apply({"params": lm.params}, tokens)` gives logits."""
         # the kernel that also gives column sums without holding a map
         return build(self.config, self.dtype, kernel="blockwise")
+
+    def block(self) -> Any:
+        """What runs one layer: hashable, equal to others that compute the same, and with Flax's `apply`."""
+        block = self.module.block()
+        return block if self.wrap is None else self.wrap(block)
 
     @cached_property
     def params(self) -> dict:
@@ -56,6 +63,10 @@ class LanguageModel:
     def with_edits(self, edits: Mapping[str, Callable[[dict], dict]]) -> LanguageModel:
         """The same model with some groups changed as they are read; the original stays as it is."""
         return dataclasses.replace(self, source=_Edited(self.source, edits))
+
+    def wrapped(self, wrap: Callable[[Any], Any]) -> LanguageModel:
+        """The same model with `wrap(block)` in place of its block wherever layers are streamed; `params` and `module` stay."""
+        return dataclasses.replace(self, wrap=wrap)
 
     def check_tokens(self, tokens) -> np.ndarray:
         """`tokens` as (N, T) int32; InputError when empty, longer than the context, or outside the vocabulary."""

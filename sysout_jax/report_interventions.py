@@ -5,10 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sysout_jax.figures import interventions as figures
-from sysout_jax.figures.select import digits, in_layers, listed, number, percent, plural
+from sysout_jax.figures.select import (
+    change,
+    digits,
+    in_layers,
+    listed,
+    number,
+    percent,
+    plural,
+)
 from sysout_jax.interventions import Interventions, Outcome
 from sysout_jax.outliers.definitions import SINK_SHARE
 from sysout_jax.outliers.edited_runs import CONTROL, WHAT, WHERE
@@ -83,7 +89,7 @@ def _rows(result: Interventions) -> tuple[tuple[str, ...], list[tuple[str, ...]]
             _interval(outcome.outliers),
             _interval(getattr(outcome, field), percent),
             digits(outcome.perplexity.value),
-            _interval(outcome.ratio, _change) if changed else "–",
+            _interval(outcome.ratio, change) if changed else "–",
         )
 
     rows = [row("as it is", "–", "–", result.baseline)]
@@ -106,14 +112,6 @@ def _interval(found: Interval, show=number) -> str:
     low, high = show(found.low), show(found.high)
     value = show(found.value)
     return value if (low == high == value or low == "n/a") else f"{value} [{low}, {high}]"
-
-
-def _change(ratio: float) -> str:
-    """A ratio as `+0.2%`, or as `×12` where it is large."""
-    if not np.isfinite(ratio):
-        return number(ratio)
-    text = f"×{number(ratio)}" if ratio >= 10 else f"{100 * (ratio - 1):+.2f}%"
-    return text.replace("-0.00", "+0.00").replace("-", "−")
 
 
 def _note(result: Interventions) -> str:
@@ -173,7 +171,7 @@ def _seeds(result: Interventions) -> Table | str:
             spread(o.outliers),
             spread(getattr(o, field), percent),
             spread(o.perplexity, digits),
-            spread(o.ratio, _change),
+            spread(o.ratio, change),
         )
         for o in result.outcomes
         if len(o.perplexity.seeds) > 1

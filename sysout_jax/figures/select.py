@@ -129,3 +129,11 @@ def percent(share: float | None) -> str:
         return "n/a"
     text = f"{100 * share:.0f}"
     return f"{'0' if text == '-0' else text}%".replace("-", "−")
+
+
+def change(ratio: float) -> str:
+    """A ratio as `+0.2%`, or as `×12` where it is large."""
+    if not np.isfinite(ratio):
+        return number(ratio)
+    text = f"×{number(ratio)}" if ratio >= 10 else f"{100 * (ratio - 1):+.2f}%"
+    return text.replace("-0.00", "+0.00").replace("-", "−")

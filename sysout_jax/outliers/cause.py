@@ -12,6 +12,7 @@ from sysout_jax.outliers.definitions import SINK_SHARE
 from sysout_jax.outliers.effects import measure
 from sysout_jax.outliers.results import Birth, Cause, Effect
 from sysout_jax.outliers.trace import Trace
+from sysout_jax.perplexity import of_mean_nll
 
 #: layer → (channels, dims) of its down projection
 Entries = Mapping[int, tuple[np.ndarray, np.ndarray]]
@@ -38,7 +39,7 @@ def find_cause(
     baseline = Effect(
         outliers=int(alive.sum()),
         mass=float(path.mass[sinks].mean()) if sinks.any() else float("nan"),
-        perplexity=float(np.exp(np.mean(path.nll, dtype=np.float64)))
+        perplexity=of_mean_nll(np.mean(path.nll, dtype=np.float64))
         if path.nll.size
         else float("nan"),
     )

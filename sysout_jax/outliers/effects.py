@@ -11,6 +11,7 @@ import numpy as np
 
 from sysout_jax.engine import Edit, Stream
 from sysout_jax.language_model import LanguageModel
+from sysout_jax.perplexity import of_mean_nll
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Measured:
 
     @property
     def perplexity(self) -> float:
-        return float(np.exp(self.nll.mean()))
+        return of_mean_nll(float(self.nll.mean()))
 
 
 def measure(

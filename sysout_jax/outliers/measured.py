@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sysout_jax.compress.results import Compression
 from sysout_jax.interventions import Interventions
 from sysout_jax.outliers.edited_runs import OUTLIERS
 from sysout_jax.outliers.results import Lifecycle
@@ -83,4 +84,19 @@ def measured_by_interventions(result: Interventions) -> dict[str, Any]:
             found["perplexity, outliers to the mean"] = edits["mean"].perplexity.value
         if "zero" in edits:
             found["perplexity ratio, outliers to zero"] = edits["zero"].ratio.value
+    return found
+
+
+def measured_by_compression(result: Compression) -> dict[str, Any]:
+    """Quantities of a compression report; they are those of Table 3 where the text is WikiText-2."""
+    text = "perplexity on WikiText-2"
+    found: dict[str, Any] = {"parameters (millions)": result.parameters / 1e6}
+    for outcome in result.outcomes:
+        if outcome.method == "full":
+            found[text] = outcome.perplexity.value
+            found["perplexity"] = outcome.perplexity.value
+        if outcome.method == "w8_tensor":
+            found[f"{text}, AbsMax W8"] = outcome.perplexity.value
+        if outcome.method == "prune_matrix" and outcome.sparsity == 0.5:
+            found[f"{text}, 50 % pruned"] = outcome.perplexity.value
     return found

@@ -1,0 +1,134 @@
+"""python -m analyze.compression: perplexity under quantisation and pruning, and what outliers have to do with it, as a report."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+import sysout_jax as so
+from analyze.source import Expects, Prepared, Source, check_out, prepare, settings
+from sysout_jax.cli import run
+from sysout_jax.compress.methods import METHODS, Settings
+from sysout_jax.compress.results import Compression
+from sysout_jax.compress.study import compression
+from sysout_jax.data.text import read_text, text_windows
+from sysout_jax.outliers.measured import measured_by_compression
+from sysout_jax.perplexity import ROWS_JOINED_BY, joined_rows
+from sysout_jax.report_compression import summary, write_compression_report
+
+
+@dataclass(frozen=True)
+class Args(Expects, Source):
+    """Measure perplexity under quantisation and pruning, and attribute the error to layers and outliers."""
+
+    compare: tuple[str, ...] = ()
+    """More checkpoints, shown side by side with --ckpt."""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """Which methods; an unknown name lists all."""
+    attribute: tuple[str, ...] = ("w8_tensor", "w8a8_static")
+    """Methods whose error is attributed to layers and outliers; none skips this, which takes most of the time."""
+    sparsity: tuple[float, ...] = (0.5,)
+    """Shares of weights that the pruning methods remove."""
+    group_size: int = 64
+    """Inputs that share a scale in the per-group methods."""
+    alpha: float = 0.5
+    """Migration strength of SmoothQuant, 0 to 1."""
+    embeddings: bool = False
+    """Compress the weights of embeddings and head as well."""
+    calibration: Path | None = None
+    """Text for static ranges and SmoothQuant, read as --text is. Default: the analysed windows themselves."""
+    join_rows: bool = True
+    """Join the lines of text files by blank lines, the WikiText-2 convention; --no-join-rows reads them as they are."""
+    seeds: int = 2
+    """Random controls per kind of weights kept in full precision."""
+    out: Path = Path("out/compression")
+    """Directory for compression.json, figures and report.html."""
+
+
+def main() -> None:
+    args = tyro.cli(Args, prog="python -m analyze.compression")
+    out = check_out(args.out)
+    args.expected()
+    _check(args)
+    if args.calibration is not None:
+        read_text(args.calibration)  # a missing file should not show after minutes
+    ckpts = (args.ckpt, *args.compare)
+    sources = [dataclasses.replace(args, ckpt=ckpt) for ckpt in ckpts]
+    prepared = [prepare(source, _reader(args)) for source in sources]
+    for note in dict.fromkeys(note for one in prepared for note in one.notes):
+        print(note)
+    with tqdm(unit="layer", disable=not sys.stderr.isatty(), leave=False) as bar:
+        results = [_measure(args, one, bar.update) for one in prepared]
+    print(summary(results))
+    expectation = args.check(measured_by_compression(results[0]))
+    paths = write_compression_report(out, results, settings(args, prepared[0]), expectation)
+    print(f"Report  {out / 'report.html'} ({len(paths)} files in {out})")
+
+
+def _measure(args: Args, prepared: Prepared, on_layer: Callable[[], object]) -> Compression:
+    return compression(
+        prepared.lm,
+        prepared.tokens,
+        methods=args.methods,
+        attribute=args.attribute,
+        sparsities=args.sparsity,
+        settings=Settings(args.group_size, args.alpha, embeddings=args.embeddings),
+        calibration_tokens=_calibration(args, prepared),
+        tau=args.tau,
+        seeds=args.seeds,
+        seed=args.seed,
+        bos=args.bos,
+        joined_by=ROWS_JOINED_BY if args.text is not None and args.join_rows else None,
+        batch_size=args.batch_size,
+        on_layer=on_layer,
+    )
+
+
+def _reader(args: Args) -> Callable[[Path], str]:
+    return (lambda path: joined_rows(read_text(path))) if args.join_rows else read_text
+
+
+def _calibration(args: Args, prepared: Prepared) -> np.ndarray | None:
+    if args.calibration is None:
+        return None
+    assert prepared.lm.tokenizer is not None
+    count, length = prepared.tokens.shape
+    text = _reader(args)(args.calibration)
+    return text_windows(prepared.lm.tokenizer, text, count, length, args.bos)
+
+
+def _check(args: Args) -> None:
+    """InputError for flags that cannot work."""
+    for flag, names in (("--methods", args.methods), ("--attribute", args.attribute)):
+        for name in names:
+            if name not in METHODS:
+                near = difflib.get_close_matches(name, METHODS, 1, 0.0)[0]
+                raise so.InputError(
+                    f"{flag} {name}: unknown; did you mean {near}? Known are {', '.join(METHODS)}"
+                )
+    if not args.methods:
+        raise so.InputError("--methods: names nothing; give at least one")
+    for sparsity in args.sparsity:
+        if not 0 <= sparsity <= 1:
+            raise so.InputError(f"--sparsity {sparsity:g}: expected a share from 0 to 1")
+    if not args.sparsity and any(METHODS[name].prune for name in args.methods):
+        raise so.InputError(
+            "--sparsity: names nothing; give a share or leave pruning out of --methods"
+        )
+    if not 0 <= args.alpha <= 1:
+        raise so.InputError(f"--alpha {args.alpha:g}: expected a migration strength from 0 to 1")
+    for flag, value in (("--group-size", args.group_size), ("--seeds", args.seeds)):
+        if value < 1:
+            raise so.InputError(f"{flag} {value}: expected at least 1")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,100 @@
+"""What enters the linear layers: recording it for calibration, and fake quantisation of it.
+
+Both stand around a block (`LanguageModel.wrap`) and act through Flax's `intercept_methods`, so models know nothing of it. What differs
+between layers is data and lies beside the kernel of a linear layer, so that one compiled step serves all of them:
+
+    input_kept   (I,) bool   input channels that stay in full precision; a layer without it reads its input as it is
+    input_scale  ()          calibrated scale of the whole tensor; without it every token has its own
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from sysout_jax.capture import COLLECTION
+from sysout_jax.compress.quantise import absmax_scale, fake_quantise
+from sysout_jax.engine import Stream
+from sysout_jax.language_model import LanguageModel
+
+RECORDED = "input of "
+
+#: layer → path of a linear layer in its block (`attn/q_proj`) → (I,) largest |input| of every channel
+Calibration = list[dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class QuantisedInputs:
+    """A block whose linear layers read quantised inputs where their parameters say so."""
+
+    block: nn.Module
+    bits: int = 8
+
+    def apply(self, variables: dict, x, **more) -> Any:
+        with nn.intercept_methods(self._intercept):
+            return self.block.apply(variables, x, **more)
+
+    def _intercept(self, call, args, kwargs, context):
+        if not _is_linear(context) or not context.module.has_variable("params", "input_kept"):
+            return call(*args, **kwargs)
+        read, (x, *rest) = context.module.get_variable, args
+        kept = jnp.broadcast_to(read("params", "input_kept"), x.shape)
+        scale = read("params", "input_scale")
+        if scale is None:
+            magnitude = jnp.where(kept, 0.0, jnp.abs(x.astype(jnp.float32)))
+            scale = absmax_scale(magnitude.max(axis=-1, keepdims=True), self.bits)
+        scale = jnp.broadcast_to(scale, (*x.shape[:-1], 1))
+        x = jnp.where(kept, x, fake_quantise(x, scale, self.bits).astype(x.dtype))
+        return call(x, *rest, **kwargs)
+
+
+@dataclass(frozen=True)
+class RecordedInputs:
+    """A block that records what enters its linear layers as taps `input of <path>`."""
+
+    block: nn.Module
+
+    def apply(self, variables: dict, x, **more) -> Any:
+        found: dict[str, jax.Array] = {}
+
+        def intercept(call, args, kwargs, context):
+            if _is_linear(context):
+                found[RECORDED + "/".join(context.module.path)] = args[0]
+            return call(*args, **kwargs)
+
+        with nn.intercept_methods(intercept):
+            y, state = self.block.apply(variables, x, **more)
+        return y, {**state, COLLECTION: {**state[COLLECTION], **found}}
+
+
+def calibrate(
+    lm: LanguageModel,
+    tokens,
+    *,
+    batch_size: int | None = None,
+    on_layer: Callable[[], object] | None = None,
+) -> Calibration:
+    """Largest magnitude of every input channel of every linear layer over `tokens` (N, T), in the unquantised model. One pass."""
+    stream = Stream(lm.wrapped(RecordedInputs), tokens, batch_size)
+    return [
+        {name: magnitude.max(axis=0) for name, magnitude in seen.items()}
+        for _, _, seen in stream.layers(_observe, on_layer=on_layer)
+    ]
+
+
+def _observe(x_in, taps, extra):
+    return {
+        name.removeprefix(RECORDED): jnp.abs(value.astype(jnp.float32)).max(axis=1)
+        for name, value in taps.items()
+        if name.startswith(RECORDED)
+    }
+
+
+def _is_linear(context) -> bool:
+    return isinstance(context.module, nn.Dense) and context.method_name == "__call__"

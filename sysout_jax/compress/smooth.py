@@ -1,0 +1,71 @@
+"""SmoothQuant (Xiao et al. 2023, arXiv 2211.10438): divide input channels by s and multiply the weights that read them, exactly.
+
+    s_j = max|X_j|^α / max|W_j|^(1−α)      over calibration tokens and over all matrices that read channel j
+
+1/s goes into what produces the channel. As published that is a norm: `attn_norm` before q, k, v (and `scale_proj` of context-aware
+scaling), `mlp_norm` before gate and up. LLaMA's down projection can be smoothed as well, because its input is linear in the output of
+`up_proj`; GPT-2's cannot, a GELU lies between. The output projection is never smoothed: heads of one group share their values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+#: previous operation → linear layers that read its output and nothing else
+NORMS: dict[str, tuple[str, ...]] = {
+    "attn_norm": ("attn/qkv_proj", "attn/q_proj", "attn/k_proj", "attn/v_proj", "attn/scale_proj"),
+    "mlp_norm": ("mlp/gate_proj", "mlp/up_proj"),
+}
+DOWN: dict[str, tuple[str, ...]] = {"mlp/up_proj": ("mlp/down_proj",)}
+#: Channels that are never used, or weights of zero, would give no or an infinite scale.
+FLOOR = 1e-5
+
+
+def folds(params: dict, down: bool = False) -> dict[str, tuple[str, ...]]:
+    """Which operation of this layer takes 1/s of which linear layers; `down` adds LLaMA's down projection."""
+    gated = "gate_proj" in params["mlp"]
+    table = NORMS | (DOWN if down and gated else {})
+    flat = flatten_dict(params, sep="/")
+    return {
+        previous: tuple(name for name in readers if f"{name}/kernel" in flat)
+        for previous, readers in table.items()
+    }
+
+
+def smooth(
+    params: dict, maxima: Mapping[str, np.ndarray], alpha: float, down: bool = False
+) -> tuple[dict, dict[str, np.ndarray]]:
+    """A layer's parameters after smoothing, and the input maxima that go with them. Its output is unchanged up to rounding.
+
+    `maxima` are those of `calibrate`; `alpha` from 0 (weights keep their range) to 1 (activations give up theirs). ValueError outside.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha {alpha:g}; expected a migration strength from 0 to 1")
+    flat = {k: np.asarray(v) for k, v in flatten_dict(params, sep="/").items()}
+    maxima = dict(maxima)
+    for previous, readers in folds(params, down).items():
+        kernels = [np.abs(flat[f"{name}/kernel"].astype(np.float64)) for name in readers]
+        s_I = scales(maxima[readers[0]], np.max([k.max(axis=1) for k in kernels], axis=0), alpha)
+        for name in readers:
+            _multiply(flat, f"{name}/kernel", s_I[:, None])
+            maxima[name] = (maxima[name] / s_I).astype(np.float32)
+        if f"{previous}/kernel" in flat:
+            _multiply(flat, f"{previous}/kernel", 1 / s_I[None])
+        else:
+            _multiply(flat, f"{previous}/scale", 1 / s_I)
+        if f"{previous}/bias" in flat:
+            _multiply(flat, f"{previous}/bias", 1 / s_I)
+    return unflatten_dict(flat, sep="/"), maxima
+
+
+def scales(input_max_I: np.ndarray, weight_max_I: np.ndarray, alpha: float) -> np.ndarray:
+    """(I,) float64 s of every channel."""
+    activations = np.maximum(input_max_I.astype(np.float64), FLOOR)
+    return activations**alpha / np.maximum(weight_max_I, FLOOR) ** (1 - alpha)
+
+
+def _multiply(flat: dict[str, np.ndarray], name: str, factor: np.ndarray) -> None:
+    flat[name] = (flat[name] * factor).astype(flat[name].dtype)

@@ -1,0 +1,94 @@
+"""Perplexity: one function for all analyses, and the protocol that its numbers hold under.
+
+    perplexity = exp(mean over counted tokens of −ln p(token | the tokens before it in its window))
+
+Windows do not overlap, every next token inside a window counts, the first one of each window has nothing before it and does not.
+What a text leaves after its last whole window is dropped, so all windows weigh the same. Sums are float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from sysout_jax.engine import Stream, observe_nothing
+from sysout_jax.errors import InputError
+from sysout_jax.language_model import LanguageModel
+
+ROWS_JOINED_BY = "\n\n"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a perplexity depends on besides the model."""
+
+    windows: int
+    length: int  # tokens per window, BOS included
+    bos: bool  # every window starts with BOS; the token after it then counts
+    counted: int  # predicted tokens: all of a window but its first
+    joined_by: str | None  # what stands between the rows of the text; None: the text as it is
+    overlap: int = 0  # tokens that neighbouring windows share
+    last_partial_window: str = "dropped"
+
+    def sentence(self) -> str:
+        """In words."""
+        text = "text as it is" if self.joined_by is None else f"rows joined by {self.joined_by!r}"
+        return (
+            f"{self.windows} windows of {self.length} tokens, not overlapping, {'with' if self.bos else 'without'} BOS, {text}; "
+            f"all but the first token of each count ({self.counted:,}); a last partial window is dropped"
+        )
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Of a model under a protocol. `window_nll` are means over the counted tokens of each window, for intervals."""
+
+    value: float
+    nll: float  # nats per counted token
+    window_nll: np.ndarray  # (N,) float64
+    protocol: Protocol
+
+
+def perplexity(
+    lm: LanguageModel,
+    tokens,
+    *,
+    bos: bool = False,
+    joined_by: str | None = None,
+    batch_size: int | None = None,
+    on_layer: Callable[[], object] | None = None,
+) -> Perplexity:
+    """Of `tokens` (N, T) int, a window per row. `bos` and `joined_by` say how they were made and are recorded.
+
+    `batch_size` changes no result. Raises InputError for bad tokens and for windows of one token.
+    """
+    stream = Stream(lm, tokens, batch_size)
+    for _ in stream.layers(observe_nothing, on_layer=on_layer):
+        pass
+    return perplexity_of(stream, bos=bos, joined_by=joined_by)
+
+
+def perplexity_of(stream: Stream, *, bos: bool = False, joined_by: str | None = None) -> Perplexity:
+    """The same of a stream that has gone through all layers."""
+    nll_NxT = stream.nll().astype(np.float64)
+    windows, counted = nll_NxT.shape
+    if not counted:
+        raise InputError("windows of one token predict nothing; expected at least 2 tokens each")
+    window_nll = nll_NxT.mean(axis=1)
+    protocol = Protocol(windows, counted + 1, bos, windows * counted, joined_by)
+    mean = float(window_nll.mean())
+    return Perplexity(of_mean_nll(mean), mean, window_nll, protocol)
+
+
+def of_mean_nll(nll: float) -> float:
+    """Perplexity of a mean negative log-likelihood; inf where it overflows."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(np.float64(nll)))
+
+
+def joined_rows(text: str) -> str:
+    """The lines of a text as rows joined by a blank line, blank ones empty: how the WikiText-2 test set is usually read."""
+    rows = text.splitlines(keepends=True)
+    return ROWS_JOINED_BY.join(row if row.strip() else "" for row in rows)
