@@ -143,9 +143,11 @@ def test_layers_elements_and_values_on_raw_tensors(name):
     json.dumps(report.to_dict(), allow_nan=False)
 
 
-@pytest.mark.parametrize("seed", np.random.default_rng().integers(0, 2**20, 3).tolist())
-def test_planted_truth(seed):
+@pytest.mark.parametrize("draw", range(3))
+def test_planted_truth(draw):
     """Wide enough to be pooled, and for weight outliers at τ: all places name the planted channels, dims and tokens."""
+    seed = int(np.random.default_rng().integers(2**20))
+    print("seed", seed)
     planted = planted_llama(
         seed, num_layers=4, d_ff=4096, births=(Birth(1, 2, 1),), death_layer=None, placement="both"
     )

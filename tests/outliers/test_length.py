@@ -116,9 +116,11 @@ def test_sweep_lengths(longest, want):
     assert sweep_lengths(longest) == want
 
 
-@pytest.mark.parametrize("seed", np.random.default_rng().integers(0, 2**20, 2).tolist())
-def test_planted_truth(seed):
+@pytest.mark.parametrize("draw", range(2))
+def test_planted_truth(draw):
     """Outliers at the full stop and at BOS: they appear with the first stop of the text, and at once with BOS."""
+    seed = int(np.random.default_rng().integers(2**20))
+    print("seed", seed)
     tokenizer = byte_tokenizer()
     stop, bos = ord("."), tokenizer.bos_id
     planted = planted_llama(
