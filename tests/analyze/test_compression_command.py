@@ -76,7 +76,7 @@ def test_two_models_side_by_side(tmp_path, monkeypatch, capsys, shared_data):
         (["--alpha", -1], "0 to 1"),
         (["--group-size", 0], "at least 1"),
         (["--calibration", "/nowhere.txt"], "/nowhere.txt"),
-        (["--compare", "/nowhere"], "no such directory"),
+        (["--compare", "/nowhere"], "/nowhere: no such"),
         (["--text", "/nowhere.txt"], "/nowhere.txt"),
     ],
 )
