@@ -14,6 +14,7 @@ from sysout_jax.compress.inputs import calibrate
 from sysout_jax.compress.keeps import find_keeps, kept_weights, random_others
 from sysout_jax.compress.methods import METHODS, Compressor, Method, Settings, named
 from sysout_jax.compress.results import Attribution, Compression, KeptOutcome, Outcome, Outliers
+from sysout_jax.config import ModelConfig
 from sysout_jax.engine import Stream, observe_nothing
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.outliers.definitions import TAU
@@ -73,12 +74,11 @@ def compression(
     if attribute and life is None:
         notes.append("No activation is larger than others: no outlier to attribute errors to.")
     made = compressor(settings.sparsity)
-    shapes = expected_shapes(lm.config)
     return Compression(
         model=lm.name,
         num_layers=lm.num_layers,
-        parameters=sum(int(np.prod(s)) for k, s in shapes.items() if not k.startswith("positions")),
-        compressed_parameters=_compressed(shapes, settings),
+        parameters=parameter_count(lm.config),
+        compressed_parameters=_compressed(lm.config, settings),
         settings=settings,
         sparsities=tuple(sparsities),
         protocol=study.exact.protocol,
@@ -109,11 +109,17 @@ def _runs(
     return runs, notes
 
 
-def _compressed(shapes: dict[str, tuple[int, ...]], settings: Settings) -> int:
+def parameter_count(config: ModelConfig) -> int:
+    """Without position embeddings, as nanoGPT and with it the paper counts."""
+    shapes = expected_shapes(config).items()
+    return sum(int(np.prod(shape)) for name, shape in shapes if not name.startswith("positions"))
+
+
+def _compressed(config: ModelConfig, settings: Settings) -> int:
     ends = ("embed/", "positions/", "lm_head/")
     return sum(
         int(np.prod(shape))
-        for name, shape in shapes.items()
+        for name, shape in expected_shapes(config).items()
         if (settings.embeddings and name.startswith(ends))
         or (name.startswith("layer_") and name.endswith("/kernel"))
     )

@@ -1,0 +1,87 @@
+"""The command as people call it, on the demo model and on a trained one, small; and its page."""
+
+from __future__ import annotations
+
+import json
+import sys
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from analyze import compression
+from sysout_jax.cli import run
+
+SMALL = ["--bos", "--seq-len", "96", "--num-seqs", "2", "--seeds", "1"]
+
+
+def call(monkeypatch, *flags) -> int:
+    monkeypatch.setattr(sys, "argv", ["compression", *map(str, flags)])
+    with pytest.raises(SystemExit) as end:
+        run(compression.main)
+    return int(end.value.code or 0)
+
+
+def test_outputs(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    flags = ["--methods", "w8_tensor", "w8_channel", "prune_matrix", "--attribute", "w8_tensor"]
+    flags += ["--sparsity", 0.3, 0.5, "--expect", "gpt2_default"]
+    assert call(monkeypatch, *SMALL, *flags, "--out", out) == 0
+    printed = capsys.readouterr()
+    assert printed.err == "" and "30% pruned per matrix" in printed.out
+    assert "2 windows of 96 tokens, not overlapping, with BOS, text as it is" in printed.out
+    assert max(map(len, printed.out.split("published values")[0].splitlines())) < 180
+    found = json.loads((out / "compression.json").read_text(), parse_constant=pytest.fail)
+    (model,) = found["models"]
+    kinds = [(o["method"], o["sparsity"]) for o in model["outcomes"]]
+    assert kinds == [("full", None), ("w8_tensor", None), ("w8_channel", None), ("prune_matrix", 0.3), ("prune_matrix", 0.5)]  # fmt: skip
+    assert model["protocol"]["bos"] and model["protocol"]["joined_by"] is None
+    assert model["outliers"]["layers"] == [2]
+    errors = {o["method"]: o["error"] for o in model["outcomes"]}
+    assert errors["w8_tensor"] > 3 * errors["w8_channel"]
+    verdicts = {c["quantity"]: c["verdict"] for c in found["expected"]["checks"]}
+    assert verdicts["perplexity on WikiText-2, 50 % pruned"] == "differs"
+    assert verdicts["validation loss"] == "not measured"
+    root = ET.fromstring((out / "report.html").read_text())
+    assert [h.text for h in root.iter("h2")] == [
+        "How to read this page", "Perplexity", "Error per layer: demo", "Outliers in full precision: demo",
+        "Expected and found", "Definitions", "Settings",
+    ]  # fmt: skip
+    assert {p.name for p in (out / "figures").iterdir()} == {
+        f"{n}.{suffix}" for n in ("perplexity", "layers", "kept") for suffix in ("png", "pdf")
+    }
+
+
+def test_two_models_side_by_side(tmp_path, monkeypatch, capsys, shared_data):
+    out = tmp_path / "out"
+    ckpt = shared_data / "aidreams-260k"
+    text = shared_data / "text" / "wikitext2-test.txt"
+    flags = ["--ckpt", ckpt, "--compare", f"{ckpt}/", "--text", text, "--calibration", text]
+    flags += ["--num-seqs", 3, "--seq-len", 64, "--methods", "w8a8_static", "--attribute"]
+    assert call(monkeypatch, *flags, "--out", out) == 0
+    assert "rows joined by '\\n\\n'" in capsys.readouterr().out
+    models = json.loads((out / "compression.json").read_text())["models"]
+    assert len(models) == 2 and models[0]["outcomes"] == models[1]["outcomes"]
+    assert models[0]["calibration"] == "3 windows of 64 tokens of another text"
+    assert {p.name for p in (out / "figures").iterdir()} == {"perplexity.png", "perplexity.pdf"}
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        (["--methods", "w8_tensr"], "did you mean w8_tensor?"),
+        (["--attribute", "w5"], "--attribute w5: unknown"),
+        (["--methods"], "names nothing"),
+        (["--sparsity", 1.5], "share from 0 to 1"),
+        (["--sparsity", "--methods", "prune_model"], "--sparsity: names nothing"),
+        (["--alpha", -1], "0 to 1"),
+        (["--group-size", 0], "at least 1"),
+        (["--calibration", "/nowhere.txt"], "/nowhere.txt"),
+        (["--compare", "/nowhere"], "/nowhere: no such"),
+        (["--text", "/nowhere.txt"], "/nowhere.txt"),
+    ],
+)
+def test_bad_flags(flags, expected, tmp_path, monkeypatch, capsys):
+    assert call(monkeypatch, *flags, "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert expected in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
