@@ -149,7 +149,7 @@ def _attention(part: Any, report: Existence, token_text: TokenText) -> None:
     labels = _labels(report, token_text, 9)
     values = np.where(np.tri(len(labels), dtype=bool), report.attention.map, np.nan)
     title = f"attention, head mean, layer {report.attention.layer + 1}"
-    style.token_map(axes, values, title, labels, report.outliers)
+    style.token_map(axes, values, title, labels, report.outliers, least=0.0)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylabel("query")
     axes.tick_params(labelsize=7.5)

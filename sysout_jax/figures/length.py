@@ -88,7 +88,8 @@ def _strips(
         for tick, strong in zip(axes.get_xticklabels(), strong_T[::step], strict=True):
             if strong:
                 tick.set(color=style.ORANGE, fontweight="bold")
-        axes.set_yticks(style.layer_ticks(L)[:: 1 + L // 8])
+        ticks = style.layer_ticks(L)
+        axes.set_yticks(ticks[:: -(-len(ticks) // 6)])
         axes.set_ylabel("layer")
         axes.set_title(style.label_text(sentence.text, 60))
     figure.colorbar(image, ax=list(panels), pad=0.015, aspect=40).set_label(title)

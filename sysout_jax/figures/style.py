@@ -147,9 +147,17 @@ def legend_above(axes: Axes, columns: int, **more) -> None:
     )
 
 
-def token_map(axes: Axes, values: np.ndarray, title: str, labels: list[str], mask_W) -> None:
-    """A heat map over queries × keys with the keys' names below, those of `mask_W` in orange; the title names the colour bar."""
-    image = axes.imshow(values, cmap=HEAT, interpolation="nearest", aspect="auto")
+def token_map(
+    axes: Axes,
+    values: np.ndarray,
+    title: str,
+    labels: list[str],
+    mask_W,
+    least: float | None = None,
+) -> None:
+    """A heat map over queries × keys with the keys' names below, those of `mask_W` in orange. The title names the colour bar,
+    which starts at `least` where it is given."""
+    image = axes.imshow(values, cmap=HEAT, interpolation="nearest", aspect="auto", vmin=least)
     bar = axes.figure.colorbar(image, ax=axes, pad=0.02, aspect=25, location="top", shrink=0.9)
     bar.set_label(title, fontweight="bold")
     axes.set_xticks(range(len(labels)), labels, rotation=90)

@@ -43,11 +43,10 @@ def tokens(report: Positions, token_text: TokenText) -> Figure:
     for row, (name, counts) in zip(panels, groups(report).items(), strict=True):
         _shares(row[0], report, counts)
         _layers(row[1], report, counts)
-        row[0].set_title(name, pad=26 if row is panels[0] else 6)
-    panels[-1, 0].set_xlabel("share of the tokens (%)")
+        row[0].set_title(name, pad=6)
+    panels[-1, 0].set_xlabel("share of the tokens (%)\nstroke: share of all tokens of the text")
     style.layer_axis(panels[-1, 1], report.num_layers)
     style.legend_above(panels[0, 1], 2 if len(report.classes) < 5 else 3, handletextpad=0.5)
-    _reference_legend(panels[0, 0])
     return figure
 
 
@@ -64,19 +63,13 @@ def _shares(axes: Axes, report: Positions, counts: TokenCounts) -> None:
         axes.barh(i, value, 0.7, color=colour, hatch=hatch, edgecolor=style.BLACK, lw=0.8)
         count = plural(int(counts.once[i]), "token")
         axes.text(150, i, count, ha="right", va="center", fontsize=8)
-    axes.plot(100 * report.all_tokens / report.all_tokens.sum(), y, **_REFERENCE)
+    axes.plot(
+        100 * report.all_tokens / report.all_tokens.sum(), y, "|", color=style.GREY, ms=13, mew=2.4
+    )
     axes.set_yticks(y, [style.label_text(name, 18) for name in report.classes])
     axes.set_xlim(0, 150)
     axes.set_xticks(range(0, 101, 25))
     axes.set_ylim(len(y) - 0.4, -0.6)
-
-
-_REFERENCE: dict = {"marker": "|", "ls": "", "color": style.GREY, "ms": 13, "mew": 2.4}
-
-
-def _reference_legend(axes: Axes) -> None:
-    axes.plot([], [], **_REFERENCE | {"ms": 9}, label="share among all tokens")
-    style.legend_above(axes, 1)
 
 
 def _layers(axes: Axes, report: Positions, counts: TokenCounts) -> None:
