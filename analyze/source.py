@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 import numpy as np
 import tyro
 from tqdm import tqdm
@@ -24,6 +25,7 @@ from sysout_jax.outliers.published import published
 from sysout_jax.outliers.tokens import TokenClasses
 from sysout_jax.report import run_settings
 from sysout_jax.report_expected import Expectation
+from sysout_jax.sharding import MeshConfig, make_mesh, start_processes
 from sysout_jax.testing import demo_model
 
 NUM_SEQS, SEQ_LEN = 10, 1024
@@ -54,6 +56,8 @@ class Source:
     """Sequences per step (default 4096 tokens worth). Changes no result."""
     seed: int = 0
     """Draws random controls and resamples."""
+    mesh: MeshConfig = field(default_factory=lambda: MeshConfig(data=1, fsdp=-1))
+    """Where there are several devices: how they share weights and sequences. Changes results by rounding only."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,11 @@ class Prepared:
 
 def prepare(source: Source, read: Callable[[Path], str] = read_text) -> Prepared:
     """Load the model and cut the text, which `read` gets from its file; InputError for everything that cannot work."""
+    start_processes()
+    if jax.process_index() > 0:
+        # all processes compute the same, the first one tells
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    mesh = make_mesh(source.mesh.data, source.mesh.fsdp, source.mesh.tensor)
     if not source.tau > 0:
         raise so.InputError(
             f"--tau {source.tau:g}: expected a positive threshold, for example 1000"
@@ -114,11 +123,12 @@ def prepare(source: Source, read: Callable[[Path], str] = read_text) -> Prepared
     notes = []
     if source.ckpt is None:
         lm = demo_model()
+        lm.mesh = mesh if mesh.size > 1 else None
         notes.append(
             "No --ckpt given: this is a small planted model whose outliers are known by construction."
         )
     else:
-        lm = so.load(source.ckpt, source.dtype)
+        lm = so.load(source.ckpt, source.dtype, mesh if mesh.size > 1 else None)
     if lm.tokenizer is None:
         raise so.InputError(
             f"{source.ckpt}: has no tokenizer.json, so no text can be read; put the model's tokenizer.json beside its config or file"
@@ -147,7 +157,12 @@ def prepare(source: Source, read: Callable[[Path], str] = read_text) -> Prepared
 
 def progress(total: int | None = None) -> tqdm:
     """A bar over layers on a terminal, nothing in a pipe."""
-    return tqdm(total=total, unit="layer", disable=not sys.stderr.isatty(), leave=False)
+    return tqdm(
+        total=total,
+        unit="layer",
+        disable=not sys.stderr.isatty() or jax.process_index() > 0,
+        leave=False,
+    )
 
 
 def check_out(out: Path) -> Path:

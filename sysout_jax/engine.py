@@ -3,12 +3,11 @@
 Memory is one layer of weights (two while the next one is prefetched), the hidden states and one block of attention rows; it
 depends neither on the depth nor on T². One block is compiled once for all layers. Every observation has the sequence as its
 leading axis and is computed for one sequence at a time, so batches combine by concatenation, and how the sequences were
-cut into batches cannot change a result.
+cut into batches cannot change a result. On a mesh every group of devices that holds the weights once works on a sequence of its own.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,9 +16,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from sysout_jax import capture as cap
 from sysout_jax.language_model import LanguageModel
+from sysout_jax.sharding import BATCH, BATCH_AXES, batch_shards, constrain, per_device, whole_rows
 
 #: `observe(x_in, taps, extra) -> pytree of arrays with leading axis B`; pure, traced once.
 Observe = Callable[[jax.Array, dict[str, jax.Array], Any], Any]
@@ -40,15 +41,28 @@ class Stream:
 
     def __init__(self, lm: LanguageModel, tokens, batch_size: int | None = None):
         self.lm = lm
-        tokens = lm.check_tokens(tokens)
-        size = batch_size or default_batch_size(*tokens.shape)
-        self.batches = [jnp.asarray(tokens[i : i + size]) for i in range(0, len(tokens), size)]
-        with _exact(lm):
+        self.tokens = lm.check_tokens(tokens)
+        with lm.computing():
+            shards = batch_shards()
+            # the last sequence fills up what the devices leave; nothing is kept of its copies
+            padded = _pad(self.tokens, -len(self.tokens) % shards)
+            size = batch_size or default_batch_size(len(padded) // shards, padded.shape[1]) * shards
+            size = max(size // shards, 1) * shards
+            self.batches = [jnp.asarray(padded[i : i + size]) for i in range(0, len(padded), size)]
             params = {name: lm.read(name) for name in ("embed", "positions") if self._has(name)}
             self.hidden = [_embed(lm.module, params, batch) for batch in self.batches]
 
     def _has(self, group: str) -> bool:
         return group != "positions" or self.lm.config.family == "gpt2"
+
+    def _read(self, layer: int) -> tuple[dict, dict]:
+        """A layer's parameters on the model's devices, and where whoever looks at them finds them whole."""
+        group = f"layer_{layer}"
+        if self.lm.mesh is None:
+            params = self.lm.read(group)
+            return params, params
+        whole = self.lm.source.read(group, self.lm.dtype)
+        return self.lm.put(group, whole), whole
 
     def layers(
         self,
@@ -66,37 +80,46 @@ class Stream:
         layer and those before it are left out.
         """
         block, num_layers = self.lm.block(), self.lm.num_layers
-        coming = _PREFETCH.submit(self.lm.read, f"layer_{first}")
+        count = len(self.tokens)
+        coming = _PREFETCH.submit(self._read, first)
         for layer in range(first, num_layers):
-            params = coming.result()
+            params, whole = coming.result()
             if layer + 1 < num_layers:
-                coming = _PREFETCH.submit(self.lm.read, f"layer_{layer + 1}")
+                coming = _PREFETCH.submit(self._read, layer + 1)
             seen, start = [], 0
-            with _exact(self.lm):
+            with self.lm.computing():
                 for i, x in enumerate(self.hidden):
                     part = None if extra is None else _slice(extra[layer], start, len(x))
-                    self.hidden[i], found = _block_step(block, observe, edit, params, x, part)
+                    self.hidden[i], found = block_step(block, observe, edit, params, x, part)
                     seen.append(jax.device_get(found))
                     start += len(x)
-            yield layer, params, jax.tree.map(lambda *parts: np.concatenate(parts), *seen)
+            yield layer, whole, jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *seen)
             if on_layer:
                 on_layer()
 
     def logits(self) -> jax.Array:
         """(N, T, V) from the last layer's output."""
         params = self._head()
-        with _exact(self.lm):
-            return jnp.concatenate([_unembed(self.lm.module, params, x) for x in self.hidden])
+        with self.lm.computing():
+            parts = [_unembed(self.lm.module, params, x) for x in self.hidden]
+            return jnp.concatenate(parts)[: len(self.tokens)]
 
     def nll(self) -> np.ndarray:
         """(N, T-1) negative log-likelihood in nats of every next token, without ever holding (N, T, V) logits."""
         params = self._head()
-        with _exact(self.lm):
+        with self.lm.computing():
             parts = [
                 _next_token_nll(self.lm.module, params, x, tokens)
                 for x, tokens in zip(self.hidden, self.batches, strict=True)
             ]
-        return np.concatenate([np.asarray(part) for part in parts])
+        return np.concatenate([np.asarray(part) for part in parts])[: len(self.tokens)]
+
+    def states(self) -> Iterator[jax.Array]:
+        """The hidden states of one batch after the other, without what only fills up the devices."""
+        left = len(self.tokens)
+        for x_BxTxD in self.hidden:
+            yield x_BxTxD if len(x_BxTxD) <= left else x_BxTxD[:left]
+            left -= len(x_BxTxD)
 
     def _head(self) -> dict:
         names = ["final_norm", "embed" if self.lm.config.tied_embeddings else "lm_head"]
@@ -148,59 +171,88 @@ class _raw:  # a function that is equal to another one for the same names, so th
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _block_step(block, observe: Observe, edit: Edit | None, params: dict, x_BxTxD, extra):
-    # One sequence at a time: the shape of every product, and with it its rounding, is then that of a sequence, so that
-    # statistics do not depend on how sequences were cut into batches. The products are T rows high, which is enough.
-    def one_sequence(args):
-        x_1xTxD, extra = jax.tree.map(lambda a: a[None], args)
-        y, state = block.apply({"params": params}, x_1xTxD, mutable=[cap.COLLECTION])
+def block_step(block, observe: Observe, edit: Edit | None, params: dict, x_BxTxD, extra):
+    """One layer on one batch: its output (B, T, D) and what was observed, leading axis B."""
+
+    def one_each(x_SxTxD, extra):
+        y, state = block.apply({"params": params}, x_SxTxD, mutable=[cap.COLLECTION])
         taps = cap.flatten_taps(state[cap.COLLECTION])
         if edit is not None:
             y = taps["h"] = edit(y, extra)
-        found = observe(x_1xTxD, taps, extra)
-        return jax.tree.map(lambda a: a[0], (y, found))
+        return y, per_device(observe, (BATCH, BATCH, BATCH), BATCH)(x_SxTxD, taps, extra)
 
-    return jax.lax.map(one_sequence, (x_BxTxD, extra))
+    y_BxTxD, found = _one_by_one(one_each, (x_BxTxD, extra))
+    # whole on every device and process: whoever observes wants to read it
+    return constrain(y_BxTxD, BATCH), jax.tree.map(lambda a: constrain(a, P()), found)
+
+
+def _one_by_one(function: Callable, args: tuple) -> Any:
+    """`function(*args)`, where one call sees one sequence, or one for every shard of the batch.
+
+    The shape of every product, and with it its rounding, is then that of a sequence, so that results do not depend on how
+    sequences were cut into batches. The products are T rows high, which is enough.
+    """
+    shards = batch_shards()
+
+    def split(a):  # shard s holds rows s*N … (s+1)*N - 1: no row changes its device
+        return constrain(a.reshape(shards, -1, *a.shape[1:]).swapaxes(0, 1), P(None, BATCH_AXES))
+
+    def join(a):
+        return a.swapaxes(0, 1).reshape(-1, *a.shape[2:])
+
+    done = jax.lax.map(lambda each: function(*each), jax.tree.map(split, args))
+    return jax.tree.map(join, done)
 
 
 @partial(jax.jit, static_argnums=0)
 def _embed(module, params: dict, tokens_BxT):
-    return module.apply({"params": params}, tokens_BxT, method="embed_tokens")
+    x_BxTxD = module.apply({"params": whole_rows(params)}, tokens_BxT, method="embed_tokens")
+    return constrain(x_BxTxD, BATCH)
 
 
 @partial(jax.jit, static_argnums=0)
 def _unembed(module, params: dict, x_BxTxD):
-    def one_sequence(x_TxD):
-        return module.apply({"params": params}, x_TxD[None], method="unembed")[0]
+    def one_each(x_SxTxD):
+        return module.apply({"params": params}, x_SxTxD, method="unembed")
 
-    return jax.lax.map(one_sequence, x_BxTxD)
+    return constrain(_one_by_one(one_each, (x_BxTxD,)), P())
 
 
 @partial(jax.jit, static_argnums=0)
 def _next_token_nll(module, params: dict, x_BxTxD, tokens_BxT):
-    B, T, D = x_BxTxD.shape
-    rows = -(-(T - 1) // NLL_ROWS) * NLL_ROWS
-    x = jnp.pad(x_BxTxD[:, :-1], ((0, 0), (0, rows - (T - 1)), (0, 0)))
-    targets = jnp.pad(tokens_BxT[:, 1:], ((0, 0), (0, rows - (T - 1))))
+    T = tokens_BxT.shape[1]
+    size = min(NLL_ROWS, T - 1) or 1
+    short = -(T - 1) % size
 
-    def chunk(args):
-        x_RxD, targets_R = args
-        logits = module.apply({"params": params}, x_RxD[None], method="unembed")[0].astype(
-            jnp.float32
-        )
-        picked = jnp.take_along_axis(logits, targets_R[:, None], -1)[:, 0]
-        return jax.nn.logsumexp(logits, axis=-1) - picked
+    def one_each(x_SxTxD, tokens_SxT):
+        S, _, D = x_SxTxD.shape
+        x = jnp.pad(x_SxTxD[:, :-1], ((0, 0), (0, short), (0, 0)))
+        targets = jnp.pad(tokens_SxT[:, 1:], ((0, 0), (0, short)))
 
-    size = min(NLL_ROWS, rows) if rows else 1
-    nll = jax.lax.map(chunk, (x.reshape(-1, size, D), targets.reshape(-1, size)))
-    return nll.reshape(B, rows)[:, : T - 1]
+        def chunk(args):
+            x_SxRxD, targets_SxR = args
+            logits = module.apply({"params": params}, x_SxRxD, method="unembed")
+            logits = logits.astype(jnp.float32)
+            picked = jnp.take_along_axis(logits, targets_SxR[..., None], -1)[..., 0]
+            return jax.nn.logsumexp(logits, axis=-1) - picked
+
+        chunks = x.reshape(S, -1, size, D), targets.reshape(S, -1, size)
+        nll = jax.lax.map(chunk, jax.tree.map(lambda a: a.swapaxes(0, 1), chunks))
+        return nll.swapaxes(0, 1).reshape(S, -1)[:, : T - 1]
+
+    return constrain(_one_by_one(one_each, (x_BxTxD, tokens_BxT)), P())
 
 
 def _slice(tree: Any, start: int, count: int):
-    return jax.tree.map(lambda a: a[start : start + count], tree)
+    """Rows `start` and on; the last one again where they end before `count`."""
+
+    def cut(a):
+        rows = a[start : start + count]
+        return _pad(rows, count - len(rows)) if len(rows) else _pad(a[-1:], count - 1)
+
+    return jax.tree.map(cut, tree)
 
 
-def _exact(lm: LanguageModel):
-    """Float32 analysis means float32 products, also where the hardware would round them (TF32, bfloat16 passes)."""
-    wide = jnp.dtype(lm.dtype).itemsize >= 4
-    return jax.default_matmul_precision("highest") if wide else contextlib.nullcontext()
+def _pad(rows, more: int):
+    """`rows` and its last one `more` times."""
+    return rows if more == 0 else np.concatenate([rows, np.repeat(rows[-1:], more, axis=0)])

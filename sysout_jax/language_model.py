@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,11 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from sysout_jax.config import ModelConfig
 from sysout_jax.data.tokenizers import Tokenizer
 from sysout_jax.errors import InputError
 from sysout_jax.models import build
+from sysout_jax.sharding import put
 from sysout_jax.weights import InMemory, WeightSource, groups
 
 
@@ -30,6 +33,8 @@ class LanguageModel:
     name: str = "model"
     wrap: Callable[[Any], Any] | None = None
     """Replaces the block that streaming runs layer by layer, see `block`."""
+    mesh: Mesh | None = None
+    """Devices that weights and sequences are spread over (`sysout_jax.sharding.make_mesh`); None: jax's default device."""
 
     @property
     def num_layers(self) -> int:
@@ -50,15 +55,33 @@ class LanguageModel:
     def params(self) -> dict:
         """All parameters as one nested dict of device arrays."""
         params = {
-            name: jax.tree.map(jnp.asarray, self.source.read(name, self.dtype))
-            for name in groups(self.config)
+            name: self.put(name, self.source.read(name, self.dtype)) for name in groups(self.config)
         }
         self.source = InMemory(params)
         return params
 
     def read(self, group: str) -> dict:
         """Parameters below one top-level name, in the model's dtype, as device arrays."""
-        return jax.tree.map(jnp.asarray, self.source.read(group, self.dtype))
+        return self.put(group, self.source.read(group, self.dtype))
+
+    def put(self, group: str, params: dict) -> dict:
+        """Those parameters, wherever they are, on the model's devices."""
+        if self.mesh is None:
+            return jax.tree.map(jnp.asarray, params)
+        return put({group: params}, self.mesh)[group]
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """Within, jax computes on the model's devices, and in float32 where that is asked for.
+
+        Float32 analysis means float32 products, also where the hardware would round them (TF32, bfloat16 passes).
+        """
+        with contextlib.ExitStack() as stack:
+            if self.mesh is not None:
+                stack.enter_context(jax.set_mesh(self.mesh))
+            if jnp.dtype(self.dtype).itemsize >= 4:
+                stack.enter_context(jax.default_matmul_precision("highest"))
+            yield
 
     def with_edits(self, edits: Mapping[str, Callable[[dict], dict]]) -> LanguageModel:
         """The same model with some groups changed as they are read; the original stays as it is."""

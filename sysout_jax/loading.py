@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from sysout_jax import checkpoint
 from sysout_jax.config import ModelConfig
@@ -36,11 +37,11 @@ class Opened(NamedTuple):
     tokenizer: Tokenizer | None
 
 
-def load(path: str | Path, dtype: Any = "float32") -> LanguageModel:
+def load(path: str | Path, dtype: Any = "float32", mesh: Mesh | None = None) -> LanguageModel:
     """Open a checkpoint of any of the `FORMATS`, or a Hugging Face hub id (extra `hf`).
 
     Names, shapes and settings are all checked now; the weights themselves are read when they are used. `dtype` is that of
-    weights and compute. Raises InputError, with one line to act on, for everything that is wrong with the checkpoint.
+    weights and compute, `mesh` spreads analyses over devices (`sysout_jax.sharding.make_mesh`). Raises InputError, with one line to act on, for everything that is wrong with the checkpoint.
     """
     try:
         dtype = jnp.dtype(dtype)
@@ -49,7 +50,9 @@ def load(path: str | Path, dtype: Any = "float32") -> LanguageModel:
             f"dtype {dtype!r} is unknown; expected for example float32 or bfloat16"
         ) from None
     opened = open_checkpoint(find(path))
-    return LanguageModel(opened.config, opened.source, opened.tokenizer, dtype.name, str(path))
+    return LanguageModel(
+        opened.config, opened.source, opened.tokenizer, dtype.name, str(path), mesh=mesh
+    )
 
 
 def find(path: str | Path) -> Path:

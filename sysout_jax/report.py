@@ -104,7 +104,10 @@ def write_report(
     The JSON is `payload` and `settings`, strict: NaN and inf are null. The page shows `title`, `headline`, `sections` (a
     `Picture` in them names one of `figures`) and `settings`. Files of the same names are replaced, and figures that an
     earlier run of the same analysis left and this one does not draw are removed. Whatever fails, nothing changes in `out`.
+    Of several processes the first one writes; the others return no paths.
     """
+    if jax.process_index() > 0:
+        return []
     for each in (name, *figures):
         if not _NAME.fullmatch(each):
             raise ValueError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -37,6 +38,16 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"scale_proj/bias", P("tensor")),
     (r"(k|v)_extra", P("tensor", None)),  # (H, Dh)
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """How many ways the devices split the batch (data, fsdp), the parameters (fsdp) and the heads (tensor)."""
+
+    data: int = -1
+    """-1: all devices that the others leave."""
+    fsdp: int = 1
+    tensor: int = 1
 
 
 def make_mesh(
@@ -109,15 +120,43 @@ def place(specs: Any, mesh: Mesh) -> Any:
     )
 
 
+def put(params: dict, mesh: Mesh) -> dict:
+    """Parameters that every process holds in whole, laid on the mesh by `RULES`; top-level names as in a model."""
+    shardings = place(parameter_specs(params, mesh), mesh)
+
+    def cut(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    return jax.tree.map(cut, params, shardings)
+
+
 def current_mesh() -> Any:
-    """The mesh set by `jax.set_mesh` if it spreads over several devices, else None."""
+    """The mesh set by `jax.set_mesh` if it spreads over several devices, else None; also None within `per_device`."""
     mesh = jax.sharding.get_abstract_mesh()
-    return mesh if not mesh.empty and mesh.size > 1 and set(AXES) <= set(mesh.axis_names) else None
+    if mesh.empty or mesh.size == 1 or not set(AXES) <= set(mesh.axis_names):
+        return None
+    return None if jax.sharding.AxisType.Manual in mesh.axis_types else mesh
+
+
+def batch_shards() -> int:
+    """Parts that the leading axis of a batch is cut into on the current mesh."""
+    mesh = current_mesh()
+    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def constrain(x: jax.Array, spec: P) -> jax.Array:
     """Tell the compiler how an activation lies; nothing without a mesh."""
     return x if current_mesh() is None else jax.lax.with_sharding_constraint(x, spec)
+
+
+def whole_rows(tables: dict) -> dict:
+    """Embedding tables laid so that rows are looked up in whole: one cut along D would make the compiler copy the whole batch of rows."""
+    specs = {"embed": P("tensor", None), "positions": P()}
+    return {
+        name: jax.tree.map(lambda table, name=name: constrain(table, specs[name]), tables[name])
+        for name in tables
+    }
 
 
 def per_device(function: Callable, in_specs: Any, out_specs: Any) -> Callable:

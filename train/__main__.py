@@ -8,7 +8,6 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import jax
 import tyro
@@ -16,9 +15,8 @@ from tqdm import tqdm
 
 from sysout_jax.cli import run
 from sysout_jax.sharding import start_processes
-from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import Progress, fit
-from train.settings import parse
+from train.settings import Settings, parse
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Command:
     """Python file that defines `config`, for example configs/cpu_small_default.py."""
     workdir: Path
     """Directory of the run: metrics.jsonl, checkpoints. An existing run goes on from its last checkpoint."""
-    settings: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    settings: Settings
 
 
 def main() -> None:

@@ -11,25 +11,27 @@ from typing import Annotated
 import tyro
 
 from sysout_jax.cli import run
-from sysout_jax.training.config import TrainConfig
-from sysout_jax.training.plan import GIB, Plan, plan
-from train.settings import parse
+from sysout_jax.planning import GIB, Plan, plan_analysis, plan_training
+from train.settings import Settings, parse
 
 
 @dataclass(frozen=True)
 class Command:
-    """Compile a training step for a TPU slice and say what it needs per chip."""
+    """Compile a training or analysis step for a TPU slice and say what it needs per chip."""
 
     config: Path
     """Python file that defines `config`."""
     topology: str
     """Kind of chip and shape of the slice: v4:2x2x2, v5e:16x16, v5p:4x4x4, v6e:8x8."""
-    settings: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    settings: Settings
+    analyze: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Plan one layer's step of the analyses instead of the training step."""
 
 
 def main() -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # libtpu is there to compile, not to run
     command = parse(Command, "python -m train.plan", __doc__, sys.argv[1:], topology=tyro.MISSING)
+    plan = plan_analysis if command.analyze else plan_training
     print(describe(plan(command.settings, command.topology)))
 
 
@@ -38,11 +40,12 @@ def describe(found: Plan) -> str:
     verdict = "fits" if found.fits else "DOES NOT FIT"
     mesh = " × ".join(f"{axis} {size}" for axis, size in found.mesh.items())
     lines = [
+        found.step,
         f"{found.topology}: {found.chips} × {found.device_kind}, mesh {mesh}, attention {found.kernel}",
-        f"memory per chip   {found.memory / GIB:.2f} of {found.capacity / GIB:.0f} GiB: {verdict} (state and batch "
+        f"memory per chip   {found.memory / GIB:.2f} of {found.capacity / GIB:.0f} GiB: {verdict} (arguments "
         f"{found.arguments / GIB:.2f}, temporaries {found.temporaries / GIB:.2f}, code {found.code / GIB:.2f})",
         f"FLOPs per chip    {found.program_flops:.3e} in matrix products, {found.program_flops / found.model_flops:.2f} "
-        "of the model's own count 6N + 12LDT",
+        "of the model's own count",
         f"bytes per chip    {found.bytes_accessed:.3e} (XLA's estimate, loop bodies once)",
         "(T, T) buffers    " + (", ".join(found.quadratic) or "none"),
     ]

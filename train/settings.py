@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
 from sysout_jax.errors import InputError
-from sysout_jax.training.config import load_config
+from sysout_jax.training.config import TrainConfig, load_config
+
+#: All settings of a run as flags, switches as `--remat True`.
+Settings = Annotated[TrainConfig, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ def parse(
             args=arguments,
             prog=prog,
             default=default,
-            config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+            config=(tyro.conf.AvoidSubcommands,),
         )
     except ValueError as error:
         raise InputError(str(error)) from None

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from sysout_jax.engine import Stream, observe_nothing
 from sysout_jax.language_model import LanguageModel
+from sysout_jax.sharding import constrain
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,11 @@ def final_error(exact: Stream, other: Stream) -> float:
 
 def _compare(exact: Stream, other: Stream) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Relative error (N, T) and squared error (N, T) of every token, squared error (D,) of every dim; float64."""
-    parts = [
-        jax.device_get(_difference(a, b)) for a, b in zip(exact.hidden, other.hidden, strict=True)
-    ]
+    with exact.lm.computing():
+        parts = [
+            jax.device_get(_difference(a, b))
+            for a, b in zip(exact.states(), other.states(), strict=True)
+        ]
     relative, token, dim = (np.concatenate(p).astype(np.float64) for p in zip(*parts, strict=True))
     return relative, token, dim.sum(axis=0)
 
@@ -74,4 +78,5 @@ def _difference(exact_BxTxD, other_BxTxD):
     squared = (other_BxTxD.astype(jnp.float32) - exact) ** 2
     token = squared.sum(2)
     size = (exact**2).sum(2)
-    return jnp.sqrt(token / jnp.where(size > 0, size, 1.0)), token, squared.sum(1)
+    relative = jnp.sqrt(token / jnp.where(size > 0, size, 1.0))
+    return tuple(constrain(found, P()) for found in (relative, token, squared.sum(1)))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from sysout_jax.capture import tap
 from sysout_jax.config import Gpt2Config
 from sysout_jax.linear import INIT, dense, residual_init
-from sysout_jax.models.layers import attend_and_tap
+from sysout_jax.models.layers import attend_and_tap, gelu, gelu_tanh
+
+ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh}
 
 
 class Attention(nn.Module):
@@ -43,7 +44,7 @@ class Mlp(nn.Module):
         cfg = self.cfg
 
         up_BxTxF = dense(self, cfg.d_ff, "up_proj", cfg.bias)(x_BxTxD)
-        x_down_BxTxF = jax.nn.gelu(up_BxTxF, approximate=cfg.activation == "gelu_tanh")
+        x_down_BxTxF = ACTIVATIONS[cfg.activation](up_BxTxF)
         down = dense(self, cfg.d_model, "down_proj", cfg.bias, residual_init(cfg.num_layers))
         down_BxTxD = down(x_down_BxTxF)
         tap(self, "up", up_BxTxF)

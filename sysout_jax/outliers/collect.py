@@ -69,14 +69,14 @@ def collect(
         raise ValueError(f"tau is {tau}; expected a positive threshold")
     stream = Stream(lm, tokens, batch_size)
     h, x_down, attention, weights = [], [], [], []
-    for _, params, seen in stream.layers(_observe, on_layer=on_layer):
+    for _, params, seen in stream.layers(observe_statistics, on_layer=on_layer):
         outlier_tokens = seen["h"]["token_max"] > tau * seen["h"]["mean"][:, None]
         h.append(seen["h"])
         x_down.append(seen["x_down"])
         attention.append(reduce_attention(seen["sums"], outlier_tokens, tau))
         weights.append(jax.device_get(reduce_weights(lm.config, params)))
     return Stats(
-        tokens=np.concatenate([np.asarray(batch) for batch in stream.batches]),
+        tokens=stream.tokens,
         tau=tau,
         h=join_activations(h, TOP),
         x_down=join_activations(x_down, TOP),
@@ -85,7 +85,8 @@ def collect(
     )
 
 
-def _observe(x_in, taps, extra):
+def observe_statistics(x_in, taps, extra) -> dict:
+    """The `Observe` of `collect`: everything it keeps of one layer and sequence."""
     return {
         "h": reduce_activations(taps["h"], TOP),
         "x_down": reduce_activations(taps["x_down"], TOP),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 INF = 0x7F800000  # the largest pattern that is a number
 WALK = 2  # values below the rank at which searching turns into walking
@@ -44,7 +45,7 @@ def _next_above(values_BxTxC: jax.Array, floor_B: jax.Array) -> jax.Array:
 
 def _kth_smallest(values_BxTxC: jax.Array, rank_B: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The element of 0-based `rank_B` in each row, and how many elements are not above it."""
-    B, T, C = values_BxTxC.shape
+    _, T, C = values_BxTxC.shape
     M = T * C
 
     # invariant: count(lo) <= rank < count(hi)
@@ -65,10 +66,9 @@ def _kth_smallest(values_BxTxC: jax.Array, rank_B: jax.Array) -> tuple[jax.Array
         )
 
     if M > 4 * SAMPLE:
-        # a stride that is odd, so that it does not walk along one feature dimension
-        sample = jnp.sort(values_BxTxC.reshape(B, M)[:, :: (M // SAMPLE) | 1], axis=-1).view(
-            jnp.int32
-        )
+        # a stride that is odd, so that it does not walk along one feature dimension; gathered, because libtpu fails on such slices
+        tokens, channels = np.divmod(np.arange(0, M, (M // SAMPLE) | 1), values_BxTxC.shape[2])
+        sample = jnp.sort(values_BxTxC[:, tokens, channels], axis=-1).view(jnp.int32)
         size = sample.shape[1]
         centre = (rank_B.astype(jnp.float32) * (size / M)).astype(jnp.int32)
         for offset in (

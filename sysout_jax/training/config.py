@@ -11,6 +11,7 @@ from typing import Any
 
 from sysout_jax.config import ModelConfig, config_from_dict, config_to_dict
 from sysout_jax.errors import InputError
+from sysout_jax.sharding import MeshConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,16 +29,6 @@ class OptimizerConfig:
     weight_decay: float = 0.1
     clip: float = 1.0
     """Largest global gradient norm; 0 does not clip."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeshConfig:
-    """How many ways the devices split the batch (data, fsdp), the parameters (fsdp) and the heads (tensor)."""
-
-    data: int = -1
-    """-1: all devices that the others leave."""
-    fsdp: int = 1
-    tensor: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
-from sysout_jax.sharding import BATCH, constrain
+from sysout_jax.sharding import BATCH, constrain, whole_rows
 
 
 def final_hidden(model, params: dict, tokens_BxT, remat: bool = False) -> jax.Array:
@@ -28,12 +27,7 @@ def final_hidden(model, params: dict, tokens_BxT, remat: bool = False) -> jax.Ar
 
 def embedded(model, params: dict, tokens_BxT) -> jax.Array:
     """(B, T, D) float32: what enters the first layer."""
-    # rows are looked up in whole: a table that is cut along D would make the compiler copy the whole batch of rows
-    held = {
-        name: jax.tree.map(lambda table, rows=rows: constrain(table, rows), params[name])
-        for name, rows in (("embed", P("tensor", None)), ("positions", P()))
-        if name in params
-    }
+    held = whole_rows({name: params[name] for name in ("embed", "positions") if name in params})
     x_BxTxD = model.apply({"params": held}, tokens_BxT, method="embed_tokens")
     return constrain(x_BxTxD.astype(jnp.float32), BATCH)
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from sysout_jax.platform import target_platform
 from sysout_jax.sharding import BATCH, BATCH_AXES, current_mesh, per_device
 
 
@@ -63,6 +64,15 @@ def _means(nll, z, targets_BxT, z_loss, axis):
     return nll, nll + z_loss * z
 
 
+def _picked(logits_MxV, targets_M, hit_MxV):
+    """Each row's logit of its target, 0 where that lies in another device's part of the vocabulary."""
+    if target_platform() == "tpu":  # slow at gathering single numbers, and fuses this
+        return jnp.where(hit_MxV, logits_MxV, 0.0).sum(-1)
+    here_M = (targets_M >= 0) & (targets_M < logits_MxV.shape[1])
+    at = jnp.where(here_M, targets_M, 0)[:, None]
+    return jnp.where(here_M, jnp.take_along_axis(logits_MxV, at, axis=1)[:, 0], 0.0)
+
+
 def _sweep(x_BxTxD, head_VxD, targets_BxT, chunk, z_loss, axis, gradients: bool):
     """Sums of nll and lse² over all positions, and with `gradients` those of nll + z_loss · lse²."""
     B, T, D = x_BxTxD.shape
@@ -87,7 +97,7 @@ def _sweep(x_BxTxD, head_VxD, targets_BxT, chunk, z_loss, axis, gradients: bool)
         total = over_vocabulary(jax.lax.psum, jnp.exp(logits_MxV - top[:, None]).sum(-1))
         lse = top + jnp.log(total)
         hit_MxV = targets[:, None] == vocabulary_V[None]
-        picked = over_vocabulary(jax.lax.psum, jnp.where(hit_MxV, logits_MxV, 0.0).sum(-1))
+        picked = over_vocabulary(jax.lax.psum, _picked(logits_MxV, targets - first, hit_MxV))
         nll, z = nll + (lse - picked).sum(), z + (lse * lse).sum()
         if not gradients:
             return (nll, z, dhead), None

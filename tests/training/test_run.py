@@ -128,7 +128,7 @@ def test_killed_at_random_moments_and_resumed(config_file, tmp_path):
     for _ in range(20):
         process = subprocess.Popen(
             command(config_file, tmp_path / "killed", *steps),
-            env=environment(),
+            env=environment(JAX_ENABLE_COMPILATION_CACHE="false"),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

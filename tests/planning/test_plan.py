@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import pytest
 
 from sysout_jax.errors import InputError
-from sysout_jax.platform import compiling_for
-from sysout_jax.sharding import make_mesh
-from sysout_jax.training.plan import (
+from sysout_jax.planning import plan_analysis, plan_training
+from sysout_jax.planning.costs import (
     Collective,
     count_products,
     find_collectives,
     find_quadratic,
-    plan,
 )
+from sysout_jax.platform import compiling_for
+from sysout_jax.sharding import MeshConfig, make_mesh
 from sysout_jax.training.step import make_program
 
 
@@ -49,30 +49,35 @@ def test_collectives_and_quadratic_buffers_are_read_off_the_program(config):
         Collective("all-gather", 1, 512),
     )
     wide = dataclasses.replace(config.model, d_model=48, d_ff=96, num_heads=2)
-    assert find_quadratic(TEXT, dataclasses.replace(config, model=wide)) == ("f32[4,16,16]",)
+    assert find_quadratic(TEXT, wide, config.seq_len) == ("f32[4,16,16]",)
 
 
 @pytest.mark.parametrize("topology", ["v9:2x2", "v5e", "v5e:two"])
 def test_bad_topology(topology, config):
     with pytest.raises(InputError, match=r"expected one of .*v5e:16x16"):
-        plan(config, topology)
+        plan_training(config, topology)
 
 
 def test_plan_without_libtpu_says_what_to_install(config):
     if importlib.util.find_spec("libtpu"):
         pytest.skip("libtpu is installed")
     with pytest.raises(InputError, match=r"sysout_jax\[tpu\]"):
-        plan(config, "v5e:2x2")
+        plan_training(config, "v5e:2x2")
 
 
 def test_plan_of_a_slice(config):
     if not importlib.util.find_spec("libtpu"):
         pytest.skip("needs libtpu, from the tpu extra")
     wide = dataclasses.replace(config.model, d_model=256, d_ff=512, context_length=256)
-    found = plan(dataclasses.replace(config, model=wide, seq_len=256, dtype="bfloat16"), "v5e:2x2")
+    config = dataclasses.replace(config, model=wide, seq_len=256, dtype="bfloat16")
+    found = plan_training(config, "v5e:2x2")
     assert found.chips == 4 and found.fits and found.kernel == "splash"
     assert not found.quadratic
     assert any(its.kind == "all-reduce" for its in found.collectives)
+    mesh = MeshConfig(data=1, fsdp=2, tensor=2)
+    layer = plan_analysis(dataclasses.replace(config, mesh=mesh), "v5e:2x2")
+    assert layer.fits and not layer.quadratic and 0.5 < layer.program_flops / layer.model_flops < 2
+    assert any(its.kind == "all-gather" for its in layer.collectives)
 
 
 @pytest.mark.parametrize("attention", ["default", "context_bias", "sigmoid"])
