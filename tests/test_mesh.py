@@ -134,4 +134,6 @@ def test_two_processes_write_one_report(tmp_path):
     assert found.pop("settings")["device"]["count"] == 2
     del want["settings"]
     assert_alike(found, want)
-    assert len(texts[0]) > 3 and texts[0][:-1] == texts[2][:-1]  # but for the last line, where it is
+    assert (
+        len(texts[0]) > 3 and texts[0][:-1] == texts[2][:-1]
+    )  # but for the last line, where it is
