@@ -10,7 +10,7 @@ from sysout_jax.config import Gpt2Config
 from sysout_jax.linear import INIT, dense, residual_init
 from sysout_jax.models.layers import attend_and_tap, gelu, gelu_tanh
 
-ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh}
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"gelu": gelu, "gelu_tanh": gelu_tanh}
 
 
 class Attention(nn.Module):

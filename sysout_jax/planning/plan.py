@@ -35,6 +35,7 @@ from sysout_jax.training.step import make_program
 GIB = 2**30
 #: Memory of a chip in bytes, from Google's data sheets, by the first part of a topology's name.
 CHIP_MEMORY = {"v4": 32 * GIB, "v5e": 16 * GIB, "v5p": 95 * GIB, "v6e": 32 * GIB}
+MEGACORE = ("v4", "v5p")
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,12 @@ def _devices(topology: str) -> list:
         "ALLOW_MULTIPLE_LIBTPU_LOAD", "1"
     )  # nothing is driven, so two may be open
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+        found = topologies.get_topology_desc(
+            platform="tpu",
+            topology_name=topology,
+            # two cores of a chip that programs see as one device
+            chip_config_name="megacore" if family in MEGACORE else "default",
+        )
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
