@@ -24,6 +24,7 @@ from sysout_jax.outliers.length import by_length
 from sysout_jax.outliers.lifecycle import lifecycle
 from sysout_jax.outliers.positions import positions
 from sysout_jax.outliers.results import Lifecycle
+from sysout_jax.outliers.variants import VariantProfile, variant_profile
 from sysout_jax.perplexity import perplexity
 from sysout_jax.training.monitor import monitor_layer
 
@@ -37,6 +38,7 @@ __all__ = [
     "LanguageModel",
     "Lifecycle",
     "Stats",
+    "VariantProfile",
     "by_length",
     "capture",
     "collect",
@@ -49,4 +51,5 @@ __all__ = [
     "monitor_layer",
     "perplexity",
     "positions",
+    "variant_profile",
 ]

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sysout_jax.attention.logits import logit_range
 from sysout_jax.capture import COLLECTION, flatten_taps
 from sysout_jax.config import ModelConfig
 from sysout_jax.models import build
@@ -20,7 +21,6 @@ from sysout_jax.outliers.order import median_of_magnitudes
 from sysout_jax.sharding import BATCH, constrain
 from sysout_jax.training.forward import embedded
 
-QUERY_ROWS = 128  # query rows whose logits are held at once
 NEAR_ZERO = 0.01  # an attention update below this share of the residual stream's length changes next to nothing
 
 
@@ -49,15 +49,21 @@ def monitor_layer(taps: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         found["first_token_share"] = share_BxH.mean()
         found["sink_rate"] = (share_BxH > SINK_SHARE).mean(dtype=jnp.float32)
     if "q" in taps and "k" in taps:
-        found["logit_max"], found["logit_min"] = _logit_range(taps["q"], taps["k"])
+        high_B, low_B = logit_range(taps["q"], taps["k"])
+        found["logit_max"], found["logit_min"] = high_B.max(), low_B.min()
     if "attn_scale" in taps:
         scale = taps["attn_scale"].astype(jnp.float32)
         found["scale_mean"], found["scale_min"] = scale.mean(), scale.min()
     if "attn_out" in taps and "h_mid" in taps:
-        update = jnp.linalg.norm(taps["attn_out"].astype(jnp.float32), axis=-1)
-        stream = jnp.linalg.norm(taps["h_mid"].astype(jnp.float32), axis=-1)
-        found["near_zero_updates"] = (update < NEAR_ZERO * stream).mean(dtype=jnp.float32)
+        found["near_zero_updates"] = near_zero_updates(taps["attn_out"], taps["h_mid"]).mean()
     return found
+
+
+def near_zero_updates(attn_out_BxTxD: jax.Array, h_mid_BxTxD: jax.Array) -> jax.Array:
+    """(B,) share of tokens whose attention update is shorter than `NEAR_ZERO` of the residual stream that it leads to."""
+    update = jnp.linalg.norm(attn_out_BxTxD.astype(jnp.float32), axis=-1)
+    stream = jnp.linalg.norm(h_mid_BxTxD.astype(jnp.float32), axis=-1)
+    return (update < NEAR_ZERO * stream).mean(-1, dtype=jnp.float32)
 
 
 def _excess_kurtosis(x: jax.Array) -> jax.Array:
@@ -66,28 +72,6 @@ def _excess_kurtosis(x: jax.Array) -> jax.Array:
     return jnp.where(
         variance > 0, (square**2).mean() / jnp.where(variance > 0, variance**2, 1.0) - 3.0, 0.0
     )
-
-
-def _logit_range(q_BxTxHxDh: jax.Array, k_BxSxKxDh: jax.Array) -> tuple[jax.Array, jax.Array]:
-    B, T, H, Dh = q_BxTxHxDh.shape
-    S, K = k_BxSxKxDh.shape[1:3]
-    rows = min(QUERY_ROWS, T)
-    padded = -(-T // rows) * rows
-    q = jnp.pad(q_BxTxHxDh, ((0, 0), (0, padded - T), (0, 0), (0, 0)))
-    q = q.reshape(B, padded // rows, rows, K, H // K, Dh).swapaxes(0, 1)
-
-    def block(args):
-        first, q_BxRxKxGxDh = args
-        logits = jnp.einsum(
-            "brkgd,bskd->bkgrs", q_BxRxKxGxDh, k_BxSxKxDh, preferred_element_type=jnp.float32
-        ) * (Dh**-0.5)
-        row = first + jnp.arange(rows)
-        seen = (row[:, None] >= jnp.arange(S)[None]) & (row < T)[:, None]
-        seen = seen[None, None, None]
-        return jnp.where(seen, logits, -jnp.inf).max(), jnp.where(seen, logits, jnp.inf).min()
-
-    high, low = jax.lax.map(block, (jnp.arange(0, padded, rows), q))
-    return high.max(), low.min()
 
 
 class Monitor:

@@ -1,0 +1,32 @@
+"""The range of attention logits, without holding a map."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+ROWS = 128  # query rows whose logits are held at once
+
+
+def logit_range(q_BxTxHxDh: jax.Array, k_BxSxKxDh: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The largest and the smallest logit q·k/√Dh over causal pairs of each sequence, (B,) and (B,) float32."""
+    B, T, H, Dh = q_BxTxHxDh.shape
+    S, K = k_BxSxKxDh.shape[1:3]
+    rows = min(ROWS, T)
+    padded = -(-T // rows) * rows
+    q = jnp.pad(q_BxTxHxDh, ((0, 0), (0, padded - T), (0, 0), (0, 0)))
+    q = q.reshape(B, padded // rows, rows, K, H // K, Dh).swapaxes(0, 1)
+
+    def block(args):
+        first, q_BxRxKxGxDh = args
+        logits = jnp.einsum(
+            "brkgd,bskd->bkgrs", q_BxRxKxGxDh, k_BxSxKxDh, preferred_element_type=jnp.float32
+        ) * (Dh**-0.5)
+        row = first + jnp.arange(rows)
+        seen = (row[:, None] >= jnp.arange(S)[None]) & (row < T)[:, None]
+        seen = seen[None, None, None]
+        high = jnp.where(seen, logits, -jnp.inf).max((1, 2, 3, 4))
+        return high, jnp.where(seen, logits, jnp.inf).min((1, 2, 3, 4))
+
+    high, low = jax.lax.map(block, (jnp.arange(0, padded, rows), q))
+    return high.max(0), low.min(0)

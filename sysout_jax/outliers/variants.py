@@ -1,0 +1,188 @@
+"""`so.variant_profile`: what an attention variant does to outliers, and how strongly attention is scaled, explicitly or by sinks.
+
+Profiles of several trained models are read side by side (paper Figures 10, 11, 23, 24 and Appendix C).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+
+from sysout_jax.attention import attend, sigmoid_bias
+from sysout_jax.attention.logits import logit_range
+from sysout_jax.engine import Stream
+from sysout_jax.language_model import LanguageModel
+from sysout_jax.outliers.collect import Stats, collect
+from sysout_jax.outliers.definitions import SINK_SHARE, TAU
+from sysout_jax.outliers.existence import Existence, existence
+from sysout_jax.outliers.serialise import plain
+from sysout_jax.training.monitor import near_zero_updates
+from sysout_jax.training.record import Record, training_record
+
+QUANTILES = (0.05, 0.5, 0.95)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A scale on what attention adds, over sequences, queries and heads. NaN where there is no query to look at."""
+
+    heads: np.ndarray  # (L, H) mean over queries that are no sink tokens
+    quantiles: np.ndarray  # (L, 3) QUANTILES over those queries and all heads
+    at_sinks: np.ndarray  # (L, H) mean over sink tokens
+
+
+@dataclass(frozen=True)
+class VariantProfile:
+    """One model. Layers, heads and positions are 0-based.
+
+    The *implicit* scale of a query and head is the attention that sink tokens leave for others, Σ A_ij over keys j that are no sink
+    tokens: one minus the attention on sinks where rows sum to one. Sink tokens are the first one and those that hold an activation
+    outlier of h at τ in any layer; the implicit scale is read at the other tokens. The *explicit* scale is the tap `attn_scale`.
+    """
+
+    model: str
+    attention: str  # the variant
+    num_layers: int
+    tau: float
+    existence: Existence  # how h looks where it is largest, and statistics of all layers
+    sinks: np.ndarray  # (N, T) bool
+    logit_max: np.ndarray  # (L,) over all sequences and heads
+    logit_min: np.ndarray  # (L,)
+    near_zero: (
+        np.ndarray
+    )  # (L,) share of tokens that attention moves by less than 1 % of the residual stream
+    implicit: Scale
+    explicit: Scale | None  # context_scale and attention_bias only
+    record: Record | None  # of its training, where there is one
+
+    @property
+    def stats(self) -> Stats:
+        return self.existence.stats
+
+    @property
+    def first_token_share(self) -> np.ndarray:
+        """(L, H) mean attention on the first token."""
+        return np.asarray(self.stats.attention.cumulative[:, :, 0] / self.stats.tokens.shape[1])
+
+    @property
+    def sink_rate(self) -> np.ndarray:
+        """(L,) share of heads whose mean attention on the first token exceeds 30 %."""
+        return np.asarray((self.first_token_share > SINK_SHARE).mean(axis=1))
+
+    def to_dict(self) -> dict:
+        """JSON-ready."""
+        names = (
+            "model attention num_layers tau logit_max logit_min near_zero implicit explicit".split()
+        )
+        result = {name: getattr(self, name) for name in names}
+        h = self.stats.h
+        result |= {
+            "h": {
+                "top3": h.sequence_top.mean(axis=1),
+                "median": h.median,
+                "mean": h.mean,
+                "ratio": h.ratio,
+                "excess_kurtosis": h.excess_kurtosis,
+            },
+            "x_down": {"ratio": self.stats.x_down.ratio},
+            "first_token_share": self.first_token_share,
+            "sink_rate": self.sink_rate,
+            "sinks": [np.flatnonzero(row) for row in self.sinks],
+            "existence": self.existence.to_dict(),
+            "record": self.record,
+        }
+        return plain(result)
+
+
+def variant_profile(
+    lm: LanguageModel,
+    tokens,
+    tau: float = TAU,
+    *,
+    batch_size: int | None = None,
+    on_layer: Callable[[], object] | None = None,
+) -> VariantProfile:
+    """Profile of one model over `tokens` (N, T), in three streaming passes; no attention map is held.
+
+    Finds the training record beside a checkpoint that `python -m train` wrote. `on_layer` is called after each layer of each
+    pass. Raises InputError for bad tokens, ValueError for τ ≤ 0.
+    """
+    stats = collect(lm, tokens, tau, batch_size=batch_size, on_layer=on_layer)
+    shape = existence(lm, tokens, tau, stats=stats, on_layer=on_layer)
+    sinks_NxT = np.array(stats.h.outlier_tokens(tau).any(axis=0))
+    sinks_NxT[:, 0] = True
+    observe = _Scales(sigmoid_bias(lm.config, stats.tokens.shape[1]))
+    rows: dict[str, list] = {}
+    stream = Stream(lm, stats.tokens, batch_size)
+    for _, _, seen in stream.layers(observe, [sinks_NxT] * lm.num_layers, on_layer):
+        for name, value in seen.items():
+            rows.setdefault(name, []).append(_reduced(name, value, sinks_NxT))
+    found = {name: np.stack(values) for name, values in rows.items() if name not in SCALES}
+    implicit, explicit = (_joined(rows.get(name)) for name in SCALES)
+    assert implicit is not None
+    return VariantProfile(
+        model=lm.name,
+        attention=lm.config.attention,
+        num_layers=lm.num_layers,
+        tau=float(tau),
+        existence=shape,
+        sinks=sinks_NxT,
+        implicit=implicit,
+        explicit=explicit,
+        record=training_record(lm.name),
+        **found,
+    )
+
+
+SCALES = ("implicit", "explicit")
+
+
+def _reduced(name: str, value: np.ndarray, sinks_NxT: np.ndarray):
+    if name == "logit_max":
+        return value.max()
+    if name == "logit_min":
+        return value.min()
+    if name == "near_zero":
+        return value.mean()
+    # (N, H, T) to what `Scale` keeps of a layer
+    chosen, others = value.swapaxes(0, 1)[:, ~sinks_NxT], value.swapaxes(0, 1)[:, sinks_NxT]
+    if not chosen.size:
+        return np.full(len(chosen), np.nan), np.full(len(QUANTILES), np.nan), others.mean(axis=1)
+    wide = chosen.astype(np.float64)
+    return wide.mean(axis=1), np.quantile(wide, QUANTILES), others.mean(axis=1, dtype=np.float64)
+
+
+def _joined(layers: list | None) -> Scale | None:
+    return None if layers is None else Scale(*map(np.stack, zip(*layers, strict=True)))
+
+
+class _Scales:  # equal for the same bias, so that jit compiles it once
+    def __init__(self, bias: float | None):
+        self.bias = bias
+
+    def __eq__(self, other):
+        return isinstance(other, _Scales) and self.bias == other.bias
+
+    def __hash__(self):
+        return hash(self.bias)
+
+    def __call__(self, x_in, taps, sinks_BxT):
+        q, k = (taps[name].astype(jnp.float32) for name in ("q", "k"))
+        # attention over values that are 1 for all tokens but sinks
+        rest_BxTxKx1 = jnp.broadcast_to(
+            (~sinks_BxT).astype(jnp.float32)[:, :, None, None], (*k.shape[:3], 1)
+        )
+        left = attend(q, k, rest_BxTxKx1, kernel="blockwise", bias=self.bias).out
+        high, low = logit_range(q, k)
+        found = {
+            "implicit": left[..., 0].transpose(0, 2, 1),
+            "logit_max": high,
+            "logit_min": low,
+            "near_zero": near_zero_updates(taps["attn_out"], taps["h_mid"]),
+        }
+        if "attn_scale" in taps:
+            found["explicit"] = taps["attn_scale"].astype(jnp.float32)
+        return found
