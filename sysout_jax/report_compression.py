@@ -13,7 +13,15 @@ from sysout_jax.compress.methods import INPUT_BITS, METHODS
 from sysout_jax.compress.results import Attribution, Compression, Outcome
 from sysout_jax.figures import Figure
 from sysout_jax.figures import compression as figures
-from sysout_jax.figures.select import change, in_layers, listed, number, percent, plural
+from sysout_jax.figures.select import (
+    change,
+    in_layers,
+    listed,
+    number,
+    percent,
+    plural,
+    short_names,
+)
 from sysout_jax.outliers.intervals import LEVEL
 from sysout_jax.report import write_report
 from sysout_jax.report_expected import Expectation
@@ -45,7 +53,7 @@ def write_compression_report(
             ),
         ),
     ]
-    names = figures.short_names(results)
+    names = short_names([r.model for r in results])
     for i, (name, result) in enumerate(zip(names, results, strict=True)):
         suffix = f"-{i + 1}" if len(results) > 1 else ""
         if result.attributions:
@@ -82,7 +90,7 @@ def summary(results: Sequence[Compression]) -> str:
         f"Protocol  {results[0].protocol.sentence()}",
         text_table(*_rows(results, full=len(results) == 1)),
     ]
-    for name, result in zip(figures.short_names(results), results, strict=True):
+    for name, result in zip(short_names([r.model for r in results]), results, strict=True):
         kept = [(a, k) for a in result.attributions for k in a.kept]
         if kept:
             outliers = _outliers(result)
@@ -112,7 +120,7 @@ def _rows(
     results: Sequence[Compression], full: bool
 ) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     """Methods × models; `full` with intervals and the error of h, which a terminal has no room for with several models."""
-    names = figures.short_names(results) if len(results) > 1 else ["perplexity"]
+    names = short_names([r.model for r in results]) if len(results) > 1 else ["perplexity"]
     header = ["method"]
     for name in names:
         header += [name, "change", *(["error of h"] if full else [])]

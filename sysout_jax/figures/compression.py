@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import PurePath
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,7 +11,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from sysout_jax.compress.results import Attribution, Compression
 from sysout_jax.figures import style
-from sysout_jax.figures.select import change, number, percent
+from sysout_jax.figures.select import change, number, percent, short_names
 
 KEPT_LABELS = {
     "birth_weights": "birth weights W_down[d*, c*]",
@@ -25,12 +24,6 @@ _MODELS = [
 ]  # fmt: skip
 _LAYER_TITLES = ("one layer compressed", "relative error of h", "share of own error")
 _LOG_FROM = 4.0  # ratios are drawn on a log axis when the largest is this much
-
-
-def short_names(results: Sequence[Compression]) -> list[str]:
-    """What models are called side by side: the last part of their paths, or all of it where that is not unique."""
-    last = [PurePath(result.model).name or result.model for result in results]
-    return last if len(set(last)) == len(last) else [result.model for result in results]
 
 
 def remark(result: Compression) -> str:
@@ -47,7 +40,7 @@ def perplexity(results: Sequence[Compression]) -> Figure:
     labels = list(dict.fromkeys(o.label for r in results for o in r.outcomes[1:]))
     figure = style.new_figure(1.5 + 0.3 * len(labels))
     panels = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-    shown, names = [], short_names(results)
+    shown, names = [], short_names([r.model for r in results])
     for i, result in enumerate(results):
         colour, marker = _MODELS[i % len(_MODELS)]
         look = {"color": colour, "marker": marker, "mec": style.BLACK, "ls": "", "ms": 6}
@@ -205,7 +198,7 @@ def _write(axes: Axes, y: float, text: str) -> None:
 def perplexity_sentence(results: Sequence[Compression]) -> str:
     """Best and worst method of every model."""
     parts = []
-    for name, result in zip(short_names(results), results, strict=True):
+    for name, result in zip(short_names([r.model for r in results]), results, strict=True):
         ranked = sorted(result.outcomes[1:], key=lambda o: np.nan_to_num(o.ratio.value, nan=np.inf))
         if not ranked:
             continue

@@ -37,7 +37,7 @@ def overview(report: Existence, token_text: TokenText) -> Figure:
     figure = style.new_figure(8.6, remark(report))
     parts = figure.subfigures(2, 2, squeeze=False).ravel()
     for part, name in zip(parts, SURFACES, strict=False):
-        _landscape(part, report, name, token_text, small=True)
+        landscape(part, report, name, token_text, small=True)
     _attention(parts[3], report, token_text)
     return figure
 
@@ -46,7 +46,7 @@ def _single(name: str) -> Any:
     @style.styled
     def draw(report: Existence, token_text: TokenText) -> Figure:
         figure = style.new_figure(6.4, remark(report, (name,)))
-        _landscape(figure.subfigures(), report, name, token_text, small=False)
+        landscape(figure.subfigures(), report, name, token_text, small=False)
         return figure
 
     return draw
@@ -58,7 +58,10 @@ def _labels(report: Existence, token_text: TokenText, limit: int) -> list[str]:
     ]
 
 
-def _landscape(part: Any, report: Existence, name: str, token_text: TokenText, small: bool) -> None:
+def landscape(
+    part: Any, report: Existence, name: str, token_text: TokenText, small: bool, title: str = ""
+) -> None:
+    """One of the three surfaces in 3-D on a (sub)figure, `title` before its own."""
     surface, tokens = getattr(report, name), name != "w_down"
     pooled, marked = surface.pooled, {e.line for e in surface.elements}
     axes: Any = part.add_subplot(projection="3d", computed_zorder=False)
@@ -108,7 +111,9 @@ def _landscape(part: Any, report: Existence, name: str, token_text: TokenText, s
     else:
         axes.set_ylabel("row (dim of h)", fontsize=9, labelpad=-2 if small else 2)
     axes.set_title(
-        f"|{SURFACES[name]}|, layer {surface.layer + 1}", loc="center", y=0.98 if small else 1.03
+        f"{title}|{SURFACES[name]}|, layer {surface.layer + 1}",
+        loc="center",
+        y=0.98 if small else 1.03,
     )
 
 

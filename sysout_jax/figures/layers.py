@@ -43,7 +43,7 @@ def activations(report: Measured, token_text: TokenText) -> Figure:
     figure = style.new_figure(6.4)
     panels = figure.subplots(2, 1, sharex=True)
     for axes, (place, title) in zip(panels, _PLACES.items(), strict=True):
-        _magnitudes(axes, report, place)
+        magnitudes(axes, report, place)
         axes.set_title(title, pad=22 if axes is panels[0] else 6)
     style.legend_above(panels[0], 6)
     style.layer_axis(panels[0], report.num_layers, label=False)
@@ -51,7 +51,8 @@ def activations(report: Measured, token_text: TokenText) -> Figure:
     return figure
 
 
-def _magnitudes(axes: Axes, report: Measured, place: str) -> None:
+def magnitudes(axes: Axes, report: Measured, place: str) -> None:
+    """The three largest magnitudes, the median and τ times the mean per layer, in `h` or `x_down`."""
     stats = getattr(report.stats, place)
     x, every = style.layers_from_one(report.num_layers), style.mark_every(report.num_layers)
     top_LxK = stats.sequence_top.mean(axis=1)

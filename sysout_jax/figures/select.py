@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import PurePath
 from typing import Protocol
 
 import numpy as np
@@ -137,3 +138,9 @@ def change(ratio: float) -> str:
         return number(ratio)
     text = f"×{number(ratio)}" if ratio >= 10 else f"{100 * (ratio - 1):+.2f}%"
     return text.replace("-0.00", "+0.00").replace("-", "−")
+
+
+def short_names(models: Sequence[str]) -> list[str]:
+    """What models are called side by side: the last part of their paths, or all of it where that is not unique."""
+    last = [PurePath(model).name or model for model in models]
+    return last if len(set(last)) == len(last) else list(models)

@@ -1,0 +1,60 @@
+"""python -m analyze.variants: several trained checkpoints side by side, as a report."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from tqdm import tqdm
+
+import sysout_jax as so
+from analyze.source import Source, check_out, prepare, settings
+from sysout_jax.cli import run
+from sysout_jax.figures.select import short_names
+from sysout_jax.figures.variants import SideBySide
+from sysout_jax.report_variants import summary, write_variants_report
+
+
+@dataclass(frozen=True)
+class Args(Source):
+    """Compare trained checkpoints: outliers, explicit and implicit scale, loss and monitor curves (Figures 10 to 12, Appendix C)."""
+
+    compare: tuple[str, ...] = ()
+    """More checkpoints, shown side by side with --ckpt."""
+    labels: tuple[str, ...] = ()
+    """What figures call them, one for each. Default: the last part of their paths."""
+    out: Path = Path("out/variants")
+    """Directory for variants.json, figures and report.html."""
+
+
+def main() -> None:
+    args = tyro.cli(Args, prog="python -m analyze.variants")
+    out = check_out(args.out)
+    ckpts = (args.ckpt, *args.compare)
+    if args.labels and len(args.labels) != len(ckpts):
+        raise so.InputError(
+            f"--labels: {len(args.labels)} given for {len(ckpts)} checkpoints; give one for each or none"
+        )
+    prepared = [prepare(dataclasses.replace(args, ckpt=ckpt)) for ckpt in ckpts]
+    for note in dict.fromkeys(note for one in prepared for note in one.notes):
+        print(note)
+    total = sum(3 * one.lm.num_layers for one in prepared)
+    with tqdm(total=total, unit="layer", disable=not sys.stderr.isatty(), leave=False) as bar:
+        profiles = [
+            so.variant_profile(
+                one.lm, one.tokens, args.tau, batch_size=args.batch_size, on_layer=bar.update
+            )
+            for one in prepared
+        ]
+    names = args.labels or tuple(short_names([one.lm.name for one in prepared]))
+    report = SideBySide(tuple(profiles), tuple(names), tuple(one.token_text for one in prepared))
+    print(summary(report))
+    paths = write_variants_report(out, report, settings(args, prepared[0]))
+    print(f"Report  {out / 'report.html'} ({len(paths)} files in {out})")
+
+
+if __name__ == "__main__":
+    run(main)
