@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -76,7 +77,11 @@ def make_mesh(
             f"{given}: uses {int(np.prod(sizes))} of {len(found)} devices; set one axis to -1 to use all"
         )
     kinds = (jax.sharding.AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(tuple(sizes), AXES, kinds, devices=found)
+    try:
+        return jax.make_mesh(tuple(sizes), AXES, kinds, devices=found)
+    except NotImplementedError:  # an axis of the mesh is only a part of one of the slice's
+        laid = create_device_mesh(tuple(sizes), found, allow_split_physical_axes=True)
+        return Mesh(laid, AXES, axis_types=kinds)
 
 
 def check_divisible(config: ModelConfig, batch_size: int, mesh: Mesh) -> None:

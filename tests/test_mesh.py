@@ -70,7 +70,7 @@ def assert_alike(found, want, where: str = "") -> None:
     [
         (["planted", "gpt2"], [(2, 2, 2)]),
         pytest.param(
-            ["planted", "llama-gqa", "llama-mha", "gpt2-nobias"],
+            ["planted", "llama", "llama-mha-biases", "gpt2-nanogpt"],
             [(8, 1, 1), (1, 8, 1), (1, 2, 4), (4, 1, 2)],
             marks=pytest.mark.slow,
         ),

@@ -60,8 +60,8 @@ def _labels(report: Existence, token_text: TokenText, limit: int) -> list[str]:
 
 def landscape(
     part: Any, report: Existence, name: str, token_text: TokenText, small: bool, title: str = ""
-) -> None:
-    """One of the three surfaces in 3-D on a (sub)figure, `title` before its own."""
+) -> Any:
+    """One of the three surfaces in 3-D on a (sub)figure, `title` before its own; returns its axes."""
     surface, tokens = getattr(report, name), name != "w_down"
     pooled, marked = surface.pooled, {e.line for e in surface.elements}
     axes: Any = part.add_subplot(projection="3d", computed_zorder=False)
@@ -115,6 +115,7 @@ def landscape(
         loc="center",
         y=0.98 if small else 1.03,
     )
+    return axes
 
 
 _X_LABEL = {"x_down": "channel", "w_down": "column (channel)", "h": "dim"}

@@ -48,6 +48,11 @@ def _look(i: int) -> dict[str, Any]:
     return {"color": colour, "ls": line, "marker": marker}
 
 
+def _title(name: str, profile: VariantProfile) -> str:
+    told = profile.attention in name
+    return style.label_text(name, 30) + ("" if told else f" ({profile.attention})")
+
+
 def _grid(figure: Figure, count: int, **more) -> list:
     columns = min(count, 2)
     panels = figure.subplots(-(-count // columns), columns, squeeze=False, **more).ravel()
@@ -68,7 +73,8 @@ def landscapes(report: SideBySide, token_text: TokenText) -> Figure:
         parts, report.names, report.profiles, report.texts, strict=False
     ):
         title = style.label_text(name, 22) + ": "
-        landscape(part, profile.existence, "h", text, small=columns > 1, title=title)
+        axes = landscape(part, profile.existence, "h", text, small=columns > 1, title=title)
+        axes.set_box_aspect((1.1, 1.4, 0.85), zoom=0.88)  # room for the names of tokens
     return figure
 
 
@@ -94,7 +100,7 @@ def layers(report: SideBySide, token_text: TokenText) -> Figure:
     ):
         magnitudes(axes, profile, "h")
         style.layer_axis(axes, profile.num_layers)
-        axes.set_title(f"{style.label_text(name, 26)} ({profile.attention})", pad=6)
+        axes.set_title(_title(name, profile), pad=6)
         if i % 2:
             axes.set_ylabel("")
             axes.tick_params(labelleft=True)
@@ -118,9 +124,13 @@ def layers_sentence(report: SideBySide, token_text: TokenText) -> str:
 
 @style.styled
 def loss(report: SideBySide, token_text: TokenText) -> Figure:
-    """Training and validation loss over steps."""
-    figure = style.new_figure(4.2)
-    axes = figure.subplots()
+    """Training and validation loss over steps, and the differences to the first model."""
+    differences = _differences(report)
+    figure = style.new_figure(6.0 if differences else 4.2)
+    panels = figure.subplots(
+        1 + bool(differences), 1, sharex=True, squeeze=False, height_ratios=(2, 1)[: 1 + bool(differences)]
+    )[:, 0]  # fmt: skip
+    axes = panels[0]
     for i, name, record in report.recorded:
         look = _look(i)
         axes.plot(record.steps, record.loss, color=look["color"], ls=look["ls"], lw=1, alpha=0.65)
@@ -128,10 +138,29 @@ def loss(report: SideBySide, token_text: TokenText) -> Figure:
             record.val_steps, record.val_loss, **look, label=f"{style.label_text(name, 26)}, validation"
         )  # fmt: skip
     axes.plot([], [], color=style.GREY, lw=1, label="the same without markers: training")
-    axes.set(xlabel="step", ylabel="loss (nats per token)")
-    axes.grid(axis="y")
+    axes.set_ylabel("loss (nats per token)")
     axes.legend()
+    for i, steps, values in differences:
+        panels[1].plot(steps, values, **_look(i))
+    if differences:
+        panels[1].axhline(0, color=style.GREY, lw=0.8)
+        first = style.label_text(report.recorded[0][1], 26)
+        panels[1].set_ylabel(f"validation loss\nminus {first}")
+    for one in panels:
+        one.grid(axis="y")
+    panels[-1].set_xlabel("step")
     return figure
+
+
+def _differences(report: SideBySide) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    """Place, steps and validation loss minus the first record's, at the steps that both have."""
+    found = []
+    for i, _, record in report.recorded[1:]:
+        first = report.recorded[0][2]
+        steps, here, there = np.intersect1d(record.val_steps, first.val_steps, return_indices=True)
+        if len(steps):
+            found.append((i, steps, record.val_loss[here] - first.val_loss[there]))
+    return found
 
 
 def loss_sentence(report: SideBySide, token_text: TokenText) -> str:
@@ -187,6 +216,8 @@ def monitor(report: SideBySide, token_text: TokenText) -> Figure:
         axes.set_title(title, fontsize=9.5)
         axes.grid(axis="y")
         axes.margins(y=0.12)
+        if not any(line.get_ydata().any() for line in axes.get_lines()):
+            axes.set_ylim(0, 1)
     for axes in panels[-2:]:
         axes.set_xlabel("step")
     handles, labels = panels[0].get_legend_handles_labels()
@@ -216,6 +247,11 @@ def scale(report: SideBySide, token_text: TokenText) -> Figure:
     count = len(report.profiles)
     figure = style.new_figure(0.9 + 2.5 * -(-count // 2))
     panels = _grid(figure, count, sharey=True)
+    top = max(
+        float(np.nanmax([1.0, *one.quantiles.ravel()]))
+        for p in report.profiles
+        for _, one in _scale(p)
+    )
     looks = {"implicit": (style.BLACK, "o", "-"), "explicit": (style.ORANGE, "s", "--")}
     for i, (axes, name, profile) in enumerate(
         zip(panels, report.names, report.profiles, strict=True)
@@ -230,8 +266,8 @@ def scale(report: SideBySide, token_text: TokenText) -> Figure:
             axes.plot(x, middle, color=colour, marker=marker, ls=line, lw=1)
         style.layer_axis(axes, profile.num_layers)
         axes.axhline(1, color=style.GREY, lw=0.8, ls=":")
-        axes.set_ylim(bottom=0)
-        axes.set_title(f"{style.label_text(name, 26)} ({profile.attention})")
+        axes.set_ylim(0, 1.06 * top)
+        axes.set_title(_title(name, profile))
         if i % 2 == 0:
             axes.set_ylabel("scale on attention")
         else:
