@@ -42,8 +42,6 @@ def write_interventions_report(
     expectation: Expectation | None = None,
 ) -> list[Path]:
     """Write the report into `out`; `settings` come from `report.run_settings`. Returns the paths of all files."""
-    checked = [expectation.section()] if expectation else []
-    payload = {"expected": expectation.to_dict()} if expectation else {}
     drawn = {"effects": figures.effects, "layers": figures.layers}
     if result.sinks:
         drawn["heads"] = figures.heads
@@ -52,10 +50,11 @@ def write_interventions_report(
         NAME,
         f"Interventions on systematic outliers: {result.model}",
         headline=verdict(result),
-        payload=result.to_dict() | payload,
-        sections=[*_sections(result), *checked, Section("Definitions", (_definitions(result),))],
+        payload=result.to_dict(),
+        sections=[*_sections(result), Section("Definitions", (_definitions(result),))],
         figures={name: draw(result) for name, draw in drawn.items()},
         settings=settings,
+        expectation=expectation,
     )
 
 

@@ -1,6 +1,7 @@
 """The commands of the paper's figures and tables: what they write, and one clear line for what cannot work."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,9 +86,22 @@ def test_a_model_without_outliers(name, model, tmp_path, monkeypatch, capsys):
 def test_the_planted_demo(name, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     few = ["--seq-len", 32 if name == "length" else 200, "--num-seqs", 2]
+    few += ["--expect", "llama-2-7b"]
     assert call(monkeypatch, COMMANDS[name].main, "--out", out, "--bos", *few) == 0
-    assert "planted model" in capsys.readouterr().out
-    assert check_outputs(out, name)["found"] is True
+    printed = capsys.readouterr().out
+    assert "planted model" in printed and "published values of llama-2-7b" in printed
+    report = check_outputs(out, name)
+    assert report["found"] is True
+    # differences are findings: stored and on the page, status 0
+    verdicts = {c["quantity"]: c["verdict"] for c in report["expected"]["checks"]}
+    known = (
+        "consistency W_down, x_down by feature (%)"
+        if name == "consistency"
+        else "birth layer, from 0"
+    )
+    assert verdicts[known] in ("match", "differs") and verdicts["perplexity"] == "not measured"
+    titles = re.findall("<h2[^>]*>(.*?)</h2>", (out / "report.html").read_text())
+    assert titles[-3:] == ["Expected and found", "Definitions", "Settings"]
 
 
 def bad_flags(tmp_path: Path) -> dict[str, tuple[list, str]]:
@@ -102,6 +116,7 @@ def bad_flags(tmp_path: Path) -> dict[str, tuple[list, str]]:
         "windows longer than the context": ([*words, "--seq-len", 65], "context is 64"),
         "negative tau": ([*words, "--tau", -1], "positive threshold"),
         "output is a file": ([*words, "--out", tmp_path / "file"], "is a file"),
+        "unknown expectation": (["--expect", "lama-2-7b"], "did you mean llama-2-7b?"),
         "class lists that are no JSON": (
             [*words, "--token-classes", tmp_path / "file"],
             "not JSON",
@@ -111,6 +126,7 @@ def bad_flags(tmp_path: Path) -> dict[str, tuple[list, str]]:
 
 @pytest.mark.parametrize("case", [
     "missing path", "missing text", "empty text", "windows longer than the context", "negative tau", "output is a file",
+    "unknown expectation",
 ])  # fmt: skip
 def test_bad_flags(name, case, model, tmp_path, monkeypatch, capsys):
     flags, expected = bad_flags(tmp_path)[case]
