@@ -12,6 +12,7 @@ from analyze.source import Expects, Source, check_out, prepare, progress, settin
 from sysout_jax.cli import run
 from sysout_jax.outliers.measured import measured_by_consistency
 from sysout_jax.report_consistency import consistency_summary, write_consistency_report
+from sysout_jax.summary import fit
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def main() -> None:
             batch_size=args.batch_size,
             on_layer=bar.update,
         )
-    print(consistency_summary(report))
+    print(fit(consistency_summary(report)))
     expectation = args.check(measured_by_consistency(report))
     paths = write_consistency_report(
         out, report, prepared.token_text, settings(args, prepared), expectation

@@ -13,6 +13,7 @@ from analyze.source import Expects, Source, check_out, prepare, progress, settin
 from sysout_jax.cli import run
 from sysout_jax.outliers.measured import measured_by_statistics
 from sysout_jax.report_existence import existence_summary, write_existence_report
+from sysout_jax.summary import fit
 
 PROMPT = "Summer is warm. Winter is cold.\n"  # the paper's
 
@@ -45,7 +46,7 @@ def main() -> None:
             batch_size=args.batch_size,
             on_layer=bar.update,
         )
-    print(existence_summary(report, prepared.token_text))
+    print(fit(existence_summary(report, prepared.token_text)))
     expectation = args.check(measured_by_statistics(report.stats, report.tau, prepared.token_text))
     paths = write_existence_report(
         out, report, prepared.token_text, settings(args, prepared), expectation

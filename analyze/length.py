@@ -14,6 +14,7 @@ from sysout_jax.cli import run
 from sysout_jax.outliers.length import SENTENCES, sweep_lengths
 from sysout_jax.outliers.measured import measured_by_length
 from sysout_jax.report_length import length_summary, write_length_report
+from sysout_jax.summary import fit
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def main() -> None:
             batch_size=args.batch_size,
             on_layer=bar.update,
         )
-    print(length_summary(report))
+    print(fit(length_summary(report)))
     expectation = args.check(measured_by_length(report, prepared.token_text))
     paths = write_length_report(
         out, report, prepared.token_text, settings(args, prepared), expectation

@@ -12,6 +12,7 @@ from analyze.source import ClassLists, Expects, Source, check_out, prepare, prog
 from sysout_jax.cli import run
 from sysout_jax.outliers.measured import measured_by_positions
 from sysout_jax.report_positions import positions_summary, write_positions_report
+from sysout_jax.summary import fit
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def main() -> None:
             batch_size=args.batch_size,
             on_layer=bar.update,
         )
-    print(positions_summary(report, prepared.token_text))
+    print(fit(positions_summary(report, prepared.token_text)))
     expectation = args.check(measured_by_positions(report, prepared.token_text))
     paths = write_positions_report(
         out, report, classes, prepared.token_text, settings(args, prepared), expectation
