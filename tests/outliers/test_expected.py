@@ -278,3 +278,15 @@ def test_planted_truth_in_the_other_reports(planted):
     paper = {e.quantity for e in published("llama-2-7b") if e.quantity.startswith("consistency")}
     assert paper == {q for q in measured if q.startswith("consistency")}
     assert measured["outliers in h"] is True
+
+
+def test_the_terminal_table_fits_and_loses_no_word(planted):
+    _, report, tokens = planted
+    measured = measured_by_lifecycle(report, lambda n, t: f"“{tokens[n, t]}”")
+    for name, rows in PUBLISHED.items():
+        expectation = Expectation(name, rows, measured)
+        text = expectation.text()
+        assert max(map(len, text.splitlines())) <= 100
+        words = set(text.split())
+        for check in expectation.checks:
+            assert set(check.quantity.split()) - {""} <= {w.rstrip(",") for w in words} | words
