@@ -23,6 +23,7 @@ from sysout_jax.data.text import read_text, text_windows
 from sysout_jax.outliers.measured import measured_by_compression
 from sysout_jax.perplexity import ROWS_JOINED_BY, joined_rows
 from sysout_jax.report_compression import summary, write_compression_report
+from sysout_jax.summary import fit
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def main() -> None:
         print(note)
     with tqdm(unit="layer", disable=not sys.stderr.isatty(), leave=False) as bar:
         results = [_measure(args, one, bar.update) for one in prepared]
-    print(summary(results))
+    print(fit(summary(results)))
     expectation = args.check(measured_by_compression(results[0]))
     paths = write_compression_report(out, results, settings(args, prepared[0]), expectation)
     print(f"Report  {out / 'report.html'} ({len(paths)} files in {out})")

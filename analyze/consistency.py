@@ -8,13 +8,15 @@ from pathlib import Path
 import tyro
 
 import sysout_jax as so
-from analyze.source import Source, check_out, prepare, progress, settings
+from analyze.source import Expects, Source, check_out, prepare, progress, settings
 from sysout_jax.cli import run
+from sysout_jax.outliers.measured import measured_by_consistency
 from sysout_jax.report_consistency import consistency_summary, write_consistency_report
+from sysout_jax.summary import fit
 
 
 @dataclass(frozen=True)
-class Args(Source):
+class Args(Expects, Source):
     """Test whether the different outliers of a language model sit at the same places (Table 1 of the paper)."""
 
     out: Path = Path("out/consistency")
@@ -24,6 +26,7 @@ class Args(Source):
 def main() -> None:
     args = tyro.cli(Args, prog="python -m analyze.consistency")
     out = check_out(args.out)
+    args.expected()
     prepared = prepare(args)
     for note in prepared.notes:
         print(note)
@@ -36,8 +39,11 @@ def main() -> None:
             batch_size=args.batch_size,
             on_layer=bar.update,
         )
-    print(consistency_summary(report))
-    paths = write_consistency_report(out, report, prepared.token_text, settings(args, prepared))
+    print(fit(consistency_summary(report)))
+    expectation = args.check(measured_by_consistency(report))
+    paths = write_consistency_report(
+        out, report, prepared.token_text, settings(args, prepared), expectation
+    )
     print(f"Report  {out / 'report.html'} ({len(paths)} files in {out})")
 
 

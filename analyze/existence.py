@@ -9,15 +9,17 @@ from pathlib import Path
 import tyro
 
 import sysout_jax as so
-from analyze.source import Source, check_out, prepare, progress, settings
+from analyze.source import Expects, Source, check_out, prepare, progress, settings
 from sysout_jax.cli import run
+from sysout_jax.outliers.measured import measured_by_statistics
 from sysout_jax.report_existence import existence_summary, write_existence_report
+from sysout_jax.summary import fit
 
 PROMPT = "Summer is warm. Winter is cold.\n"  # the paper's
 
 
 @dataclass(frozen=True)
-class Args(Source):
+class Args(Expects, Source):
     """Draw the outliers of a language model (Figures 1 and 13 to 22 of the paper).
 
     Without --text, --prompt, --num-seqs and --seq-len it reads the paper's prompt, "Summer is warm. Winter is cold.\\n".
@@ -30,6 +32,7 @@ class Args(Source):
 def main() -> None:
     args = tyro.cli(Args, prog="python -m analyze.existence")
     out = check_out(args.out)
+    args.expected()
     if args.text is None and args.prompt is None and not (args.num_seqs or args.seq_len):
         args = dataclasses.replace(args, prompt=PROMPT)
     prepared = prepare(args)
@@ -43,8 +46,11 @@ def main() -> None:
             batch_size=args.batch_size,
             on_layer=bar.update,
         )
-    print(existence_summary(report, prepared.token_text))
-    paths = write_existence_report(out, report, prepared.token_text, settings(args, prepared))
+    print(fit(existence_summary(report, prepared.token_text)))
+    expectation = args.check(measured_by_statistics(report.stats, report.tau, prepared.token_text))
+    paths = write_existence_report(
+        out, report, prepared.token_text, settings(args, prepared), expectation
+    )
     print(f"Report  {out / 'report.html'} ({len(paths)} files in {out})")
 
 

@@ -13,6 +13,7 @@ from analyze.source import Expects, Source, check_out, prepare, progress, settin
 from sysout_jax.cli import run
 from sysout_jax.outliers.measured import measured_by_interventions
 from sysout_jax.report_interventions import summary, write_interventions_report
+from sysout_jax.summary import fit
 
 What = Literal["zero", "mean", "resample"]
 Where = Literal["birth", "all", "weight"]
@@ -53,10 +54,11 @@ def main() -> None:
             where=args.where,
             seeds=args.seeds,
             seed=args.seed,
+            bos=args.bos,
             batch_size=args.batch_size,
             on_layer=bar.update,
         )
-    print(summary(result))
+    print(fit(summary(result)))
     expectation = args.check(measured_by_interventions(result))
     paths = write_interventions_report(out, result, settings(args, prepared), expectation)
     print(f"Report  {out / 'report.html'} ({len(paths)} files in {out})")

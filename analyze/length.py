@@ -9,14 +9,16 @@ from pathlib import Path
 import tyro
 
 import sysout_jax as so
-from analyze.source import ClassLists, Source, check_out, prepare, progress, settings
+from analyze.source import ClassLists, Expects, Source, check_out, prepare, progress, settings
 from sysout_jax.cli import run
 from sysout_jax.outliers.length import SENTENCES, sweep_lengths
+from sysout_jax.outliers.measured import measured_by_length
 from sysout_jax.report_length import length_summary, write_length_report
+from sysout_jax.summary import fit
 
 
 @dataclass(frozen=True)
-class Args(Source, ClassLists):
+class Args(Expects, Source, ClassLists):
     """Read the four sentences of the paper's appendix D.3, and growing beginnings of a text with and without BOS.
 
     --seq-len is the longest beginning; --bos starts the four sentences with BOS.
@@ -29,6 +31,7 @@ class Args(Source, ClassLists):
 def main() -> None:
     args = tyro.cli(Args, prog="python -m analyze.length")
     out, classes = check_out(args.out), args.load_classes()
+    args.expected()
     prepared = prepare(dataclasses.replace(args, bos=False))  # the sweep adds BOS itself
     if args.bos and prepared.lm.tokenizer and prepared.lm.tokenizer.bos_id is None:
         raise so.InputError(
@@ -47,8 +50,11 @@ def main() -> None:
             batch_size=args.batch_size,
             on_layer=bar.update,
         )
-    print(length_summary(report))
-    paths = write_length_report(out, report, prepared.token_text, settings(args, prepared))
+    print(fit(length_summary(report)))
+    expectation = args.check(measured_by_length(report, prepared.token_text))
+    paths = write_length_report(
+        out, report, prepared.token_text, settings(args, prepared), expectation
+    )
     print(f"Report  {out / 'report.html'} ({len(paths)} files in {out})")
 
 

@@ -12,7 +12,7 @@ from analyze.source import Expects, Source, check_out, prepare, progress, settin
 from sysout_jax.cli import run
 from sysout_jax.outliers.measured import measured_by_lifecycle
 from sysout_jax.report_lifecycle import write_lifecycle_report
-from sysout_jax.summary import lifecycle_summary
+from sysout_jax.summary import fit, lifecycle_summary
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def main() -> None:
             batch_size=args.batch_size,
             on_layer=bar.update,
         )
-    print(lifecycle_summary(report, prepared.token_text))
+    print(fit(lifecycle_summary(report, prepared.token_text)))
     expectation = args.check(measured_by_lifecycle(report, prepared.token_text))
     paths = write_lifecycle_report(
         out, report, prepared.token_text, settings(args, prepared), expectation

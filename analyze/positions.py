@@ -8,13 +8,15 @@ from pathlib import Path
 import tyro
 
 import sysout_jax as so
-from analyze.source import ClassLists, Source, check_out, prepare, progress, settings
+from analyze.source import ClassLists, Expects, Source, check_out, prepare, progress, settings
 from sysout_jax.cli import run
+from sysout_jax.outliers.measured import measured_by_positions
 from sysout_jax.report_positions import positions_summary, write_positions_report
+from sysout_jax.summary import fit
 
 
 @dataclass(frozen=True)
-class Args(Source, ClassLists):
+class Args(Expects, Source, ClassLists):
     """Find where the outliers of a language model are (Figures 3 to 6 of the paper)."""
 
     out: Path = Path("out/positions")
@@ -24,6 +26,7 @@ class Args(Source, ClassLists):
 def main() -> None:
     args = tyro.cli(Args, prog="python -m analyze.positions")
     out, classes = check_out(args.out), args.load_classes()
+    args.expected()
     prepared = prepare(args)
     for note in prepared.notes:
         print(note)
@@ -36,9 +39,10 @@ def main() -> None:
             batch_size=args.batch_size,
             on_layer=bar.update,
         )
-    print(positions_summary(report, prepared.token_text))
+    print(fit(positions_summary(report, prepared.token_text)))
+    expectation = args.check(measured_by_positions(report, prepared.token_text))
     paths = write_positions_report(
-        out, report, classes, prepared.token_text, settings(args, prepared)
+        out, report, classes, prepared.token_text, settings(args, prepared), expectation
     )
     print(f"Report  {out / 'report.html'} ({len(paths)} files in {out})")
 

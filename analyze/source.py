@@ -26,6 +26,7 @@ from sysout_jax.outliers.tokens import TokenClasses
 from sysout_jax.report import run_settings
 from sysout_jax.report_expected import Expectation
 from sysout_jax.sharding import MeshConfig, make_mesh, start_processes
+from sysout_jax.summary import fit
 from sysout_jax.testing import demo_model
 
 NUM_SEQS, SEQ_LEN = 10, 1024
@@ -77,7 +78,7 @@ class Expects:
         if self.expect is None:
             return None
         expectation = Expectation(self.expect, self.expected(), measured)
-        print(expectation.text())
+        print(fit(expectation.text()))
         return expectation
 
 

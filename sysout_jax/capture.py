@@ -13,6 +13,8 @@ COLLECTION = "intermediates"
 TAPS = {
     "h": "(B, T, D) layer output, the residual stream",
     "h_mid": "(B, T, D) residual stream between attention and MLP",
+    "attn_in": "(B, T, D) input of the attention block, after the norm",
+    "mlp_in": "(B, T, D) input of the MLP, after the norm",
     "x_down": "(B, T, F) input of the down projection",
     "gate": "(B, T, F) gate before its activation function",
     "up": "(B, T, F) up projection, before the activation function where there is no gate",

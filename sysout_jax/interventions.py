@@ -22,6 +22,7 @@ from sysout_jax.outliers.intervals import Interval, bootstrap_weights, interval
 from sysout_jax.outliers.lifecycle import lifecycle
 from sysout_jax.outliers.results import Lifecycle
 from sysout_jax.outliers.serialise import plain
+from sysout_jax.perplexity import Protocol, protocol_of
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Interventions:
     tokens: int  # distinct (sequence, token)
     sinks: tuple[tuple[int, int], ...]  # (layer, head)
     num_seeds: int
+    protocol: Protocol  # of every perplexity
     baseline: Outcome
     outcomes: tuple[Outcome, ...]
     notes: tuple[str, ...]
@@ -79,13 +81,15 @@ def intervene(
     seeds: int = 5,
     report: Lifecycle | None = None,
     seed: int = 0,
+    bos: bool = False,
+    joined_by: str | None = None,
     batch_size: int | None = None,
     on_layer: Callable[[], object] | None = None,
 ) -> Interventions:
     """Edit the outliers that the lifecycle of `tokens` (N, T) finds and measure all sequences again, once per `plan` entry.
 
     `report` is `lifecycle` on the same tokens and τ when it is at hand. Where nothing reaches τ its candidates are edited.
-    `seed` starts all random draws. Raises InputError where there is neither outlier nor candidate.
+    `seed` starts all random draws; `bos` and `joined_by` say how the tokens were made, for the record of the perplexity. Raises InputError where there is neither outlier nor candidate.
     """
     runs = plan(what, where, seeds)
     if report is None:
@@ -121,6 +125,7 @@ def intervene(
         tokens=len(np.unique(bench.outliers.places[:, :2], axis=0)),
         sinks=tuple((int(layer), int(head)) for layer, head in np.argwhere(sinks)),
         num_seeds=seeds,
+        protocol=protocol_of(bench.tokens.shape, bos=bos, joined_by=joined_by),
         baseline=outcome(("none", "none", "none"), [(0, bench.baseline)]),
         outcomes=tuple(
             outcome(kind, [r for run, r in results.items() if _kind(run) == kind]) for kind in kinds

@@ -77,9 +77,17 @@ def perplexity_of(stream: Stream, *, bos: bool = False, joined_by: str | None = 
     if not counted:
         raise InputError("windows of one token predict nothing; expected at least 2 tokens each")
     window_nll = nll_NxT.mean(axis=1)
-    protocol = Protocol(windows, counted + 1, bos, windows * counted, joined_by)
+    protocol = protocol_of((windows, counted + 1), bos=bos, joined_by=joined_by)
     mean = float(window_nll.mean())
     return Perplexity(of_mean_nll(mean), mean, window_nll, protocol)
+
+
+def protocol_of(
+    shape: tuple[int, ...], *, bos: bool = False, joined_by: str | None = None
+) -> Protocol:
+    """How the perplexity of windows of a shape (N, T) is measured."""
+    windows, length = shape
+    return Protocol(windows, length, bos, windows * (length - 1), joined_by)
 
 
 def of_mean_nll(nll: float) -> float:

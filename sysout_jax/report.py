@@ -26,6 +26,7 @@ import sysout_jax
 from sysout_jax.attention import resolve_kernel
 from sysout_jax.figures import Figure, FigureSpec, TokenText, save_figure
 from sysout_jax.outliers.serialise import plain
+from sysout_jax.report_expected import Expectation
 from sysout_jax.report_page import Picture, Section, Table, page
 
 _VERSIONS_OF = ("jax", "jaxlib", "flax", "numpy", "matplotlib")
@@ -98,11 +99,13 @@ def write_report(
     sections: Sequence[Section],
     figures: Mapping[str, Figure],
     settings: Mapping[str, Any],
+    expectation: Expectation | None = None,
 ) -> list[Path]:
     """Write `<out>/<name>.json`, `<out>/figures/<figure>.png` and `.pdf`, and `<out>/report.html`; returns their paths.
 
     The JSON is `payload` and `settings`, strict: NaN and inf are null. The page shows `title`, `headline`, `sections` (a
-    `Picture` in them names one of `figures`) and `settings`. Files of the same names are replaced, and figures that an
+    `Picture` in them names one of `figures`) and `settings`; an `expectation` goes into both, on the page before the last of
+    the sections, which is where terms are defined. Files of the same names are replaced, and figures that an
     earlier run of the same analysis left and this one does not draw are removed. Whatever fails, nothing changes in `out`.
     Of several processes the first one writes; the others return no paths.
     """
@@ -113,6 +116,9 @@ def write_report(
             raise ValueError(
                 f"{each!r} becomes a file name; expected lower-case letters, digits, - and _"
             )
+    if expectation:
+        payload = {**payload, "expected": expectation.to_dict()}
+        sections = [*sections[:-1], expectation.section(), *sections[-1:]]
     out = Path(out)
     nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=nearest) as work:

@@ -38,10 +38,6 @@ def write_compression_report(
     expectation: Expectation | None = None,
 ) -> list[Path]:
     """Write the report of one or several models into `out`; `settings` come from `report.run_settings`. Returns all paths."""
-    checked = [expectation.section()] if expectation else []
-    payload: dict[str, Any] = {"models": [result.to_dict() for result in results]}
-    if expectation:
-        payload["expected"] = expectation.to_dict()
     drawn: dict[str, Figure] = {"perplexity": figures.perplexity(results)}
     sections = [
         Section("How to read this page", tuple(_reading(results))),
@@ -67,10 +63,11 @@ def write_compression_report(
         NAME,
         f"Compression: {', '.join(names)}",
         headline=" ".join(verdict(result) for result in results),
-        payload=payload,
-        sections=[*sections, *checked, Section("Definitions", (_definitions(results[0]),))],
+        payload={"models": [result.to_dict() for result in results]},
+        sections=[*sections, Section("Definitions", (_definitions(results[0]),))],
         figures=drawn,
         settings=settings,
+        expectation=expectation,
     )
 
 

@@ -15,6 +15,7 @@ from sysout_jax.outliers.definitions import CODE_SHARE
 from sysout_jax.outliers.intervals import Interval
 from sysout_jax.outliers.lifecycle import CANDIDATE_SHARE
 from sysout_jax.report import counting, figure_sections, write_report
+from sysout_jax.report_expected import Expectation
 from sysout_jax.report_page import Section, Table
 from sysout_jax.summary import ran_over
 
@@ -22,7 +23,11 @@ NAME = "consistency"
 
 
 def write_consistency_report(
-    out: Path, report: Consistency, token_text: TokenText, settings: dict[str, Any]
+    out: Path,
+    report: Consistency,
+    token_text: TokenText,
+    settings: dict[str, Any],
+    expectation: Expectation | None = None,
 ) -> list[Path]:
     """Write the report into `out`; `settings` come from `report.run_settings`. Returns the paths of all files."""
     tables = {"table": _rows(report, report.shown), "layers": _layers(report)}
@@ -40,6 +45,7 @@ def write_consistency_report(
         ],
         figures=draw_figures(CONSISTENCY, report, token_text),
         settings=settings,
+        expectation=expectation,
     )
 
 

@@ -12,13 +12,18 @@ from sysout_jax.outliers.definitions import TAUS
 from sysout_jax.outliers.existence import Element, Existence
 from sysout_jax.outliers.lifecycle import CANDIDATE_SHARE
 from sysout_jax.report import counting, figure_sections, write_report
+from sysout_jax.report_expected import Expectation
 from sysout_jax.report_page import Section, Table
 
 NAME = "existence"
 
 
 def write_existence_report(
-    out: Path, report: Existence, token_text: TokenText, settings: dict[str, Any]
+    out: Path,
+    report: Existence,
+    token_text: TokenText,
+    settings: dict[str, Any],
+    expectation: Expectation | None = None,
 ) -> list[Path]:
     """Write the report into `out`; `settings` come from `report.run_settings`. Returns the paths of all files."""
     tables = {
@@ -39,6 +44,7 @@ def write_existence_report(
         ],
         figures=draw_figures(EXISTENCE, report, token_text),
         settings=settings,
+        expectation=expectation,
     )
 
 

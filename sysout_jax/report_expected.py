@@ -19,6 +19,8 @@ from sysout_jax.outliers.serialise import plain
 from sysout_jax.report_page import Section, Table
 from sysout_jax.summary import text_table
 
+_WIDTHS = (42, 22, 18, 12)  # of the columns on the terminal, 100 together with what is between them
+
 
 class Expectation:
     """A report held against the published values of `name`; differences are a finding, not a failure."""
@@ -51,7 +53,7 @@ class Expectation:
         """For the terminal."""
         header = ("quantity", "expected", "found", "verdict")
         rows = [(_name(c), c.expected, c.found, c.verdict) for c in self.checks]
-        return "\n".join([self.verdict, text_table(header, rows)])
+        return "\n".join([self.verdict, text_table(header, rows, most=_WIDTHS)])
 
     def to_dict(self) -> dict:
         return {"name": self.name, "checks": plain(self.checks)}

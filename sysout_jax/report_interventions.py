@@ -42,8 +42,6 @@ def write_interventions_report(
     expectation: Expectation | None = None,
 ) -> list[Path]:
     """Write the report into `out`; `settings` come from `report.run_settings`. Returns the paths of all files."""
-    checked = [expectation.section()] if expectation else []
-    payload = {"expected": expectation.to_dict()} if expectation else {}
     drawn = {"effects": figures.effects, "layers": figures.layers}
     if result.sinks:
         drawn["heads"] = figures.heads
@@ -52,10 +50,11 @@ def write_interventions_report(
         NAME,
         f"Interventions on systematic outliers: {result.model}",
         headline=verdict(result),
-        payload=result.to_dict() | payload,
-        sections=[*_sections(result), *checked, Section("Definitions", (_definitions(result),))],
+        payload=result.to_dict(),
+        sections=[*_sections(result), Section("Definitions", (_definitions(result),))],
         figures={name: draw(result) for name, draw in drawn.items()},
         settings=settings,
+        expectation=expectation,
     )
 
 
@@ -73,8 +72,25 @@ def verdict(result: Interventions) -> str:
 
 
 def summary(result: Interventions) -> str:
-    """The outcomes as a terminal table: value, interval over sequences."""
-    return "\n".join([verdict(result), *result.notes, text_table(*_rows(result)), _note(result)])
+    """The outcomes as a terminal table: value, interval over sequences; where and what as the flags name them."""
+    _, rows = _rows(result)
+    outcomes = [(o.where, o.what) for o in result.outcomes]
+    short = [
+        (*kind, edited, left, *(_one_unit(cell) for cell in cells))
+        for kind, (_, _, edited, left, *cells) in zip([("none", "–"), *outcomes], rows, strict=True)
+    ]
+    called = figures.called(result)
+    table = text_table(
+        ("where", "what", "edited", "left", "attention", "perplexity", "its change"), short
+    )
+    what = f"Left: tokens that still hold an {called}." if result.found else f"Left: {called}s."
+    return "\n".join([verdict(result), *result.notes, table, what, _note(result)])
+
+
+def _one_unit(cell: str) -> str:
+    """`9% [6%, 11%]` as `9% [6, 11]`."""
+    value, bracket, interval = cell.partition(" [")
+    return value + bracket + interval.replace("%", "")
 
 
 def _rows(result: Interventions) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -122,7 +138,8 @@ def _note(result: Interventions) -> str:
     )
     return (
         f"In brackets: {LEVEL:.0%} bootstrap intervals over the sequences. Resamples and random others: mean over "
-        f"{plural(result.num_seeds, 'seed')}. Attention: {heads}. Change: of perplexity against the unedited model, sequences paired."
+        f"{plural(result.num_seeds, 'seed')}. Attention: {heads}. Change: of perplexity against the unedited model, sequences paired. "
+        f"Perplexity: {result.protocol.sentence()}."
     )
 
 
@@ -199,6 +216,6 @@ def _definitions(result: Interventions) -> Table:
          "weights: as many entries of the same rows in other channels"),
         ("attention on them", f"share over queries that can see an original {figures.called(result)} token; a sink head gives them "
          f"more than {SINK_SHARE:.0%} in the unedited model, in a layer after the first birth"),
-        ("perplexity", "exp of the mean negative log-likelihood of every next token of the analysed sequences"),
+        ("perplexity", f"exp of the mean negative log-likelihood of the counted tokens: {result.protocol.sentence()}"),
     )  # fmt: skip
     return Table(("term", "rule"), rows)

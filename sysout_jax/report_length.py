@@ -14,13 +14,18 @@ from sysout_jax.outliers.definitions import CODE_SHARE, TAUS
 from sysout_jax.outliers.length import SENTENCES, ByLength, Point, Sentence
 from sysout_jax.outliers.lifecycle import CANDIDATE_SHARE
 from sysout_jax.report import counting, figure_sections, write_report
+from sysout_jax.report_expected import Expectation
 from sysout_jax.report_page import Section, Table
 
 NAME = "length"
 
 
 def write_length_report(
-    out: Path, report: ByLength, token_text: TokenText, settings: dict[str, Any]
+    out: Path,
+    report: ByLength,
+    token_text: TokenText,
+    settings: dict[str, Any],
+    expectation: Expectation | None = None,
 ) -> list[Path]:
     """Write the report into `out`; `settings` come from `report.run_settings`. Returns the paths of all files."""
     tables = {"sentences-h": _sentences(report), "sweep": _sweep(report)}
@@ -37,6 +42,7 @@ def write_length_report(
         ],
         figures=draw_figures(LENGTH, report, token_text),
         settings=settings,
+        expectation=expectation,
     )
 
 

@@ -35,18 +35,16 @@ def write_lifecycle_report(
     expectation: Expectation | None = None,
 ) -> list[Path]:
     """Write the report into `out`; `settings` come from `report.run_settings`. Returns the paths of all files."""
-    *sections, definitions = lifecycle_sections(report, token_text)
-    checked = [expectation.section()] if expectation else []
-    payload = {"expected": expectation.to_dict()} if expectation else {}
     return write_report(
         out,
         NAME,
         f"Lifecycle of systematic outliers: {report.model}",
         headline=verdict(report),
-        payload=report.to_dict() | payload,
-        sections=[*sections, *checked, definitions],
+        payload=report.to_dict(),
+        sections=lifecycle_sections(report, token_text),
         figures=lifecycle_figures(report, token_text),
         settings=settings,
+        expectation=expectation,
     )
 
 

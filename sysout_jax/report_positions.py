@@ -17,6 +17,7 @@ from sysout_jax.outliers.lifecycle import CANDIDATE_SHARE
 from sysout_jax.outliers.positions import Place, Positions, strongest
 from sysout_jax.outliers.tokens import TokenClasses
 from sysout_jax.report import counting, figure_sections, write_report
+from sysout_jax.report_expected import Expectation
 from sysout_jax.report_page import Section, Table
 from sysout_jax.summary import ran_over
 
@@ -30,6 +31,7 @@ def write_positions_report(
     classes: TokenClasses,
     token_text: TokenText,
     settings: dict[str, Any],
+    expectation: Expectation | None = None,
 ) -> list[Path]:
     """Write the report into `out`; `settings` come from `report.run_settings`. Returns the paths of all files."""
     tables = {
@@ -53,6 +55,7 @@ def write_positions_report(
         ],
         figures=draw_figures(POSITIONS, report, token_text),
         settings=settings,
+        expectation=expectation,
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 
 import numpy as np
 
@@ -34,14 +36,35 @@ def lifecycle_summary(report: Lifecycle, token_text: TokenText) -> str:
     return "\n".join(lines)
 
 
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned with spaces."""
+def text_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], most: Sequence[int] | None = None
+) -> str:
+    """Columns aligned with spaces; cells wider than `most` of their column go on in the next line."""
     table = [header, *rows]
+    if most:
+        table = [line for row in table for line in _lines(row, most)]
     widths = [max(len(row[i]) for row in table) for i in range(len(header))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in table
     )
+
+
+def _lines(row: Sequence[str], most: Sequence[int]) -> list[tuple[str, ...]]:
+    cells = [textwrap.wrap(cell, width) or [""] for cell, width in zip(row, most, strict=True)]
+    return list(zip_longest(*cells, fillvalue=""))
+
+
+def fit(text: str, width: int = 100) -> str:
+    """Lines that are too long for a terminal broken at spaces, what follows a break indented."""
+    lines = []
+    for line in text.splitlines():
+        indent = " " * (len(line) - len(line.lstrip()) + 8)
+        wrapped = textwrap.wrap(
+            line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        )
+        lines += wrapped if len(line) > width else [line]
+    return "\n".join(lines)
 
 
 def ran_over(sequences: int, length: int) -> str:
@@ -188,12 +211,12 @@ def _cause(report: Lifecycle) -> list[str]:
     def row(name: str, effect, gone: float | None) -> str:
         change = "" if gone is None else f" ({gone:.0%} gone)"
         return (
-            f"        {name:<27}outliers {effect.outliers:>6}{change:<14}  attention on them {effect.mass:.1%}  "
+            f"        {name:<20}outliers {effect.outliers:>6}{change:<13} attention on them {effect.mass:.1%}  "
             f"perplexity {effect.perplexity:,.4g}"
         )
 
     return [
-        f"Cause   the {cause.weights} birth weight{'s' * (cause.weights > 1)} W_down[dims, channels] set to zero "
+        f"Cause   the {cause.weights} birth weight{'s' * (cause.weights > 1)} W_down[d*, c*] set to zero "
         "(outliers: layers x tokens that hold one):",
         row("as it is", cause.baseline, None),
         row("birth weights zero", cause.zeroed, cause.outliers_gone),

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from sysout_jax import cli
+from sysout_jax.summary import fit
 
 
 def test_interrupt_arrives_also_from_within_the_garbage_collector(capsys):
@@ -36,3 +37,13 @@ def test_interrupt_arrives_also_from_within_the_garbage_collector(capsys):
             signal.signal(number, handler)
     assert end.value.code == cli.INTERRUPTED
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_long_lines_are_broken_for_a_terminal_and_short_ones_left_alone():
+    table = "a    b      c\n  1  2      3"
+    assert fit(table) == table
+    sentence = "word " * 40 + "/a/path/without/any/space" * 5
+    lines = fit(f"  {sentence}\nend").splitlines()
+    assert lines[0].startswith("  word") and lines[1].startswith(" " * 10 + "word")
+    assert all(len(line) <= 100 or " " not in line.strip() for line in lines)
+    assert " ".join(" ".join(lines).split()) == " ".join(f"{sentence} end".split())

@@ -211,12 +211,39 @@ def test_signed_queries_keys_and_values_are_those_of_the_head():
     report = report_of("planted")
     head, path = report.trace.close_up, report.trace
     mask = path.targets.mask[0, head.start : head.start + len(head.q)]
-    panels = figures_of("planted")["spread"].axes[:3]
+    panels = figures_of("planted")["spread"].axes[1:4]
     assert [panel.get_title("left")[0] for panel in panels] == ["q", "k", "v"]
     for panel, values in zip(panels, (head.q, head.k, head.v), strict=True):
         others, outliers = [line for line in panel.get_lines() if len(line.get_xdata()) > 2]
         np.testing.assert_allclose(others.get_ydata(), values[~mask].mean(0), rtol=1e-6)
         np.testing.assert_allclose(outliers.get_ydata(), values[mask].mean(0), rtol=1e-6)
+
+
+def test_the_normalised_input_is_drawn_and_its_outlier_dims_named():
+    report = report_of("planted")
+    head, path = report.trace.close_up, report.trace
+    mask = path.targets.mask[0, head.start : head.start + len(head.x)]
+    panel = figures_of("planted")["spread"].axes[0]
+    assert f"layer {head.layer + 1}" in panel.get_title("left")
+    (outliers,) = [line for line in panel.get_lines() if "outlier" in line.get_label()]
+    np.testing.assert_allclose(outliers.get_ydata(), head.x[mask].mean(0), rtol=1e-6)
+    assert {text.get_text() for text in panel.texts} == {str(d) for d in plant().truth.dims}
+
+
+def test_what_excites_the_planted_channel():
+    report, birth = report_of("planted"), plant().truth.births[0]
+    trigger = int(np.abs(plant().lm.params["embed"]["embedding"][0]).argmax())
+    sentence = FIGURES["excitation"].sentence(report, text)
+    channel = report.birth.events[0].channels[0].index
+    assert channel in birth.channels
+    assert sentence.startswith(f"Channel {channel} of layer {birth.layer + 1} is excited")
+    assert f"dim {trigger} gives 100% of W_gate's" in sentence
+    panels = figures_of("planted")["excitation"].axes
+    assert len(panels) == 5 and f"c* = {channel}" in panels[1].get_title("left")
+    (r,) = np.flatnonzero(report.trace.rows.indices == channel)
+    gate = panels[1].collections[0].get_segments()
+    np.testing.assert_allclose([s[1][1] for s in gate], report.trace.rows.gate[r], rtol=1e-6)
+    assert len(figures_of("gpt2")["excitation"].axes) == 3  # no gate
 
 
 def test_figures_leave_the_readers_settings_alone(tmp_path):

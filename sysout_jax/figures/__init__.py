@@ -14,6 +14,7 @@ from sysout_jax.figures.death import (
     end_sentence,
     has_end,
 )
+from sysout_jax.figures.excitation import excitation, excitation_sentence, has_rows
 from sysout_jax.figures.layers import (
     activations,
     activations_sentence,
@@ -55,6 +56,9 @@ FIGURES: dict[str, FigureSpec[Lifecycle]] = {
     "weights": FigureSpec(weights, "Weights per layer and matrix", weights_sentence),
     "attention": FigureSpec(attention, "Attention per layer and head", attention_sentence),
     "birth": FigureSpec(birth, "Birth", birth_sentence, _has_trace),
+    "excitation": FigureSpec(
+        excitation, "Birth, what excites the channel", excitation_sentence, has_rows
+    ),
     "spread": FigureSpec(spread, "Spread", spread_sentence, _has_trace),
     "death": FigureSpec(death, "Death", death_sentence, _has_trace),
     "end": FigureSpec(end, "Death, one MLP", end_sentence, has_end),

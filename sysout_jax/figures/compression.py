@@ -171,16 +171,16 @@ def _ratio_axis(axes: Axes, values: list[float]) -> None:
     axes.ticklabel_format(axis="x", useOffset=False)
 
 
-def _log_axis(axes: Axes) -> None:
-    """Labels that read as numbers, not as powers."""
+def _log_axis(axes: Axes, subs: tuple[float, ...] = (1.0, 2.0, 5.0)) -> None:
+    """Labels that read as numbers, not as powers, at `subs` times powers of ten."""
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+    axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=8))
     axes.xaxis.set_major_formatter(lambda value, _: number(value))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _error_axis(axes: Axes) -> None:
-    axes.set_xscale("log")
+    _log_axis(axes, subs=(1.0, 3.0))
     axes.set_xlabel("‖h' − h‖ / ‖h‖, mean over tokens")
 
 

@@ -22,17 +22,31 @@ from sysout_jax.outliers.trace import Trace
 MAX_TOKENS = 22  # positions whose text stays readable on the axis of a heat map
 BEFORE = 3  # positions shown before the first outlier token
 MAX_NAMED = 4  # q/k dims named in the panel
+MAX_INPUTS = 3  # dims of the normalised input named in the panel
+MANY = 256  # dims from which on marks are thin
 
 
 @style.styled
 def spread(report: Lifecycle, token_text: TokenText) -> Figure:
-    """The head with the most attention on outlier tokens: q, k and v per dim, q·k, ‖v‖, logits and probabilities."""
+    """The head with the most attention on outlier tokens: its normalised input, q, k and v per dim, q·k, ‖v‖, logits and
+    probabilities."""
     _, path = traced(report)
     head, mask, view = path.close_up, _outliers(path), _view(path)
-    figure = style.new_figure(10.6, subtitle(report))
-    first, top, bottom = figure.subfigures(3, 1, height_ratios=[2.6, 3, 5.4], squeeze=False).ravel()
+    figure = style.new_figure(12.8, subtitle(report))
+    heights = [2.2, 2.6, 3, 5.4]
+    above, first, top, bottom = figure.subfigures(
+        4, 1, height_ratios=heights, squeeze=False
+    ).ravel()
+    entering = above.subplots()
+    _signed(entering, head.x, mask, report)
+    _name_dims(entering, head.x, mask)
+    entering.margins(y=0.1)
+    entering.set_xlabel("dim of h")
+    entering.set_ylabel("signed value")
+    entering.set_title(f"what enters attention of layer {head.layer + 1}: h before it, normalised")
     for axes, name in zip(first.subplots(1, 3), "qkv", strict=True):
         _signed(axes, getattr(head, name), mask, report)
+        axes.set_xlabel("dim of the head")
         axes.set_title(
             f"{name} of layer {head.layer + 1}, head {head.head}" if name == "q" else name
         )
@@ -81,14 +95,22 @@ def _labels(path: Trace, view: slice, token_text: TokenText) -> list[str]:
 
 
 def _signed(axes: Axes, values_WxDh: np.ndarray, mask: np.ndarray, report: Lifecycle) -> None:
-    """Every dim of the head: the range over ordinary tokens, and the mean over outlier tokens."""
+    """Every dim: the range over ordinary tokens, and the mean over outlier tokens."""
     dims = np.arange(values_WxDh.shape[1])
     values = np.nan_to_num(values_WxDh)
     if (~mask).any():
         others = values[~mask]
-        axes.vlines(dims, others.min(0), others.max(0), color="#b5b5b5", lw=2.2)
+        many = len(dims) > MANY
+        width = 1.0 if many else 2.2
+        axes.vlines(dims, others.min(0), others.max(0), color="#b5b5b5", lw=width, rasterized=many)
         axes.plot(
-            dims, others.mean(0), "_", color=style.BLACK, ms=5, label="others: mean and range"
+            dims,
+            others.mean(0),
+            "_",
+            color=style.BLACK,
+            ms=2 if many else 5,
+            label="others: mean and range",
+            rasterized=many,
         )
     if mask.any():
         mean = values[mask].mean(0)
@@ -101,11 +123,31 @@ def _signed(axes: Axes, values_WxDh: np.ndarray, mask: np.ndarray, report: Lifec
             mew=0.6,
             ms=4,
             label=f"{called(report)} tokens: mean",
+            rasterized=len(dims) > MANY,
         )
     axes.axhline(0, color=style.BLACK, lw=0.8, zorder=0)
-    axes.set_xlabel("dim of the head")
     axes.locator_params(axis="x", nbins=6, integer=True)
     axes.locator_params(axis="y", nbins=5)
+
+
+def _name_dims(axes: Axes, values_WxD: np.ndarray, mask: np.ndarray) -> None:
+    """Write the numbers of the dims that stand out most in outlier tokens beside their marks."""
+    values = np.nan_to_num(values_WxD)
+    if not mask.any() or mask.all():
+        return
+    mean = values[mask].mean(0)
+    stand_out = np.maximum(mean - values[~mask].max(0), values[~mask].min(0) - mean)
+    for dim in np.argsort(-stand_out, kind="stable")[:MAX_INPUTS]:
+        if min(stand_out[dim], abs(mean[dim])) > 0.2 * np.abs(mean).max():
+            axes.annotate(
+                str(dim),
+                (dim, mean[dim]),
+                (6, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=9,
+                fontweight="bold",
+            )
 
 
 def _dims(axes: Axes, path: Trace) -> None:

@@ -33,6 +33,7 @@ class Attention(nn.Module):
         q, k, v = (qkv_BxTx3xHxDh[:, :, i] for i in range(3))
         mixed = attend_and_tap(self, x_BxTxD, q, k, v, self.kernel)
         out = dense(self, cfg.d_model, "o_proj", cfg.bias, residual_init(cfg.num_layers))(mixed)
+        tap(self, "attn_in", x_BxTxD)
         tap(self, "attn_out", out)
         return out
 
@@ -50,6 +51,7 @@ class Mlp(nn.Module):
         x_down_BxTxF = ACTIVATIONS[cfg.activation](up_BxTxF)
         down = dense(self, cfg.d_model, "down_proj", cfg.bias, residual_init(cfg.num_layers))
         down_BxTxD = down(x_down_BxTxF)
+        tap(self, "mlp_in", x_BxTxD)
         tap(self, "up", up_BxTxF)
         tap(self, "x_down", x_down_BxTxF)
         tap(self, "down", down_BxTxD)

@@ -31,6 +31,7 @@ class Attention(nn.Module):
         v_BxTxKxDh = heads("v_proj", cfg.num_kv_heads)
         mixed = attend_and_tap(self, x_BxTxD, q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh, self.kernel)
         out = dense(self, cfg.d_model, "o_proj", cfg.o_bias, residual_init(cfg.num_layers))(mixed)
+        tap(self, "attn_in", x_BxTxD)
         tap(self, "attn_out", out)
         return out
 
@@ -49,6 +50,7 @@ class Mlp(nn.Module):
         x_down_BxTxF = nn.silu(gate_BxTxF) * up_BxTxF
         down = dense(self, cfg.d_model, "down_proj", cfg.mlp_bias, residual_init(cfg.num_layers))
         down_BxTxD = down(x_down_BxTxF)
+        tap(self, "mlp_in", x_BxTxD)
         tap(self, "gate", gate_BxTxF)
         tap(self, "up", up_BxTxF)
         tap(self, "x_down", x_down_BxTxF)

@@ -11,7 +11,7 @@ import numpy as np
 
 from sysout_jax.engine import Edit, Stream
 from sysout_jax.language_model import LanguageModel
-from sysout_jax.perplexity import of_mean_nll
+from sysout_jax.perplexity import of_mean_nll, perplexity_of
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ def measure(
     for _, _, seen in stream.layers(_observe, extra, on_layer, edit):
         outliers.append((seen["token_max"] > tau * seen["mean"][:, None]).sum(1))
         attention.append((np.nan_to_num(seen["sums"]) * marked[:, None]).sum(2).T)
-    nll = stream.nll()
+    length = tokens.shape[1]
     return Measured(
         outliers=np.stack(outliers),
         attention=np.stack(attention).astype(np.float64),
         queries=np.maximum.accumulate(marked, axis=1).sum(1),
-        nll=nll.mean(1, dtype=np.float64) if nll.size else np.full(len(nll), np.nan),
+        nll=perplexity_of(stream).window_nll if length > 1 else np.full(len(tokens), np.nan),
     )
 
 

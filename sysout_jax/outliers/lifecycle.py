@@ -109,8 +109,8 @@ def follow(
     first = alive[sequences].argmax(axis=1)
     window = np.clip(first - 4, 0, max(stats.tokens.shape[1] - WINDOW, 0))
     targets = Targets(sequences, tokens, valid, alive[sequences], dims, window)
-    first_layer = int(np.flatnonzero(stats.h.outlier_tokens(tau).any(axis=(1, 2)))[0]) + 1
-    return trace(lm, stats.tokens, targets, min(first_layer, lm.num_layers - 1), on_layer)
+    holding = stats.h.outlier_tokens(tau)[:, sequences].any(axis=(1, 2))
+    return trace(lm, stats.tokens, targets, int(holding.argmax()), on_layer)
 
 
 def _outlier_elements(stats: Stats, path: Trace, tau: float) -> tuple[np.ndarray, np.ndarray]:

@@ -22,6 +22,7 @@ MAX_TOKENS = 16  # outlier tokens followed per sequence
 MAX_DIMS = 16
 WINDOW = 48  # positions of the close-up of one head
 KEPT_CHANNELS = 64  # strongest channels kept per layer and dim
+KEPT_ROWS = 16  # strongest channels of the birth layer whose rows of gate and up are kept
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class HeadCloseUp:
     layer: int
     head: int
     start: int  # first position
+    x: np.ndarray  # (W, D) what q, k and v are projected from: the residual stream after the norm
     q: np.ndarray  # (W, Dh)
     k: np.ndarray  # (W, Dh)
     v: np.ndarray  # (W, Dh)
@@ -62,6 +64,17 @@ class LayerChannels:
 
 
 @dataclass(frozen=True)
+class ChannelRows:
+    """What excites the strongest channels of one layer's MLP: their rows of gate and up, and the input they meet (Figure 7)."""
+
+    layer: int
+    indices: np.ndarray  # (R,) int channels, strongest first
+    gate: np.ndarray | None  # (R, D) rows of W_gate; None without a gate
+    up: np.ndarray  # (R, D) rows of W_up
+    x: np.ndarray  # (E, M, D) input of the MLP after the norm, at the followed tokens
+
+
+@dataclass(frozen=True)
 class Trace:
     """The followed elements through all L layers."""
 
@@ -71,6 +84,7 @@ class Trace:
     down: np.ndarray  # (L, E, M, P) added by the MLP
     h: np.ndarray  # (L, E, M, P) residual stream after the layer
     channels: tuple[LayerChannels, ...]  # one per layer
+    rows: ChannelRows  # of the birth layer
     mass: np.ndarray  # (L, H) share of attention on outlier tokens, over queries that can see one
     drain: np.ndarray  # (L, K) ‖v‖ of outlier tokens over the mean ‖v‖ of the others
     update: np.ndarray  # (L, H) ‖Σ over outlier tokens of A v‖ / ‖Σ over all of A v‖, other queries
@@ -85,10 +99,11 @@ def trace(
     lm: LanguageModel,
     tokens: np.ndarray,
     targets: Targets,
-    first_layer: int,
+    birth_layer: int,
     on_layer: Callable[[], object] | None = None,
 ) -> Trace:
-    """Follow `targets` in `tokens` (N, T); `first_layer` is the first one whose attention can see outliers."""
+    """Follow `targets` in `tokens` (N, T); `birth_layer` is the first one whose output holds them."""
+    first_layer = min(birth_layer + 1, lm.num_layers - 1)  # whose attention can see outliers
     E, P = len(targets.sequences), len(targets.dims)
     dims = np.resize(targets.dims, max(P, MAX_DIMS)).astype(
         np.int32
@@ -100,7 +115,7 @@ def trace(
         "window": targets.window.astype(np.int32),
     }
     stream = Stream(lm, tokens[targets.sequences])
-    layers, channels, close_up = [], [], None
+    layers, channels, rows, close_up = [], [], None, None
     for layer, params, seen in stream.layers(_observe, [extra] * lm.num_layers, on_layer):
         mass = seen["mass"].sum(0) / np.maximum(seen["queries"].sum(0), 1)
         drain = seen["v_outlier"].mean(0) / np.maximum(seen["v_other"].mean(0), 1e-30)
@@ -110,15 +125,18 @@ def trace(
             | {"mass": mass, "drain": drain, "update": update, "qk": seen["qk"].mean(0)}
         )
         channels.append(_channels(np.asarray(params["mlp"]["down_proj"]["kernel"]), targets, seen))
+        if layer == birth_layer:
+            rows = _rows(layer, params["mlp"], channels[-1], targets, seen["mlp_in"])
         if close_up is None or (
             layer >= first_layer and (close_up[0] < mass.max() or close_up[1] < first_layer)
         ):
             close_up = (mass.max(), layer, int(mass.argmax()), seen)
-    assert close_up is not None
+    assert close_up is not None and rows is not None
     stacked = {name: np.stack([layer[name] for layer in layers]) for name in layers[0]}
     return Trace(
         targets=targets,
         channels=tuple(channels),
+        rows=rows,
         close_up=_close_up(*close_up[1:], int(targets.window[0])),
         nll=stream.nll(),
         **stacked,
@@ -139,6 +157,7 @@ def _observe(x_in, taps, extra):
         "h": at_dims(taps["h"]),
         "x_down": at(taps["x_down"]),
         "up": at(taps["up"]),
+        "mlp_in": at(taps["mlp_in"]),
     }
     if "gate" in taps:
         found["gate"] = at(taps["gate"])
@@ -146,7 +165,7 @@ def _observe(x_in, taps, extra):
     return (
         found
         | _attention(q, k, v, taps["attn_heads"], extra["mask"])
-        | _window(q, k, v, taps["lse"], extra["window"])
+        | _window(taps["attn_in"], q, k, v, taps["lse"], extra["window"])
     )
 
 
@@ -183,13 +202,14 @@ def _attention(q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh, heads_BxTxHxDh, mask_BxT):
     }
 
 
-def _window(q, k, v, lse_BxHxT, start_B):
+def _window(x, q, k, v, lse_BxHxT, start_B):
     size = min(WINDOW, q.shape[1])
 
     def cut(x, start, axis):
         return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
 
     return {
+        "window_x": jax.vmap(lambda x, s: cut(x, s, 0))(x.astype(jnp.float32), start_B),
         "window_q": jax.vmap(lambda x, s: cut(x, s, 0))(q, start_B),
         "window_k": jax.vmap(lambda x, s: cut(x, s, 0))(k, start_B),
         "window_v": jax.vmap(lambda x, s: cut(x, s, 0))(v, start_B),
@@ -216,6 +236,21 @@ def _channels(
     )
 
 
+def _rows(
+    layer: int, mlp: dict, channels: LayerChannels, targets: Targets, x_ExMxD: np.ndarray
+) -> ChannelRows:
+    """Of the channels that add most, in magnitude, to all followed dims together."""
+    added = np.nan_to_num(np.abs(channels.added)) * targets.valid[..., None, None]
+    strongest = np.argsort(-added.sum((0, 1, 2)), kind="stable")[:KEPT_ROWS]
+    indices = channels.indices[strongest]
+
+    def rows(name: str) -> np.ndarray:
+        return np.asarray(mlp[name]["kernel"])[:, indices].astype(np.float32).T
+
+    gate = rows("gate_proj") if "gate_proj" in mlp else None
+    return ChannelRows(layer, indices, gate, rows("up_proj"), x_ExMxD)
+
+
 def _close_up(layer: int, head: int, seen: dict[str, np.ndarray], start: int) -> HeadCloseUp:
     q = seen["window_q"][0, :, head]
     group = seen["window_q"].shape[2] // seen["window_k"].shape[2]
@@ -223,4 +258,4 @@ def _close_up(layer: int, head: int, seen: dict[str, np.ndarray], start: int) ->
     logits = q @ k.T * q.shape[-1] ** -0.5
     logits = np.where(np.tri(len(q), dtype=bool), logits, -np.inf)
     probabilities = np.exp(logits - seen["window_lse"][0, head][:, None])
-    return HeadCloseUp(layer, head, start, q, k, v, logits, probabilities)
+    return HeadCloseUp(layer, head, start, seen["window_x"][0], q, k, v, logits, probabilities)

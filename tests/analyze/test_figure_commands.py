@@ -1,6 +1,7 @@
 """The commands of the paper's figures and tables: what they write, and one clear line for what cannot work."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import analyze.consistency
 import analyze.existence
 import analyze.length
 import analyze.positions
+from sysout_jax.testing import demo_plant
 from tests.analyze.command import call, tree
 
 PROMPT = "Summer is warm. Winter is cold.\n"
@@ -82,12 +84,62 @@ def test_a_model_without_outliers(name, model, tmp_path, monkeypatch, capsys):
     assert "no activation outlier at τ = 1000" in (out / "report.html").read_text()
 
 
+def check_truth(name: str, report: dict) -> None:
+    """What a command reports of the demo is what was planted."""
+    truth = demo_plant().truth
+    (birth,) = truth.births
+    alive = list(range(birth.layer, truth.death_layer))
+    if name == "positions":
+        assert report["h"]["layers"] == alive
+        assert {int(dim) for layer in report["h"]["channels"] for dim in layer} == set(birth.dims)
+        assert report["x_down"]["layers"] == [birth.layer, truth.death_layer]
+        assert [int(c) for c in report["x_down"]["channels"][birth.layer]] == [*birth.channels]
+        assert {text for text, *_ in report["h"]["tokens"]["texts"]} == {"<s>", "\\n"}
+        down = [
+            m for m in report["matrices"] if m["module"] == "down" and m["layer"] == birth.layer
+        ]
+        assert [m["column"] for m in down] == [*birth.channels]
+        share = report["keys"]["share"]
+        sinks = {(l, h) for l in range(8) for h in range(8) if (share[l][h] or 0) > 0.8}
+        assert sinks == truth.sink_heads
+    elif name == "existence":
+        assert report["h"]["layer"] in alive
+        assert {e["channel"] for e in report["h"]["elements"]} == set(birth.dims)
+        assert report["w_down"]["layer"] == birth.layer
+        assert {e["channel"] for e in report["w_down"]["elements"]} == set(birth.channels)
+        assert {e["line"] for e in report["w_down"]["elements"]} == set(birth.dims)
+    elif name == "consistency":
+        assert report["candidate"]["average"]["overlap"][0]["value"] == 1.0  # columns, channels
+        sizes = report["at_tau"]["second_size"]
+        assert [l for l, size in enumerate(sizes[0]) if size] == [birth.layer, truth.death_layer]
+        assert [l for l, size in enumerate(sizes[1]) if size] == alive
+    else:
+        longest = max((p for p in report["sweep"] if p["bos"]), key=lambda p: p["length"])
+        assert [l for l, ratio in enumerate(longest["ratio"]) if ratio > 1000] == alive
+        by_class = dict(zip(report["classes"], longest["outlier_tokens"], strict=True))
+        assert by_class["initial"] == 1 and by_class["weak semantic"] == by_class["other"] == 0
+
+
 def test_the_planted_demo(name, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     few = ["--seq-len", 32 if name == "length" else 200, "--num-seqs", 2]
+    few += ["--expect", "llama-2-7b"]
     assert call(monkeypatch, COMMANDS[name].main, "--out", out, "--bos", *few) == 0
-    assert "planted model" in capsys.readouterr().out
-    assert check_outputs(out, name)["found"] is True
+    printed = capsys.readouterr().out
+    assert "planted model" in printed and "published values of llama-2-7b" in printed
+    report = check_outputs(out, name)
+    assert report["found"] is True
+    # differences are findings: stored and on the page, status 0
+    check_truth(name, report)
+    printed = printed.split("Report ")[0]
+    assert max(map(len, printed.splitlines())) <= 100
+    verdicts = {c["quantity"]: c["verdict"] for c in report["expected"]["checks"]}
+    known = (
+        "consistency x_down, h by sequence (%)" if name == "consistency" else "birth layer, from 0"
+    )
+    assert verdicts[known] in ("match", "differs") and verdicts["perplexity"] == "not measured"
+    titles = re.findall("<h2[^>]*>(.*?)</h2>", (out / "report.html").read_text())
+    assert titles[-3:] == ["Expected and found", "Definitions", "Settings"]
 
 
 def bad_flags(tmp_path: Path) -> dict[str, tuple[list, str]]:
@@ -102,6 +154,7 @@ def bad_flags(tmp_path: Path) -> dict[str, tuple[list, str]]:
         "windows longer than the context": ([*words, "--seq-len", 65], "context is 64"),
         "negative tau": ([*words, "--tau", -1], "positive threshold"),
         "output is a file": ([*words, "--out", tmp_path / "file"], "is a file"),
+        "unknown expectation": (["--expect", "lama-2-7b"], "did you mean llama-2-7b?"),
         "class lists that are no JSON": (
             [*words, "--token-classes", tmp_path / "file"],
             "not JSON",
@@ -111,6 +164,7 @@ def bad_flags(tmp_path: Path) -> dict[str, tuple[list, str]]:
 
 @pytest.mark.parametrize("case", [
     "missing path", "missing text", "empty text", "windows longer than the context", "negative tau", "output is a file",
+    "unknown expectation",
 ])  # fmt: skip
 def test_bad_flags(name, case, model, tmp_path, monkeypatch, capsys):
     flags, expected = bad_flags(tmp_path)[case]

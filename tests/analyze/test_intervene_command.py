@@ -10,6 +10,7 @@ import pytest
 
 from analyze import intervene, lifecycle
 from sysout_jax.cli import run
+from sysout_jax.testing import demo_plant
 
 SMALL = ["--bos", "--seq-len", "96", "--num-seqs", "2"]
 
@@ -26,9 +27,12 @@ def test_outputs(tmp_path, monkeypatch, capsys):
     flags = ["--what", "zero", "--where", "birth", "weight", "--seeds", 2, "--expect", "gpt2"]
     assert call(monkeypatch, intervene, *SMALL, *flags, "--out", out) == 0
     printed = capsys.readouterr()
-    assert printed.err == "" and "birth layer   to zero" in printed.out
+    assert printed.err == "" and "birth   zero" in printed.out
     assert "2 birth weights" in printed.out and "2 random weights" in printed.out
+    assert "2 windows of 96 tokens, not overlapping, with BOS" in " ".join(printed.out.split())
+    assert max(map(len, printed.out.split("Report ")[0].splitlines())) <= 100
     found = json.loads((out / "intervene.json").read_text(), parse_constant=pytest.fail)
+    assert found["protocol"]["bos"] and found["protocol"]["counted"] == 2 * 95
     assert found["found"] and found["birth_layers"] == [2] and found["num_seeds"] == 2
     kinds = [(o["where"], o["what"], o["target"]) for o in found["outcomes"]]
     assert kinds == [(w, "zero", t) for w in ("birth", "weight") for t in ("outliers", "control")]
@@ -82,7 +86,14 @@ def test_lifecycle_held_against_published_values(tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     assert call(monkeypatch, lifecycle, *SMALL, "--expect", "llama-2-7b", "--out", out) == 0
     assert "published values of llama-2-7b" in capsys.readouterr().out
-    found = json.loads((out / "lifecycle.json").read_text())["expected"]
+    report = json.loads((out / "lifecycle.json").read_text())
+    truth = demo_plant().truth
+    (birth,) = truth.births
+    assert report["birth"]["layer"] == birth.layer and report["birth"]["dims"] == [*birth.dims]
+    assert report["birth"]["channels"] == [*birth.channels]
+    assert {(h["layer"], h["head"]) for h in report["spread"]["heads"]} == truth.sink_heads
+    assert report["death"]["layer"] == truth.death_layer
+    found = report["expected"]
     verdicts = {c["quantity"]: c["verdict"] for c in found["checks"]}
     assert verdicts["h dims"] == "differs" and verdicts["perplexity"] == "not measured"
     titles = [h.text for h in ET.fromstring((out / "report.html").read_text()).iter("h2")]

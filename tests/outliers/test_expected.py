@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
 import sysout_jax as so
+from sysout_jax.data.demo import byte_tokenizer
+from sysout_jax.outliers import published as published_values
 from sysout_jax.outliers.expected import DIFFERS, MATCH, NOT_MEASURED, RULES, Expected, compare
-from sysout_jax.outliers.measured import measured_by_interventions, measured_by_lifecycle
+from sysout_jax.outliers.measured import (
+    measured_by_consistency,
+    measured_by_interventions,
+    measured_by_length,
+    measured_by_lifecycle,
+    measured_by_positions,
+    measured_by_statistics,
+)
 from sysout_jax.outliers.published import ALIASES, PUBLISHED, published
 from sysout_jax.report_expected import Expectation
 from sysout_jax.testing import planted_llama
@@ -60,8 +71,12 @@ def test_rules_over_layers():
 @pytest.fixture(scope="module")
 def planted():
     plant = planted_llama(
-        seed=int(np.random.default_rng().integers(10_000)), placement="both", sinks=2
+        seed=int(np.random.default_rng().integers(10_000)),
+        placement="both",
+        sinks=2,
+        vocab_size=257,
     )
+    plant.lm.tokenizer = byte_tokenizer()
     tokens = plant.tokens(2, 64)
     return plant, so.lifecycle(plant.lm, tokens, cause=False), tokens
 
@@ -179,3 +194,99 @@ def test_unknown_names_are_answered_with_the_nearest_and_all():
     with pytest.raises(so.InputError, match="did you mean llama-2-7b\\?") as error:
         published("llama2-7b")
     assert all(name in str(error.value) for name in [*PUBLISHED, *ALIASES])
+
+
+def test_sources_are_well_formed():
+    """Every value says where it is from: one of the few sources, with the arXiv number of a paper in its known form."""
+    known = {
+        "2502.06415": "An et al. 2025",
+        "2402.17762": "Sun et al. 2024",
+        "2411.07191": "Yu et al. 2024",
+        "2410.10781": "Gu et al. 2024",
+    }
+    unnumbered = {published_values.PLACES, published_values.OPENWEBTEXT}
+    for name, rows in PUBLISHED.items():
+        assert len({(r.quantity, r.layers, r.rule) for r in rows}) == len(rows), name
+        for row in rows:
+            numbers = re.findall(r"arXiv (\d{4}\.\d{5})\)", row.source)
+            if row.source in unnumbered:
+                assert not numbers
+                continue
+            assert len(numbers) == 1, (name, row)
+            assert row.source.startswith(f"{known[numbers[0]]}"), (name, row)
+            assert row.layers == tuple(sorted(set(row.layers))) and min(row.layers, default=0) >= 0
+
+
+def numbers_of(want) -> list[float]:
+    """Every number in a wanted value, however it is nested."""
+    if isinstance(want, tuple):
+        return [number for part in want for number in numbers_of(part)]
+    return [float(want)] if isinstance(want, (int, float)) and not isinstance(want, bool) else []
+
+
+def test_every_number_stands_in_the_reference(shared_data):
+    """REFERENCE.md or the paper's text holds each of them; layers there are counted from 0 or from 1."""
+    texts = [(shared_data.parent / name) for name in ("REFERENCE.md", "PAPER.md")]
+    if not all(text.is_file() for text in texts):
+        pytest.skip("the reference is not beside the data")
+    text = " ".join(path.read_text() for path in texts)
+    there = {float(n.replace(",", "")) for n in re.findall(r"\d[\d,]*(?:\.\d+)?", text) if n != ","}
+    # words: "explodes", "then none"
+    words = {("perplexity ratio, outliers to zero", 10.0), ("tokens with an outlier in h", 1.0)}
+    k = {1000.0: 1.0}  # "≈ 1k"
+    for name, rows in PUBLISHED.items():
+        for row in rows:
+            for value in numbers_of(row.want):
+                assert value in there or k.get(value) in there or (row.quantity, value) in words, (
+                    name,
+                    row.quantity,
+                    value,
+                )
+
+
+def test_planted_truth_in_the_other_reports(planted):
+    """Positions, existence, consistency and length measure the same quantities under the same names."""
+    plant, lifecycle_report, tokens = planted
+    birth = plant.truth.births[0]
+    lm = plant.lm
+    mask = plant.mask(tokens)
+
+    def text(n: int, t: int) -> str:
+        return lm.tokenizer.token(int(tokens[n, t]))
+
+    positions = tuple(int(t) for t in np.unique(np.argwhere(mask)[:, 1]))
+    truth = [
+        Expected("birth layer, from 0", "equal", birth.layer, "made up"),
+        Expected("outliers in h", "equal", True, "made up"),
+        Expected("positions of outlier tokens", "members", positions, "made up"),
+    ]
+    dims = Expected("h dims", "members", birth.dims, "made up")
+    found = {
+        "positions": measured_by_positions(so.positions(lm, tokens), text),
+        "existence": measured_by_statistics(lifecycle_report.stats, 1000.0, text),
+        "length": measured_by_length(
+            so.by_length(lm, tokens, sentences=(), lengths=(32, 64)), text
+        ),
+    }
+    for name, measured in found.items():
+        wanted = truth if name == "length" else [*truth, dims]
+        assert [c.verdict for c in compare(wanted, measured)] == [MATCH] * len(wanted), name
+    sinks = {(s.layer, s.head) for s in plant.truth.sinks}
+    layer = next(iter(sinks))[0]
+    assert found["positions"]["attention on outlier tokens, most of a head"][layer] > 0.8
+    measured = measured_by_consistency(so.consistency(lm, tokens))
+    paper = {e.quantity for e in published("llama-2-7b") if e.quantity.startswith("consistency")}
+    assert paper == {q for q in measured if q.startswith("consistency")}
+    assert measured["outliers in h"] is True
+
+
+def test_the_terminal_table_fits_and_loses_no_word(planted):
+    _, report, tokens = planted
+    measured = measured_by_lifecycle(report, lambda n, t: f"“{tokens[n, t]}”")
+    for name, rows in PUBLISHED.items():
+        expectation = Expectation(name, rows, measured)
+        text = expectation.text()
+        assert max(map(len, text.splitlines())) <= 100
+        words = set(text.split())
+        for check in expectation.checks:
+            assert set(check.quantity.split()) - {""} <= {w.rstrip(",") for w in words} | words
