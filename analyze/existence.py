@@ -12,8 +12,8 @@ import sysout_jax as so
 from analyze.source import Expects, Source, check_out, prepare, progress, settings
 from sysout_jax.cli import run
 from sysout_jax.outliers.measured import measured_by_statistics
-from sysout_jax.report_existence import existence_summary, write_existence_report
-from sysout_jax.summary import fit
+from sysout_jax.reports.existence import existence_summary, write_existence_report
+from sysout_jax.reports.summary import fit
 
 PROMPT = "Summer is warm. Winter is cold.\n"  # the paper's
 

@@ -12,8 +12,8 @@ import sysout_jax as so
 from analyze.source import Expects, Source, check_out, prepare, progress, settings
 from sysout_jax.cli import run
 from sysout_jax.outliers.measured import measured_by_interventions
-from sysout_jax.report_interventions import summary, write_interventions_report
-from sysout_jax.summary import fit
+from sysout_jax.reports.interventions import summary, write_interventions_report
+from sysout_jax.reports.summary import fit
 
 What = Literal["zero", "mean", "resample"]
 Where = Literal["birth", "all", "weight"]

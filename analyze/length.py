@@ -13,8 +13,8 @@ from analyze.source import ClassLists, Expects, Source, check_out, prepare, prog
 from sysout_jax.cli import run
 from sysout_jax.outliers.length import SENTENCES, sweep_lengths
 from sysout_jax.outliers.measured import measured_by_length
-from sysout_jax.report_length import length_summary, write_length_report
-from sysout_jax.summary import fit
+from sysout_jax.reports.length import length_summary, write_length_report
+from sysout_jax.reports.summary import fit
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import sysout_jax as so
 from analyze.source import Expects, Source, check_out, prepare, progress, settings
 from sysout_jax.cli import run
 from sysout_jax.outliers.measured import measured_by_lifecycle
-from sysout_jax.report_lifecycle import write_lifecycle_report
-from sysout_jax.summary import fit, lifecycle_summary
+from sysout_jax.reports.lifecycle import write_lifecycle_report
+from sysout_jax.reports.summary import fit, lifecycle_summary
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import sysout_jax as so
 from analyze.source import ClassLists, Expects, Source, check_out, prepare, progress, settings
 from sysout_jax.cli import run
 from sysout_jax.outliers.measured import measured_by_positions
-from sysout_jax.report_positions import positions_summary, write_positions_report
-from sysout_jax.summary import fit
+from sysout_jax.reports.positions import positions_summary, write_positions_report
+from sysout_jax.reports.summary import fit
 
 
 @dataclass(frozen=True)

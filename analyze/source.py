@@ -23,10 +23,10 @@ from sysout_jax.outliers.definitions import TAU
 from sysout_jax.outliers.expected import Expected
 from sysout_jax.outliers.published import published
 from sysout_jax.outliers.tokens import TokenClasses
-from sysout_jax.report import run_settings
-from sysout_jax.report_expected import Expectation
+from sysout_jax.reports.expected import Expectation
+from sysout_jax.reports.report import run_settings
+from sysout_jax.reports.summary import fit
 from sysout_jax.sharding import MeshConfig, make_mesh, start_processes
-from sysout_jax.summary import fit
 from sysout_jax.testing import demo_model
 
 NUM_SEQS, SEQ_LEN = 10, 1024

@@ -15,7 +15,7 @@ from analyze.source import Source, check_out, prepare, settings
 from sysout_jax.cli import run
 from sysout_jax.figures.select import short_names
 from sysout_jax.figures.variants import SideBySide
-from sysout_jax.report_variants import summary, write_variants_report
+from sysout_jax.reports.variants import summary, write_variants_report
 
 
 @dataclass(frozen=True)

@@ -195,10 +195,12 @@ def _one_by_one(function: Callable, args: tuple) -> Any:
     shards = batch_shards()
 
     def split(a):  # shard s holds rows s*N … (s+1)*N - 1: no row changes its device
-        return constrain(a.reshape(shards, -1, *a.shape[1:]).swapaxes(0, 1), P(None, BATCH_AXES))
+        return constrain(
+            a.reshape(shards, len(a) // shards, *a.shape[1:]).swapaxes(0, 1), P(None, BATCH_AXES)
+        )
 
     def join(a):
-        return a.swapaxes(0, 1).reshape(-1, *a.shape[2:])
+        return a.swapaxes(0, 1).reshape(a.shape[0] * a.shape[1], *a.shape[2:])
 
     done = jax.lax.map(lambda each: function(*each), jax.tree.map(split, args))
     return jax.tree.map(join, done)
@@ -222,7 +224,7 @@ def _unembed(module, params: dict, x_BxTxD):
 def _next_token_nll(module, params: dict, x_BxTxD, tokens_BxT):
     T = tokens_BxT.shape[1]
     size = min(NLL_ROWS, T - 1) or 1
-    short = -(T - 1) % size
+    chunks, short = -(-(T - 1) // size), -(T - 1) % size
 
     def one_each(x_SxTxD, tokens_SxT):
         S, _, D = x_SxTxD.shape
@@ -236,9 +238,9 @@ def _next_token_nll(module, params: dict, x_BxTxD, tokens_BxT):
             picked = jnp.take_along_axis(logits, targets_SxR[..., None], -1)[..., 0]
             return jax.nn.logsumexp(logits, axis=-1) - picked
 
-        chunks = x.reshape(S, -1, size, D), targets.reshape(S, -1, size)
-        nll = jax.lax.map(chunk, jax.tree.map(lambda a: a.swapaxes(0, 1), chunks))
-        return nll.swapaxes(0, 1).reshape(S, -1)[:, : T - 1]
+        pieces = x.reshape(S, chunks, size, D), targets.reshape(S, chunks, size)
+        nll = jax.lax.map(chunk, jax.tree.map(lambda a: a.swapaxes(0, 1), pieces))
+        return nll.swapaxes(0, 1).reshape(S, chunks * size)[:, : T - 1]
 
     return constrain(_one_by_one(one_each, (x_BxTxD, tokens_BxT)), P())
 

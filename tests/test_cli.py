@@ -9,7 +9,7 @@ import time
 import pytest
 
 from sysout_jax import cli
-from sysout_jax.summary import fit
+from sysout_jax.reports.summary import fit
 
 
 def test_interrupt_arrives_also_from_within_the_garbage_collector(capsys):
@@ -27,12 +27,14 @@ def test_interrupt_arrives_also_from_within_the_garbage_collector(capsys):
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGALRM)}
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
+    gc.disable()  # the collection below is the only one: no second interrupt on the way out
     gc.callbacks.append(interrupted_within)
     try:
         with pytest.raises(SystemExit) as end:
             cli.run(main)
     finally:
         gc.callbacks.remove(interrupted_within)
+        gc.enable()
         for number, handler in before.items():
             signal.signal(number, handler)
     assert end.value.code == cli.INTERRUPTED

@@ -20,7 +20,7 @@ from sysout_jax.outliers.measured import (
     measured_by_statistics,
 )
 from sysout_jax.outliers.published import ALIASES, PUBLISHED, published
-from sysout_jax.report_expected import Expectation
+from sysout_jax.reports.expected import Expectation
 from sysout_jax.testing import planted_llama
 
 

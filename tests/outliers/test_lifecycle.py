@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
-from sysout_jax.summary import lifecycle_summary
+from sysout_jax.reports.summary import lifecycle_summary
 from sysout_jax.testing import planted_llama, random_plant
 from sysout_jax.weights import InMemory
 from tests.random_models import random_model

@@ -13,9 +13,9 @@ from sysout_jax.figures.select import joined, listed, number, percent, plural
 from sysout_jax.outliers.definitions import CODE_SHARE, TAUS
 from sysout_jax.outliers.length import SENTENCES, ByLength, Point, Sentence
 from sysout_jax.outliers.lifecycle import CANDIDATE_SHARE
-from sysout_jax.report import counting, figure_sections, write_report
-from sysout_jax.report_expected import Expectation
-from sysout_jax.report_page import Section, Table
+from sysout_jax.reports.expected import Expectation
+from sysout_jax.reports.page import Section, Table
+from sysout_jax.reports.report import counting, figure_sections, write_report
 
 NAME = "length"
 

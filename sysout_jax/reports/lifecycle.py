@@ -17,10 +17,10 @@ from sysout_jax.outliers.definitions import (
     TAUS,
 )
 from sysout_jax.outliers.results import Channel, Lifecycle
-from sysout_jax.report import counting, figure_sections, write_report
-from sysout_jax.report_expected import Expectation
-from sysout_jax.report_page import Section, Table
-from sysout_jax.summary import verdict
+from sysout_jax.reports.expected import Expectation
+from sysout_jax.reports.page import Section, Table
+from sysout_jax.reports.report import counting, figure_sections, write_report
+from sysout_jax.reports.summary import verdict
 
 NAME = "lifecycle"
 MAX_HEADS = 20

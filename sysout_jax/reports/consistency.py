@@ -14,10 +14,10 @@ from sysout_jax.outliers.consistency import MEASURES, ROWS, Agreement, Consisten
 from sysout_jax.outliers.definitions import CODE_SHARE
 from sysout_jax.outliers.intervals import Interval
 from sysout_jax.outliers.lifecycle import CANDIDATE_SHARE
-from sysout_jax.report import counting, figure_sections, write_report
-from sysout_jax.report_expected import Expectation
-from sysout_jax.report_page import Section, Table
-from sysout_jax.summary import ran_over
+from sysout_jax.reports.expected import Expectation
+from sysout_jax.reports.page import Section, Table
+from sysout_jax.reports.report import counting, figure_sections, write_report
+from sysout_jax.reports.summary import ran_over
 
 NAME = "consistency"
 

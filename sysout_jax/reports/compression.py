@@ -23,10 +23,10 @@ from sysout_jax.figures.select import (
     short_names,
 )
 from sysout_jax.outliers.intervals import LEVEL
-from sysout_jax.report import write_report
-from sysout_jax.report_expected import Expectation
-from sysout_jax.report_page import Picture, Section, Table
-from sysout_jax.summary import text_table
+from sysout_jax.reports.expected import Expectation
+from sysout_jax.reports.page import Picture, Section, Table
+from sysout_jax.reports.report import write_report
+from sysout_jax.reports.summary import text_table
 
 NAME = "compression"
 

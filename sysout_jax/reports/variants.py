@@ -11,9 +11,9 @@ from sysout_jax.figures import draw_figures
 from sysout_jax.figures.select import number, percent
 from sysout_jax.figures.variants import VARIANTS, SideBySide
 from sysout_jax.outliers.variants import VariantProfile
-from sysout_jax.report import counting, figure_sections, write_report
-from sysout_jax.report_page import Section, Table
-from sysout_jax.summary import text_table
+from sysout_jax.reports.page import Section, Table
+from sysout_jax.reports.report import counting, figure_sections, write_report
+from sysout_jax.reports.summary import text_table
 from sysout_jax.training.monitor import NEAR_ZERO
 
 NAME = "variants"

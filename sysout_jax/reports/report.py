@@ -26,8 +26,8 @@ import sysout_jax
 from sysout_jax.attention import resolve_kernel
 from sysout_jax.figures import Figure, FigureSpec, TokenText, save_figure
 from sysout_jax.outliers.serialise import plain
-from sysout_jax.report_expected import Expectation
-from sysout_jax.report_page import Picture, Section, Table, page
+from sysout_jax.reports.expected import Expectation
+from sysout_jax.reports.page import Picture, Section, Table, page
 
 _VERSIONS_OF = ("jax", "jaxlib", "flax", "numpy", "matplotlib")
 _FORMATS = ("png", "pdf")

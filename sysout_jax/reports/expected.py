@@ -16,8 +16,8 @@ from sysout_jax.outliers.expected import (
     compare,
 )
 from sysout_jax.outliers.serialise import plain
-from sysout_jax.report_page import Section, Table
-from sysout_jax.summary import text_table
+from sysout_jax.reports.page import Section, Table
+from sysout_jax.reports.summary import text_table
 
 _WIDTHS = (42, 22, 18, 12)  # of the columns on the terminal, 100 together with what is between them
 

@@ -19,10 +19,10 @@ from sysout_jax.interventions import Interventions, Outcome
 from sysout_jax.outliers.definitions import SINK_SHARE
 from sysout_jax.outliers.edited_runs import CONTROL, WHAT, WHERE
 from sysout_jax.outliers.intervals import LEVEL, Interval
-from sysout_jax.report import write_report
-from sysout_jax.report_expected import Expectation
-from sysout_jax.report_page import Picture, Section, Table
-from sysout_jax.summary import text_table
+from sysout_jax.reports.expected import Expectation
+from sysout_jax.reports.page import Picture, Section, Table
+from sysout_jax.reports.report import write_report
+from sysout_jax.reports.summary import text_table
 
 NAME = "intervene"
 COUNTING = (
