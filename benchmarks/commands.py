@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "consistency": (),
     "existence": (),
     "length": (),
+    "variants": (),
     "intervene": ("--seeds", "1"),
     "compression": ("--seeds", "1"),
 }

@@ -51,7 +51,7 @@ def describe(found: Plan) -> str:
     ]
     for its in found.collectives:
         lines.append(
-            f"{its.kind:<18}{its.count} in the program, {its.bytes / GIB:.3f} GiB of results"
+            f"{its.kind + ' ':<18}{its.count} in the program, {its.bytes / GIB:.3f} GiB of results"
         )
     return "\n".join(lines)
 
