@@ -61,7 +61,9 @@ def table(report: Consistency, token_text: TokenText) -> Figure:
     axes.set_xlim(-4, 104)
     axes.set_xlabel("%, mean over layers and samples, with 95 % bootstrap intervals")
     axes.grid(axis="x")
-    style.legend_above(axes, 3)
+    handles, labels = axes.get_legend_handles_labels()
+    # below everything: the panel itself is too narrow for it
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
 
 
