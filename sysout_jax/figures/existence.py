@@ -15,6 +15,7 @@ from sysout_jax.figures.spec import FigureSpec
 from sysout_jax.outliers.existence import Existence, Surface
 
 MAX_NAMED = 3  # channels named in a landscape
+MAX_NAMES_SMALL = 9  # tokens that are all named in a small landscape
 SURFACES = {"x_down": "x_down", "w_down": "W_down", "h": "h"}
 
 
@@ -94,10 +95,13 @@ def landscape(
     axes.set_xlabel(_X_LABEL[name], fontsize=9, labelpad=-4 if small else 0)
     if tokens:
         axes.set_yticks(y, [])
-        for label, line, at in zip(
-            _labels(report, token_text, 9 if small else 14), pooled.lines, y, strict=True
-        ):
-            strong = int(line) in marked
+        strongs = [int(line) in marked for line in pooled.lines]
+        crowded = small and len(y) > MAX_NAMES_SMALL
+        names = _labels(report, token_text, 9 if small else 14)
+        for i, (label, strong, at) in enumerate(zip(names, strongs, y, strict=True)):
+            # in a crowd the names of marked tokens come first, and of the others every second has room
+            if crowded and not strong and (i % 2 or any(strongs[max(i - 1, 0) : i + 2])):
+                continue
             axes.text(
                 1.05 * right,
                 at,

@@ -43,6 +43,10 @@ class SideBySide:
         return [(i, name, p.record) for i, (name, p) in enumerate(rows) if p.record is not None]
 
 
+#: The mean scale at sink tokens, beside what other tokens have.
+AT_SINKS: Any = {"color": style.BLUE, "marker": "D", "mfc": "white", "ls": ""}
+
+
 def _look(i: int) -> dict[str, Any]:
     colour, line, marker = LOOKS[i % len(LOOKS)]
     return {"color": colour, "ls": line, "marker": marker}
@@ -74,7 +78,7 @@ def landscapes(report: SideBySide, token_text: TokenText) -> Figure:
     ):
         title = style.label_text(name, 22) + ": "
         axes = landscape(part, profile.existence, "h", text, small=columns > 1, title=title)
-        axes.set_box_aspect((1.1, 1.4, 0.85), zoom=0.88)  # room for the names of tokens
+        axes.set_box_aspect((1.1, 1.4, 0.85), zoom=0.82)  # room for the names of tokens
     return figure
 
 
@@ -248,7 +252,7 @@ def scale(report: SideBySide, token_text: TokenText) -> Figure:
     figure = style.new_figure(0.9 + 2.5 * -(-count // 2))
     panels = _grid(figure, count, sharey=True)
     top = max(
-        float(np.nanmax([1.0, *one.quantiles.ravel()]))
+        float(np.nanmax([1.0, *one.quantiles.ravel(), *one.at_sinks.mean(axis=1)]))
         for p in report.profiles
         for _, one in _scale(p)
     )
@@ -264,6 +268,8 @@ def scale(report: SideBySide, token_text: TokenText) -> Figure:
             low, middle, high = one.quantiles.T
             axes.vlines(x, low, high, color=colour, lw=2.2, alpha=0.45)
             axes.plot(x, middle, color=colour, marker=marker, ls=line, lw=1)
+            if kind == "explicit":  # the implicit one is 0 at the first token by definition
+                axes.plot(x, one.at_sinks.mean(axis=1), **AT_SINKS)
         style.layer_axis(axes, profile.num_layers)
         axes.axhline(1, color=style.GREY, lw=0.8, ls=":")
         axes.set_ylim(0, 1.06 * top)
@@ -277,7 +283,9 @@ def scale(report: SideBySide, token_text: TokenText) -> Figure:
         panels[0].plot([], [], color=colour, marker=marker, ls=line, label=label)[0]
         for (colour, marker, line), label in zip(looks.values(), labels, strict=True)
     ]
-    figure.legend(handles=handles, loc="outside upper left", ncols=2)
+    if any(profile.explicit is not None for profile in report.profiles):
+        handles += panels[0].plot([], [], **AT_SINKS, label="explicit at sink tokens, mean")
+    figure.legend(handles=handles, loc="outside upper left", ncols=3)
     return figure
 
 

@@ -40,7 +40,7 @@ def write_variants_report(out: Path, report: SideBySide, settings: dict[str, Any
         },
         sections=[
             Section("How to read this page", (*_reading(report), Table(HEADER, rows(report)))),
-            *figure_sections(VARIANTS, report, text, {}),
+            *figure_sections(VARIANTS, report, text, {"scale": scale_table(report)}),
             Section("Definitions", (_definitions(report),)),
         ],
         figures=draw_figures(VARIANTS, report, text),
@@ -80,6 +80,20 @@ def rows(report: SideBySide) -> tuple[tuple[str, ...], ...]:
             number(_mean(p.implicit.heads)), explicit, loss,
         ))  # fmt: skip
     return tuple(found)
+
+
+def scale_table(report: SideBySide) -> Table:
+    """Each model's scales layer by layer, at tokens that are no sinks and at sinks."""
+    found: list[tuple[str | int, ...]] = []
+    for name, p in _pairs(report):
+        for kind, one in (("implicit", p.implicit), ("explicit", p.explicit)):
+            if one is not None:
+                for layer, values in enumerate(one.quantiles):
+                    columns = (_mean(one.heads[layer]), *values, _mean(one.at_sinks[layer]))
+                    found.append((name, kind, layer + 1, *(number(float(v)) for v in columns)))
+    header = ("model", "scale", "layer", "mean", "5 %", "median", "95 %", "mean at sinks")
+    caption = "Over sequences, queries and heads. Quantiles and mean: queries that are no sinks."
+    return Table(header, tuple(found), caption)
 
 
 def _mean(values: np.ndarray) -> float:

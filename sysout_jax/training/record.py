@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sysout_jax.checkpoint import locate
 from sysout_jax.training.metrics import METRICS, read_metrics
 
 
@@ -24,12 +25,11 @@ class Record:
 
 
 def training_record(checkpoint: str | Path) -> Record | None:
-    """The record of the run that a checkpoint (its directory, or one step in it) belongs to; None where there is none."""
-    path = Path(checkpoint).expanduser().absolute()
-    for folder in (path, *path.parents[:2]):
-        if (folder / METRICS).is_file():
-            return _record(read_metrics(folder))
-    return None
+    """The record of the run that a checkpoint (a run's directory, or one step in it) belongs to; None where there is none."""
+    found = locate(Path(checkpoint).expanduser())
+    if found is None or not (found.home / METRICS).is_file():
+        return None
+    return _record(read_metrics(found.home))
 
 
 def _record(rows: list[dict[str, Any]]) -> Record:

@@ -97,6 +97,8 @@ def test_records(tmp_path):
         {"step": 4, "monitor": {"h_top1": [2.0, 5.0]}},
     ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    (tmp_path / "model.json").write_text("{}")
+    (tmp_path / "checkpoints/2").mkdir(parents=True)
     for place in (tmp_path, tmp_path / "checkpoints/2"):
         record = training_record(place)
         assert record is not None
@@ -104,3 +106,15 @@ def test_records(tmp_path):
         assert record.val_steps.tolist() == [2] and record.monitor_steps.tolist() == [2, 4]
         assert record.monitor["h_top1"].tolist() == [[1.0, 4.0], [2.0, 5.0]]
         assert set(record.monitor) == {"h_top1"}
+
+
+def test_a_model_that_only_lies_in_a_run_has_no_record(tmp_path, monkeypatch):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n')
+    (tmp_path / "model.json").write_text("{}")
+    (tmp_path / "checkpoints/1").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "ckpt.pt").touch()
+    monkeypatch.chdir(tmp_path)
+    assert training_record(tmp_path) is not None
+    for name in ("demo", "org/name", str(tmp_path / "other"), str(tmp_path / "ckpt.pt")):
+        assert training_record(name) is None
