@@ -278,10 +278,15 @@ def scale(report: SideBySide, token_text: TokenText) -> Figure:
             axes.set_ylabel("scale on attention")
         else:
             axes.tick_params(labelleft=True)
-    labels = ("implicit: attention left by sinks", "explicit: the variant's own")
+    labels = {
+        "implicit": "implicit: attention left by sinks",
+        "explicit": "explicit: the variant's own",
+    }
+    drawn = {kind for profile in report.profiles for kind, _ in _scale(profile)}
     handles = [
-        panels[0].plot([], [], color=colour, marker=marker, ls=line, label=label)[0]
-        for (colour, marker, line), label in zip(looks.values(), labels, strict=True)
+        panels[0].plot([], [], color=colour, marker=marker, ls=line, label=labels[kind])[0]
+        for kind, (colour, marker, line) in looks.items()
+        if kind in drawn
     ]
     if any(profile.explicit is not None for profile in report.profiles):
         handles += panels[0].plot([], [], **AT_SINKS, label="explicit at sink tokens, mean")
