@@ -70,6 +70,11 @@ def call(monkeypatch, main: Callable[[], None], *flags) -> int:
     return int(end.value.code or 0)
 
 
+def words(text: str) -> str:
+    """Printed text whatever its line breaks, which long paths move."""
+    return " ".join(text.split())
+
+
 def tree(directory: Path) -> dict[str, bytes]:
     """Everything below a directory, to see whether it changed."""
     return {

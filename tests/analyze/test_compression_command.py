@@ -11,6 +11,7 @@ import pytest
 from analyze import compression
 from sysout_jax.cli import run
 from sysout_jax.testing import demo_plant
+from tests.analyze.command import words
 
 SMALL = ["--bos", "--seq-len", "96", "--num-seqs", "2", "--seeds", "1"]
 
@@ -28,9 +29,9 @@ def test_outputs(tmp_path, monkeypatch, capsys):
     flags += ["--sparsity", 0.3, 0.5, "--expect", "gpt2_default"]
     assert call(monkeypatch, *SMALL, *flags, "--out", out) == 0
     printed = capsys.readouterr()
-    assert printed.err == "" and "30% pruned per matrix" in printed.out
-    words = " ".join(printed.out.split())
-    assert "2 windows of 96 tokens, not overlapping, with BOS, text as it is" in words
+    assert printed.err == "" and "30% pruned per matrix" in words(printed.out)
+    protocol = "2 windows of 96 tokens, not overlapping, with BOS, text as it is"
+    assert protocol in words(printed.out)
     assert max(map(len, printed.out.split("Report ")[0].splitlines())) <= 100
     found = json.loads((out / "compression.json").read_text(), parse_constant=pytest.fail)
     (model,) = found["models"]
@@ -62,7 +63,7 @@ def test_two_models_side_by_side(tmp_path, monkeypatch, capsys, shared_data):
     flags = ["--ckpt", ckpt, "--compare", f"{ckpt}/", "--text", text, "--calibration", text]
     flags += ["--num-seqs", 3, "--seq-len", 64, "--methods", "w8a8_static", "--attribute"]
     assert call(monkeypatch, *flags, "--out", out) == 0
-    assert "rows joined by '\\n\\n'" in " ".join(capsys.readouterr().out.split())
+    assert "rows joined by '\\n\\n'" in words(capsys.readouterr().out)
     models = json.loads((out / "compression.json").read_text())["models"]
     assert len(models) == 2 and models[0]["outcomes"] == models[1]["outcomes"]
     assert models[0]["calibration"] == "3 windows of 64 tokens of another text"

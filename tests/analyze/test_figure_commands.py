@@ -13,7 +13,7 @@ import analyze.existence
 import analyze.length
 import analyze.positions
 from sysout_jax.testing import demo_plant
-from tests.analyze.command import call, tree
+from tests.analyze.command import call, tree, words
 
 PROMPT = "Summer is warm. Winter is cold.\n"
 
@@ -75,8 +75,7 @@ def test_a_model_without_outliers(name, model, tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, command.main, "--ckpt", model, "--out", out, *flags) == 0
     printed = capsys.readouterr()
     assert printed.err == ""  # quiet in a pipe
-    # long paths make lines break
-    assert "no activation outlier at τ = 1000" in " ".join(printed.out.split())
+    assert "no activation outlier at τ = 1000" in words(printed.out)
     assert printed.out.count("\n") <= 30
     report = check_outputs(out, name, command.figures)
     assert set(command.fields) <= set(report)

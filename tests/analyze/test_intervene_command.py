@@ -11,6 +11,7 @@ import pytest
 from analyze import intervene, lifecycle
 from sysout_jax.cli import run
 from sysout_jax.testing import demo_plant
+from tests.analyze.command import words
 
 SMALL = ["--bos", "--seq-len", "96", "--num-seqs", "2"]
 
@@ -28,8 +29,8 @@ def test_outputs(tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, intervene, *SMALL, *flags, "--out", out) == 0
     printed = capsys.readouterr()
     assert printed.err == "" and "birth   zero" in printed.out
-    assert "2 birth weights" in printed.out and "2 random weights" in printed.out
-    assert "2 windows of 96 tokens, not overlapping, with BOS" in " ".join(printed.out.split())
+    assert "2 birth weights" in words(printed.out) and "2 random weights" in words(printed.out)
+    assert "2 windows of 96 tokens, not overlapping, with BOS" in words(printed.out)
     assert max(map(len, printed.out.split("Report ")[0].splitlines())) <= 100
     found = json.loads((out / "intervene.json").read_text(), parse_constant=pytest.fail)
     assert found["protocol"]["bos"] and found["protocol"]["counted"] == 2 * 95
@@ -42,7 +43,7 @@ def test_outputs(tmp_path, monkeypatch, capsys):
     assert found["expected"]["name"] == "gpt2"
     verdicts = {c["quantity"]: c["verdict"] for c in found["expected"]["checks"]}
     assert verdicts["h dims"] == "differs" and verdicts["birth layer, from 0"] == "match"
-    assert "published values of gpt2" in printed.out
+    assert "published values of gpt2" in words(printed.out)
     root = ET.fromstring((out / "report.html").read_text())
     titles = [h.text for h in root.iter("h2")]
     assert titles == [
@@ -59,7 +60,7 @@ def test_no_outlier_is_said_plainly(tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     flags = ["--tau", 1e6, "--what", "mean", "--where", "all", "--seeds", 1]
     assert call(monkeypatch, intervene, *SMALL, *flags, "--out", out) == 0
-    assert "no activation outlier at tau = 1e+06" in capsys.readouterr().out
+    assert "no activation outlier at tau = 1e+06" in words(capsys.readouterr().out)
     text = "".join(ET.fromstring((out / "report.html").read_text()).itertext())
     assert "No outlier at τ = 1e+06: the strongest elements are edited instead" in text
     assert "candidates left" in text and "outliers edited" not in text
@@ -85,7 +86,7 @@ def test_bad_flags(flags, expected, tmp_path, monkeypatch, capsys):
 def test_lifecycle_held_against_published_values(tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     assert call(monkeypatch, lifecycle, *SMALL, "--expect", "llama-2-7b", "--out", out) == 0
-    assert "published values of llama-2-7b" in capsys.readouterr().out
+    assert "published values of llama-2-7b" in words(capsys.readouterr().out)
     report = json.loads((out / "lifecycle.json").read_text())
     truth = demo_plant().truth
     (birth,) = truth.births
