@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -11,7 +12,7 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before anything imports jax
 # What one test compiled, the processes that others start need not compile again. Every worker has a cache of its own: jax
-# writes entries in place, and one that is read half-written, or was left so by a killed process, ends the reader.
+# writes entries in place, and what is read half-written, or was left so by a killed process, is none.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ or "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="sysout-jax-cache-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
@@ -48,3 +49,16 @@ def hf_copy(tmp_path: Path) -> Callable[[str], Path]:
         )
 
     return copy
+
+
+MAPS = Path("/proc/self/maps")  # Linux
+MOST_MAPS = 15_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_compiled_programs():
+    """Every compiled program holds memory maps, of which a process may have 65,530: thousands of tests would crash it."""
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
