@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
 from collections.abc import Callable
-from types import FrameType
 from typing import NoReturn
 
 from sysout_jax.errors import InputError, RunError
@@ -24,21 +22,23 @@ def run(main: Callable[[], None]) -> NoReturn:
     InputError becomes its one line on stderr and status 2, RunError the same with status 1; anything else that is raised is a bug and keeps its traceback.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _interrupt)
-        signal.signal(signal.SIGALRM, _interrupt)
+        _deliver_every_interrupt()
     sys.exit(_status(main))
 
 
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    """KeyboardInterrupt, a moment later where it would be lost: Python drops what is raised in a callback of its garbage
-    collector, and jax has one."""
-    callbacks = {getattr(callback, "__code__", None) for callback in gc.callbacks}
-    while frame is not None:
-        if frame.f_code in callbacks:
+def _deliver_every_interrupt() -> None:
+    """Raise a KeyboardInterrupt again, a moment later, where Python dropped it: what is raised in a callback of the garbage
+    collector or of a weak reference, or in a `__del__`, goes to `sys.unraisablehook` alone, and jax has many of them."""
+    report = sys.unraisablehook
+
+    def unraisable(lost: sys.UnraisableHookArgs) -> None:
+        if issubclass(lost.exc_type, KeyboardInterrupt):
             signal.setitimer(signal.ITIMER_REAL, 0.01)
-            return
-        frame = frame.f_back
-    raise KeyboardInterrupt
+        else:
+            report(lost)
+
+    sys.unraisablehook = unraisable
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
 
 
 def _status(main: Callable[[], None]) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import signal
+import sys
 import time
+import weakref
 
 import pytest
 
@@ -12,29 +14,51 @@ from sysout_jax import cli
 from sysout_jax.reports.summary import fit
 
 
-def test_interrupt_arrives_also_from_within_the_garbage_collector(capsys):
-    """Python drops what a callback of the collector raises; one in twenty interrupts hit jax's."""
-
-    def interrupted_within(phase, info):
+def in_the_garbage_collector():
+    def callback(phase, info):
         if phase == "start":
+            gc.callbacks.remove(callback)
             signal.raise_signal(signal.SIGINT)
 
+    gc.callbacks.append(callback)
+    gc.collect()
+
+
+def in_the_callback_of_a_weak_reference():
+    referred = {0}  # of the built-in containers only sets take weak references
+    reference = weakref.ref(referred, lambda _: signal.raise_signal(signal.SIGINT))
+    del referred
+    assert reference() is None
+
+
+def in_a_finaliser():
+    class Finalised:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    Finalised()
+
+
+@pytest.mark.parametrize(
+    "interrupted",
+    [in_the_garbage_collector, in_the_callback_of_a_weak_reference, in_a_finaliser],
+)
+def test_interrupt_arrives_also_where_python_drops_what_is_raised(capsys, monkeypatch, interrupted):
+    """One in twenty interrupts hit jax's callback of the garbage collector."""
+
     def main():
-        gc.collect()
+        interrupted()
         end = time.monotonic() + 10
         while time.monotonic() < end:
             time.sleep(0.01)
 
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # put back afterwards
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGALRM)}
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
-    gc.disable()  # the collection below is the only one: no second interrupt on the way out
-    gc.callbacks.append(interrupted_within)
     try:
         with pytest.raises(SystemExit) as end:
             cli.run(main)
     finally:
-        gc.callbacks.remove(interrupted_within)
-        gc.enable()
         for number, handler in before.items():
             signal.signal(number, handler)
     assert end.value.code == cli.INTERRUPTED
