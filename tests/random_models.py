@@ -1,12 +1,14 @@
 """Small random models of both families for tests that need any model, with weights wide enough for mistakes to show."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import sysout_jax as so
 from sysout_jax.config import Gpt2Config, LlamaConfig, ModelConfig
-from sysout_jax.models import build
+from sysout_jax.models import parameter_shapes
 from sysout_jax.weights import InMemory
 
 _SIZE = {
@@ -27,12 +29,21 @@ RANDOM: dict[str, ModelConfig] = {
 }
 
 
-def random_model(name: str, seed: int, dtype: str = "float32") -> so.LanguageModel:
-    """A model of the table with random weights, biases and norm scales."""
-    config = RANDOM[name]
-    params = build(config).init(jax.random.key(seed), jnp.zeros((1, 2), jnp.int32))["params"]
+def random_params(
+    config: ModelConfig, seed: int, dtype="float32", *, std: float = 0.5, scale: float = 1.0
+) -> dict:
+    """Weights and biases from N(0, std), norm scales from N(scale, std); drawn, not traced as an initialisation is."""
     rng = np.random.default_rng(seed)
-    params = jax.tree.map(
-        lambda x: 2 * x + 0.1 * rng.standard_normal(x.shape).astype(np.float32), params
-    )
+
+    def draw(path, leaf):
+        mean = scale if path[-1].key == "scale" else 0.0
+        return jnp.asarray(mean + std * rng.standard_normal(leaf.shape), dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, parameter_shapes(config))
+
+
+def random_model(name: str, seed: int, dtype: str = "float32", **changes) -> so.LanguageModel:
+    """A model of the table, its config changed as told, with random weights, biases and norm scales."""
+    config = dataclasses.replace(RANDOM[name], **changes)
+    params = random_params(config, seed, std=0.11, scale=2.0)
     return so.LanguageModel(config, InMemory(params), dtype=dtype, name=name)

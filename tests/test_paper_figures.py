@@ -30,7 +30,7 @@ from sysout_jax.reports.positions import positions_summary, write_positions_repo
 from sysout_jax.reports.report import run_settings
 from sysout_jax.testing import Birth, planted_llama
 from sysout_jax.weights import InMemory
-from tests.models.random_models import random_params
+from tests.random_models import random_params
 
 EVIL = "a$b_{<script>}\n\u4e2d\x00"
 SIZE = {"vocab_size": 257, "context_length": 64, "d_model": 16, "d_ff": 24}

@@ -196,7 +196,7 @@ def test_capture_changes_no_bit_and_tells_the_scale(family, variant):
     rng = np.random.default_rng()
     config = dataclasses.replace(CONFIGS[family], attention=variant)
     model = build(config)
-    params = model.init(jax.random.key(int(rng.integers(1000))), jnp.zeros((1, 1), int))["params"]
+    params = random_params(config, rng)
     tokens = rng.integers(0, config.vocab_size, (2, T))
     plain = jax.jit(lambda: model.apply({"params": params}, tokens))()
     seen, state = jax.jit(lambda: model.apply({"params": params}, tokens, mutable=[COLLECTION]))()
@@ -217,7 +217,7 @@ def test_prefix_keeps_its_meaning(variant):
     rng = np.random.default_rng()
     config = dataclasses.replace(CONFIGS["gpt2"], attention=variant)
     model = build(config)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 1), int))["params"]
+    params = random_params(config, rng)
     tokens = rng.integers(0, config.vocab_size, (1, T))
     whole = model.apply({"params": params}, tokens)
     part = model.apply({"params": params}, tokens[:, :5])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
-import jax
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -17,10 +14,8 @@ from sysout_jax.compress.methods import METHODS, Compressor, Kept, Method, Setti
 from sysout_jax.compress.smooth import folds, smooth
 from sysout_jax.config import Gpt2Config
 from sysout_jax.engine import Stream, observe_nothing
-from sysout_jax.models import build
-from sysout_jax.weights import InMemory
 from tests.compress.direct import absmax, assert_nearest, pruned, rounded
-from tests.random_models import RANDOM, random_model
+from tests.random_models import random_model
 
 FAMILIES = ["llama-mqa", "gpt2", "gpt2-scaled"]
 
@@ -28,13 +23,7 @@ FAMILIES = ["llama-mqa", "gpt2", "gpt2-scaled"]
 def model(name: str, seed: int) -> so.LanguageModel:
     if name != "gpt2-scaled":
         return random_model(name, seed)
-    config = dataclasses.replace(RANDOM["gpt2-nobias"], attention="context_scale")
-    params = build(config).init(jax.random.key(seed), np.zeros((1, 2), np.int32))["params"]
-    rng = np.random.default_rng(seed)
-    params = jax.tree.map(
-        lambda x: np.asarray(2 * x + 0.1 * rng.standard_normal(x.shape), np.float32), params
-    )
-    return so.LanguageModel(config, InMemory(params), name=name)
+    return random_model("gpt2-nobias", seed, attention="context_scale")
 
 
 @pytest.fixture(params=FAMILIES)

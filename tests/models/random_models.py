@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 import sysout_jax as so
 from sysout_jax.config import Gpt2Config, LlamaConfig, ModelConfig, RopeScaling
-from sysout_jax.models import parameter_shapes
 from sysout_jax.weights import InMemory
+from tests.random_models import random_params
 
 SMALL = {"vocab_size": 11, "context_length": 40, "d_model": 8, "d_ff": 12, "num_layers": 2}
 
@@ -32,17 +30,6 @@ CONFIGS: dict[str, ModelConfig] = {
     "gpt2-nanogpt": Gpt2Config(num_heads=4, bias=False, activation="gelu", **SMALL),
     "gpt2-untied": Gpt2Config(num_heads=1, tied_embeddings=False, **SMALL),
 }
-
-
-def random_params(config: ModelConfig, seed: int, dtype="float32") -> dict:
-    """Weights and biases from N(0, 0.5), norm scales around 1."""
-    rng = np.random.default_rng(seed)
-
-    def draw(path, leaf):
-        mean = float(path[-1].key == "scale")
-        return jnp.asarray(mean + 0.5 * rng.standard_normal(leaf.shape), dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, parameter_shapes(config))
 
 
 def random_model(name: str, seed: int, dtype: str = "float32") -> so.LanguageModel:

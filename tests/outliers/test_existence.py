@@ -1,18 +1,16 @@
 """Existence: pooling that loses no peak, choices by their rules on raw tensors, and planted truth."""
 
-import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 import sysout_jax as so
-from sysout_jax.models import build
 from sysout_jax.outliers.existence import BINS, ELEMENTS, SHOWN, choose_tokens
 from sysout_jax.outliers.pooling import pool_lines, pool_matrix
 from sysout_jax.testing import Birth, planted_llama
 from sysout_jax.weights import InMemory
-from tests.random_models import RANDOM, random_model
+from tests.random_models import random_model
 
 
 @pytest.mark.parametrize(
@@ -69,21 +67,10 @@ def test_chosen_tokens():
     assert choose_tokens(np.ones(3)).tolist() == [0, 1, 2]
 
 
-VARIANT = dataclasses.replace(RANDOM["llama-gqa"], attention="sigmoid")
-
-
 def model(name: str, seed: int) -> so.LanguageModel:
     if name != "sigmoid":
         return random_model(name, seed)
-    rng = np.random.default_rng(seed)
-    import jax
-    import jax.numpy as jnp
-
-    params = build(VARIANT).init(jax.random.key(seed), jnp.zeros((1, 2), jnp.int32))["params"]
-    params = jax.tree.map(
-        lambda x: 2 * x + 0.1 * rng.standard_normal(x.shape).astype(np.float32), params
-    )
-    return so.LanguageModel(VARIANT, InMemory(params), name=name)
+    return random_model("llama-gqa", seed, attention="sigmoid")
 
 
 @pytest.mark.parametrize("name", ["llama-gqa", "gpt2", "sigmoid"])

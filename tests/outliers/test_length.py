@@ -14,8 +14,7 @@ from sysout_jax.outliers.length import SENTENCES, sweep_lengths
 from sysout_jax.outliers.tokens import TokenClasses
 from sysout_jax.testing import Birth, planted_llama
 from sysout_jax.weights import InMemory
-from tests.models.random_models import random_params
-from tests.random_models import random_model
+from tests.random_models import random_model, random_params
 
 SIZE = {
     "vocab_size": 257,

@@ -14,7 +14,8 @@ from sysout_jax.outliers.variants import QUANTILES
 from sysout_jax.testing import Birth, planted_llama
 from sysout_jax.training.record import training_record
 from sysout_jax.weights import InMemory
-from tests.models.random_models import CONFIGS, random_params
+from tests.models.random_models import CONFIGS
+from tests.random_models import random_params
 
 
 @pytest.mark.parametrize(
