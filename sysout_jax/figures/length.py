@@ -31,8 +31,8 @@ def remark(report: ByLength) -> str:
 def sentences_h(report: ByLength, token_text: TokenText) -> Figure:
     """Largest |h| of every token against the mean, layer by layer; dots mark outliers."""
     top = max(float(s.reading.ratio.max()) for s in report.sentences)
-    # log colours, dark for what stands out
-    norm = LogNorm(1.0, max(top, 2.0), clip=True)
+    # log colours up to the threshold at least, so that a calm model stays pale
+    norm = LogNorm(1.0, max(top, report.tau, 2.0), clip=True)
     return _strips(
         report,
         lambda s: (s.reading.ratio[:, 0], s.reading.ratio[:, 0] > report.level),

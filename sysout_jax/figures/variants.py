@@ -304,7 +304,10 @@ def scale_sentence(report: SideBySide, token_text: TokenText) -> str:
             if np.isfinite(one.heads).any()
         ]
         parts.append(f"{name}: {', '.join(kinds) or 'no query that is no sink'}")
-    return f"Mean scale, {'; '.join(parts)}. Dots are medians over queries and heads, bars reach from 5 to 95 %."
+    attentions = dict.fromkeys(profile.attention for profile in report.profiles)
+    adding = [name for name in attentions if name in ("fixed_bias", "context_bias")]
+    no_scale = f" In {joined(adding)} a vector is added and nothing is scaled." if adding else ""
+    return f"Mean scale, {'; '.join(parts)}. Dots are medians over queries and heads, bars reach from 5 to 95 %.{no_scale}"
 
 
 def _has_record(report: SideBySide) -> bool:
