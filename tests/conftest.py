@@ -56,9 +56,15 @@ MOST_MAPS = 15_000
 
 
 @pytest.fixture(autouse=True, scope="module")
-def few_compiled_programs():
-    """Every compiled program holds memory maps, of which a process may have 65,530: thousands of tests would crash it."""
-    yield
-    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+def compiler(request: pytest.FixtureRequest):
+    """XLA's optimisations, which cost half of the time of all tests, are for the modules that claim something about the
+    compiled code (`pytestmark = pytest.mark.optimised`), and for commands that run as processes.
+
+    Every compiled program holds memory maps, of which a process may have 65,530: thousands of tests would crash it.
+    """
+    optimised = request.node.get_closest_marker("optimised") is not None
+    changed = jax.config.read("jax_disable_most_optimizations") == optimised
+    jax.config.update("jax_disable_most_optimizations", not optimised)
+    if changed or (MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS):
         jax.clear_caches()
         gc.collect()

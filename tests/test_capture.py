@@ -9,8 +9,11 @@ from flax import linen as nn
 
 import sysout_jax as so
 from sysout_jax.capture import COLLECTION, flatten_taps, tap
+from sysout_jax.config import ATTENTION
 from sysout_jax.models import parameter_shapes
 from tests.models.random_models import CONFIGS, random_model, random_tokens
+
+pytestmark = pytest.mark.optimised
 
 DEFAULT = set(so.TAPS) - {"attn_scale"}  # which only variants have
 FAMILY_TAPS = {"llama": DEFAULT, "gpt2": DEFAULT - {"gate"}}
@@ -75,6 +78,14 @@ def assert_same_bits(lm: so.LanguageModel, wrap) -> None:
 @pytest.mark.parametrize(("name", "dtype"), MODELS)
 def test_capture_changes_no_bit_of_the_logits(name, dtype):
     assert_same_bits(random_model(name, 5, dtype), jax.jit)
+
+
+@pytest.mark.parametrize("attention", sorted(set(ATTENTION) - {"default"}))
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_capture_changes_no_bit_with_any_variant(name, attention):
+    seed = int(np.random.default_rng().integers(2**31))
+    print("seed", seed)
+    assert_same_bits(random_model(name, seed, attention=attention), jax.jit)
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("llama", "bfloat16"), ("gpt2", "float32")])

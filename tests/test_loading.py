@@ -16,6 +16,8 @@ import sysout_jax as so
 from sysout_jax.convert.hf_config import read_config
 from tests.parity_cases import FIXTURES, VOCAB
 
+pytestmark = pytest.mark.optimised
+
 WEIGHTS = "model.safetensors"
 TENSOR = "model.layers.1.mlp.up_proj.weight"
 

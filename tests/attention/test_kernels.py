@@ -21,6 +21,8 @@ from sysout_jax.models import build, gpt2, parameter_shapes
 from sysout_jax.platform import compiling_for, target_platform
 from sysout_jax.sharding import make_mesh
 
+pytestmark = pytest.mark.optimised
+
 
 @pytest.mark.parametrize(
     ("platform", "dtype", "variant", "kernel"),

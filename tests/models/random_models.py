@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 import sysout_jax as so
@@ -32,8 +34,9 @@ CONFIGS: dict[str, ModelConfig] = {
 }
 
 
-def random_model(name: str, seed: int, dtype: str = "float32") -> so.LanguageModel:
-    config = CONFIGS[name]
+def random_model(name: str, seed: int, dtype: str = "float32", **changes) -> so.LanguageModel:
+    """A model of the table, its config changed as told."""
+    config = dataclasses.replace(CONFIGS[name], **changes)
     return so.LanguageModel(config, InMemory(random_params(config, seed, dtype)), dtype=dtype)
 
 

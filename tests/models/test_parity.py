@@ -12,6 +12,8 @@ import pytest
 import sysout_jax as so
 from tests.parity_cases import BATCH, CASES, FIXTURES, LAYERS, LENGTH, REFERENCE, write_case
 
+pytestmark = pytest.mark.optimised
+
 # Float32 rounds at 6e-8 of a value. Values reach 17 here (the models are drawn that wild on purpose), and two layers of sums
 # in another order leave 2e-5 at most, seen over 144 random models. Mistakes are larger: norm_eps ten times too small shows as
 # 5e-4 or more in h, the other form of GELU as 3e-3, a rotary base that is 5 % off as 4e-2.

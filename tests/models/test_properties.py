@@ -14,6 +14,8 @@ from sysout_jax.models import build, parameter_shapes
 from tests.models.random_models import CONFIGS, random_tokens
 from tests.random_models import random_params
 
+pytestmark = pytest.mark.optimised
+
 KERNELS = sorted(name for name, kernel in kernels.KERNELS.items() if kernel.rows)
 
 

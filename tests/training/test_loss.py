@@ -15,6 +15,8 @@ import pytest
 from sysout_jax.config import ATTENTION
 from sysout_jax.training.loss import next_token_loss
 
+pytestmark = pytest.mark.optimised
+
 
 def plain(x, head, targets, z_loss):
     logits = jnp.einsum("btd,vd->btv", x, head)

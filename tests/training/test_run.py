@@ -22,6 +22,8 @@ from sysout_jax.training.config import MeshConfig, load_config
 from sysout_jax.training.loop import fit
 from sysout_jax.training.metrics import read_metrics
 
+pytestmark = pytest.mark.optimised
+
 
 def parameters(workdir: Path) -> dict[str, bytes]:
     """Every weight of the latest checkpoint, bit for bit."""
