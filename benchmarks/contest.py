@@ -1,4 +1,8 @@
-"""Contestants in processes of their own that take turns, so that one run compares them on the same machine in the same state."""
+"""Contestants that take turns, so that one run compares them on the same machine in the same state.
+
+Those that must not share a process (other libraries, peak memory) get one each, round by round; those that can take turns call by call, which
+tells differences of a few percent that processes drown.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +32,20 @@ def take_turns(
 
 def time_calls(run: Callable[[], object], repeat: int) -> float:
     """Median seconds of `repeat` calls after one that warms up; `run` returns when its work is done."""
-    run()
-    times = []
-    for _ in range(repeat):
-        start = time.perf_counter()
+    return statistics.median(time_in_turn({"": run}, repeat)[""])
+
+
+def time_in_turn(runs: dict[str, Callable[[], object]], repeat: int) -> dict[str, list[float]]:
+    """Seconds of `repeat` calls of each, taken in turn in this process after one call each that warms up."""
+    for run in runs.values():
         run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeat):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    return times
 
 
 def median(found: dict[str, list[dict]], name: str, field: str) -> float:

@@ -3,7 +3,8 @@
     python -m train.prepare --source books.jsonl.xz --tokenizer path/to/tokenizer.json --out data/books
     python -m train --config configs/cpu_small_default.py --workdir runs/cpu_small_default
 
-Cost: 4.1 M tokens, minutes on two cores. Result: see docs/training.md.
+Cost: 4.1 M tokens, minutes on two cores. Result: validation loss 4.654 after 1,000 steps, no
+outlier at τ = 1000 (15.9 times the mean at most); curves in docs/training.md.
 """
 
 from pathlib import Path
