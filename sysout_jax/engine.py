@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,7 +23,8 @@ from sysout_jax import capture as cap
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.sharding import BATCH, BATCH_AXES, batch_shards, constrain, per_device, whole_rows
 
-#: `observe(x_in, taps, extra) -> pytree of arrays with leading axis B`; pure, traced once.
+#: `observe(x_in, taps, extra) -> pytree of arrays with leading axis B`; pure, traced once. One with settings is a frozen dataclass with
+#: `__call__`: equal for equal settings, so that jit compiles it once.
 Observe = Callable[[jax.Array, dict[str, jax.Array], Any], Any]
 #: `edit(h, extra) -> h`: what a layer's output (B, T, D) is replaced by; pure, traced once. `extra` decides in which layers it acts.
 Edit = Callable[[jax.Array, Any], jax.Array]
@@ -136,7 +138,7 @@ def capture(lm: LanguageModel, tokens, names: Sequence[str] = ("h", "x_down", "a
     names = tuple(names)
     cap.check_names(names)
     stream = Stream(lm, tokens)
-    found = [seen for _, _, seen in stream.layers(_raw(names))]
+    found = [seen for _, _, seen in stream.layers(_Raw(names))]
     return stream.logits(), {name: np.stack([seen[name] for seen in found]) for name in names}
 
 
@@ -151,15 +153,11 @@ def default_batch_size(num_sequences: int, length: int) -> int:
     return max(size for size in range(1, most + 1) if num_sequences % size == 0)
 
 
-class _raw:  # a function that is equal to another one for the same names, so that jit compiles it once
-    def __init__(self, names: tuple[str, ...]):
-        self.names = names
+@dataclass(frozen=True)
+class _Raw:
+    """The `Observe` of `capture`: the taps as they are."""
 
-    def __eq__(self, other):
-        return isinstance(other, _raw) and self.names == other.names
-
-    def __hash__(self):
-        return hash(self.names)
+    names: tuple[str, ...]
 
     def __call__(self, x_in, taps, extra):
         missing = [name for name in self.names if name not in taps]

@@ -183,15 +183,11 @@ def _look(
     return found, kernel
 
 
-class _Rows:  # equal for the same bias, so that jit compiles it once
-    def __init__(self, bias: float | None):
-        self.bias = bias
+@dataclass(frozen=True)
+class _Rows:
+    """The `Observe` that keeps the shown rows; `bias` is that of sigmoid attention."""
 
-    def __eq__(self, other):
-        return isinstance(other, _Rows) and self.bias == other.bias
-
-    def __hash__(self):
-        return hash(self.bias)
+    bias: float | None
 
     def __call__(self, x_in, taps, shown_BxW):
         def rows(x_BxTxC):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sysout_jax.attention import attend
+from sysout_jax.attention import attend, sigmoid_bias
 from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
 
@@ -85,9 +85,9 @@ class Trace:
     h: np.ndarray  # (L, E, M, P) residual stream after the layer
     channels: tuple[LayerChannels, ...]  # one per layer
     rows: ChannelRows  # of the birth layer
-    mass: np.ndarray  # (L, H) share of attention on outlier tokens, over queries that can see one
+    mass: np.ndarray  # (L, H) attention on outlier tokens, mean over queries that can see one; a share but with sigmoid attention
     drain: np.ndarray  # (L, K) ‖v‖ of outlier tokens over the mean ‖v‖ of the others
-    update: np.ndarray  # (L, H) ‖Σ over outlier tokens of A v‖ / ‖Σ over all of A v‖, other queries
+    update: np.ndarray  # (L, H) ‖c Σ over outlier tokens of A v‖ / ‖output of the head‖, other queries; c is `attn_scale`, or 1
     qk: (
         np.ndarray
     )  # (L, H, Dh) part of each dim in mean logit to outlier tokens minus mean logit to the others
@@ -115,8 +115,9 @@ def trace(
         "window": targets.window.astype(np.int32),
     }
     stream = Stream(lm, tokens[targets.sequences])
+    bias = sigmoid_bias(lm.config, stream.tokens.shape[1])
     layers, channels, rows, close_up = [], [], None, None
-    for layer, params, seen in stream.layers(_observe, [extra] * lm.num_layers, on_layer):
+    for layer, params, seen in stream.layers(_Follow(bias), [extra] * lm.num_layers, on_layer):
         mass = seen["mass"].sum(0) / np.maximum(seen["queries"].sum(0), 1)
         drain = seen["v_outlier"].mean(0) / np.maximum(seen["v_other"].mean(0), 1e-30)
         update = seen["update"].sum(0) / np.maximum(seen["others"].sum(0), 1)
@@ -137,51 +138,53 @@ def trace(
         targets=targets,
         channels=tuple(channels),
         rows=rows,
-        close_up=_close_up(*close_up[1:], int(targets.window[0])),
+        close_up=_close_up(*close_up[1:], int(targets.window[0]), bias),
         nll=stream.nll(),
         **stacked,
     )
 
 
-def _observe(x_in, taps, extra):
-    def at(x_BxTxC):  # rows of the followed tokens, float32
-        return jnp.take_along_axis(x_BxTxC, extra["tokens"][:, :, None], axis=1).astype(jnp.float32)
+@dataclass(frozen=True)
+class _Follow:
+    """The `Observe` of `trace`; `bias` is that of sigmoid attention."""
 
-    def at_dims(x_BxTxD):
-        return jnp.take_along_axis(at(x_BxTxD), extra["dims"][:, None, :], axis=2)
+    bias: float | None
 
-    found = {
-        "x_in": at_dims(x_in),
-        "attn_out": at_dims(taps["attn_out"]),
-        "down": at_dims(taps["down"]),
-        "h": at_dims(taps["h"]),
-        "x_down": at(taps["x_down"]),
-        "up": at(taps["up"]),
-        "mlp_in": at(taps["mlp_in"]),
-    }
-    if "gate" in taps:
-        found["gate"] = at(taps["gate"])
-    q, k, v = (taps[name].astype(jnp.float32) for name in ("q", "k", "v"))
-    return (
-        found
-        | _attention(q, k, v, taps["attn_heads"], extra["mask"])
-        | _window(taps["attn_in"], q, k, v, taps["lse"], extra["window"])
-    )
+    def __call__(self, x_in, taps, extra):
+        def at(x_BxTxC):  # rows of the followed tokens, float32
+            return jnp.take_along_axis(x_BxTxC, extra["tokens"][:, :, None], axis=1).astype(
+                jnp.float32
+            )
+
+        def at_dims(x_BxTxD):
+            return jnp.take_along_axis(at(x_BxTxD), extra["dims"][:, None, :], axis=2)
+
+        found = {name: at_dims(taps[name]) for name in ("attn_out", "down", "h")}
+        found |= {
+            name: at(taps[name]) for name in ("x_down", "up", "gate", "mlp_in") if name in taps
+        }
+        found["x_in"] = at_dims(x_in)
+        return found | _attention(taps, extra["mask"], self.bias) | _window(taps, extra["window"])
 
 
-def _attention(q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh, heads_BxTxHxDh, mask_BxT):
+def _attention(taps, mask_BxT, bias: float | None):
     """How much attention outlier tokens get, what their values add, and which dims of q and k make the difference."""
+    q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh = (
+        taps[name].astype(jnp.float32) for name in ("q", "k", "v")
+    )
     H, K, Dh = q_BxTxHxDh.shape[2], k_BxTxKxDh.shape[2], q_BxTxHxDh.shape[3]
     mask = mask_BxT.astype(jnp.float32)
     # the same attention over values that are zero for all other tokens, with one more channel that counts the outlier tokens
     ones = jnp.ones((*v_BxTxKxDh.shape[:3], 1), jnp.float32)
     marked = jnp.concatenate([v_BxTxKxDh, ones], -1) * mask[:, :, None, None]
-    mixed = attend(q_BxTxHxDh, k_BxTxKxDh, marked).out
+    mixed = attend(q_BxTxHxDh, k_BxTxKxDh, marked, kernel="blockwise", bias=bias).out
     sees = jnp.cumsum(mask, axis=1) > 0
     others = sees & ~mask_BxT
-    share = jnp.linalg.norm(mixed[..., :Dh], axis=-1) / jnp.maximum(
-        jnp.linalg.norm(heads_BxTxHxDh.astype(jnp.float32), axis=-1), 1e-30
-    )
+    added = jnp.linalg.norm(mixed[..., :Dh], axis=-1)
+    if "attn_scale" in taps:
+        added *= taps["attn_scale"].astype(jnp.float32).transpose(0, 2, 1)
+    whole = jnp.linalg.norm(taps["attn_heads"].astype(jnp.float32), axis=-1)
+    share = added / jnp.maximum(whole, 1e-30)
     outside = 1.0 - mask
 
     def mean_over(x_BxTxXxDh, weight_BxT):
@@ -202,19 +205,20 @@ def _attention(q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh, heads_BxTxHxDh, mask_BxT):
     }
 
 
-def _window(x, q, k, v, lse_BxHxT, start_B):
-    size = min(WINDOW, q.shape[1])
+#: What the close-up shows, and the axis of its positions in one sequence; sigmoid attention has no lse.
+_WINDOWED = {"attn_in": 0, "q": 0, "k": 0, "v": 0, "lse": 1}
 
-    def cut(x, start, axis):
-        return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
 
-    return {
-        "window_x": jax.vmap(lambda x, s: cut(x, s, 0))(x.astype(jnp.float32), start_B),
-        "window_q": jax.vmap(lambda x, s: cut(x, s, 0))(q, start_B),
-        "window_k": jax.vmap(lambda x, s: cut(x, s, 0))(k, start_B),
-        "window_v": jax.vmap(lambda x, s: cut(x, s, 0))(v, start_B),
-        "window_lse": jax.vmap(lambda x, s: cut(x, s, 1))(lse_BxHxT, start_B),
-    }
+def _window(taps, start_B):
+    size = min(WINDOW, taps["q"].shape[1])
+
+    def cut(name: str):
+        def one(x, start):
+            return jax.lax.dynamic_slice_in_dim(x, start, size, _WINDOWED[name])
+
+        return jax.vmap(one)(taps[name].astype(jnp.float32), start_B)
+
+    return {f"window_{name}": cut(name) for name in _WINDOWED if name in taps}
 
 
 def _channels(
@@ -251,11 +255,18 @@ def _rows(
     return ChannelRows(layer, indices, gate, rows("up_proj"), x_ExMxD)
 
 
-def _close_up(layer: int, head: int, seen: dict[str, np.ndarray], start: int) -> HeadCloseUp:
+def _close_up(
+    layer: int, head: int, seen: dict[str, np.ndarray], start: int, bias: float | None
+) -> HeadCloseUp:
     q = seen["window_q"][0, :, head]
     group = seen["window_q"].shape[2] // seen["window_k"].shape[2]
     k, v = seen["window_k"][0, :, head // group], seen["window_v"][0, :, head // group]
     logits = q @ k.T * q.shape[-1] ** -0.5
     logits = np.where(np.tri(len(q), dtype=bool), logits, -np.inf)
-    probabilities = np.exp(logits - seen["window_lse"][0, head][:, None])
-    return HeadCloseUp(layer, head, start, seen["window_x"][0], q, k, v, logits, probabilities)
+    if bias is None:
+        probabilities = np.exp(logits - seen["window_lse"][0, head][:, None])
+    else:
+        probabilities = np.exp(-np.logaddexp(0.0, -(logits + bias)))
+    return HeadCloseUp(
+        layer, head, start, seen["window_attn_in"][0], q, k, v, logits, probabilities
+    )

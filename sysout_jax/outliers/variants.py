@@ -159,15 +159,11 @@ def _joined(layers: list | None) -> Scale | None:
     return None if layers is None else Scale(*map(np.stack, zip(*layers, strict=True)))
 
 
-class _Scales:  # equal for the same bias, so that jit compiles it once
-    def __init__(self, bias: float | None):
-        self.bias = bias
+@dataclass(frozen=True)
+class _Scales:
+    """The `Observe` of scales and logits; `bias` is that of sigmoid attention."""
 
-    def __eq__(self, other):
-        return isinstance(other, _Scales) and self.bias == other.bias
-
-    def __hash__(self):
-        return hash(self.bias)
+    bias: float | None
 
     def __call__(self, x_in, taps, sinks_BxT):
         q, k = (taps[name].astype(jnp.float32) for name in ("q", "k"))

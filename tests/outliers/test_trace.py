@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
+from sysout_jax.config import ATTENTION
 from sysout_jax.outliers.trace import WINDOW
 from sysout_jax.testing import Birth, planted_llama
 from tests.random_models import random_model
@@ -47,6 +48,38 @@ def test_rows_times_input_are_what_the_model_computes(name):
     np.testing.assert_allclose(close_up.x, want, rtol=1e-5, atol=1e-5)
     q = taps["q"][close_up.layer][first][place][:, close_up.head]
     np.testing.assert_allclose(close_up.q, q, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("name", ["llama-gqa", "gpt2"])
+def test_attention_on_outliers_is_that_of_the_variant(name, attention):
+    """Mass, update and the close-up equal what captured maps, values and scales give, for every attention variant."""
+    seed = fresh_seed()
+    lm = random_model(name, seed, attention=attention)
+    tokens = np.random.default_rng(seed).integers(0, 61, (3, 60))
+    path = followed(lm, tokens).trace
+    scaled = ("attn_scale",) if attention in ("attention_bias", "context_scale") else ()
+    _, taps = so.capture(lm, tokens, ("attn_map", "v", "attn_heads", *scaled))
+    chosen = path.targets.sequences
+    maps = taps["attn_map"][:, chosen].astype(np.float64)
+    group = lm.config.num_heads // taps["v"].shape[3]
+    values = np.repeat(taps["v"][:, chosen], group, axis=3)
+    mask = path.targets.mask
+    sees = np.cumsum(mask, axis=1) > 0
+    mass = np.einsum("lehts,es,et->lh", maps, mask, sees) / sees.sum()
+    np.testing.assert_allclose(path.mass, mass, rtol=1e-4)
+    added = np.einsum("lehts,es,leshd->lethd", maps, mask, values)
+    if scaled:
+        added *= taps["attn_scale"][:, chosen].transpose(0, 1, 3, 2)[..., None]
+    share = np.linalg.norm(added, axis=-1) / np.linalg.norm(taps["attn_heads"][:, chosen], axis=-1)
+    others = sees & ~mask
+    np.testing.assert_allclose(
+        path.update, np.einsum("leth,et->lh", share, others) / max(others.sum(), 1), rtol=1e-4
+    )
+    head = path.close_up
+    place = slice(head.start, head.start + WINDOW)
+    want = maps[head.layer, 0, head.head][place, place]
+    np.testing.assert_allclose(head.probabilities, want, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("layer", [0, 3, 5])
