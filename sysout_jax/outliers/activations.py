@@ -10,6 +10,7 @@ import numpy as np
 
 from sysout_jax.outliers.definitions import MASSIVE_RATIO, MASSIVE_VALUE, TAUS
 from sysout_jax.outliers.order import median_of_magnitudes
+from sysout_jax.outliers.sweeps import MAX, SUM, fold, total
 
 
 @dataclass(frozen=True)
@@ -58,29 +59,34 @@ def reduce_activations(x_BxTxC: jax.Array, top: int) -> dict[str, jax.Array]:
     """Everything `ActivationStats` needs, one row per sequence. Runs inside the block step."""
     B, T, C = x_BxTxC.shape
     x = x_BxTxC.astype(jnp.float32)
-    # Every sum runs over tokens first and channels then: on CPU that is one sweep through memory.
-    nonfinite = (~jnp.isfinite(x)).sum(1, dtype=jnp.int32).sum(1)
-    bad = nonfinite > 0
-    # copies the array only where it must be mended
-    x = jax.lax.cond(bad.any(), lambda: jnp.where(jnp.isfinite(x), x, 0.0), lambda: x)
-    magnitude = jnp.abs(x)
+    finite = jnp.isfinite(x)
+    number_x = jnp.where(finite, x, 0.0)  # what is not finite counts as 0
+    magnitude = jnp.abs(number_x)
+    sums, maxima, squares, signed, finites = fold(
+        (SUM, magnitude),
+        (MAX, magnitude),
+        (SUM, magnitude * magnitude),
+        (SUM, number_x),
+        (SUM, finite.astype(jnp.int32)),
+    )
+    nonfinite = T * C - finites.sum(1).sum(1)
     number = jnp.maximum(T * C - nonfinite, 1).astype(jnp.float32)
-    mean = magnitude.sum(1).sum(1) / number
-    median = median_of_magnitudes(magnitude, nonfinite)
+    mean = sums.sum(1).sum(1) / number
+    centre = signed.sum(1).sum(1) / number
+    median = median_of_magnitudes(x_BxTxC, nonfinite)
     token_max = magnitude.max(2)
-    channel_max = magnitude.max(1)
-    power = (x * x).sum(1)
-    centre = x.sum(1).sum(1) / number
-    square = (x - centre[:, None, None]) ** 2
-    # mended elements sit at 0 and added centre² each
-    variance = (square.sum(1).sum(1) - nonfinite * centre**2) / number
-    fourth = ((square * square).sum(1).sum(1) - nonfinite * centre**4) / number
+    channel_max = maxima.max(1)
+    power = squares.sum(1)
+    square = jnp.where(finite, x - centre[:, None, None], 0.0) ** 2
+    second, fourth = fold((SUM, square), (SUM, square * square))
+    variance = second.sum(1).sum(1) / number
+    fourth = fourth.sum(1).sum(1) / number
     threshold = mean[:, None] * jnp.asarray(TAUS, jnp.float32)[None]
     bound = jnp.maximum(MASSIVE_VALUE, MASSIVE_RATIO * median)
     # only the rows of the `top` largest tokens can hold the `top` largest elements; in order, so that ties resolve by position
     rows = jnp.sort(jax.lax.top_k(token_max, min(top, T))[1], axis=-1)
-    candidates = jnp.take_along_axis(x, rows[:, :, None], axis=1)
-    flat = candidates.reshape(B, -1)
+    candidates = jnp.take_along_axis(x, rows[:, :, None], axis=1).reshape(B, -1)
+    flat = jnp.where(jnp.isfinite(candidates), candidates, 0.0)
     top_magnitude, at = jax.lax.top_k(jnp.abs(flat), min(top, flat.shape[1]))
     return {
         "top_signed": jnp.take_along_axis(flat, at, -1),
@@ -95,29 +101,31 @@ def reduce_activations(x_BxTxC: jax.Array, top: int) -> dict[str, jax.Array]:
         "excess_kurtosis": jnp.where(
             variance > 0, fourth / jnp.where(variance > 0, variance**2, 1.0) - 3.0, 0.0
         ),
-        "counts": _count_above(magnitude, channel_max, threshold),
-        "massive": _count_above(magnitude, channel_max, bound[:, None])[:, 0],
+        "counts": _count_above(x, channel_max, threshold),
+        "massive": _count_above(x, channel_max, bound[:, None])[:, 0],
         "nonfinite": nonfinite,
         "first_nonfinite": jax.lax.cond(
-            bad.any(),
-            lambda: jnp.where(bad, jnp.argmin(jnp.isfinite(x_BxTxC).reshape(B, -1), -1), -1),
+            (nonfinite > 0).any(),
+            lambda: jnp.where(
+                nonfinite > 0, jnp.argmin(jnp.isfinite(x).reshape(B, -1), axis=-1), -1
+            ),
             lambda: jnp.full(B, -1),
         ),
     }
 
 
-def _count_above(magnitude_BxTxC, channel_max_BxC, bounds_BxK):
-    """Elements above each bound. Most layers have none above the lowest, and then the sweeps are skipped."""
+def _count_above(x_BxTxC, channel_max_BxC, bounds_BxK):
+    """Finite elements whose magnitude is above each bound. Most layers have none above the lowest, and then the sweeps are skipped."""
 
-    def sweep(_):
-        counts = [
-            (magnitude_BxTxC > bound[:, None, None]).sum(1, dtype=jnp.int32).sum(1)
-            for bound in bounds_BxK.T
-        ]
-        return jnp.stack(counts, axis=-1)
+    def sweep():
+        def above(bound_B):
+            magnitude = jnp.abs(x_BxTxC)
+            return total((magnitude > bound_B[:, None, None]) & (magnitude < jnp.inf))
+
+        return jax.lax.map(above, bounds_BxK.T).T
 
     found = (channel_max_BxC.max(1) > bounds_BxK.min(1)).any()
-    return jax.lax.cond(found, sweep, lambda _: jnp.zeros(bounds_BxK.shape, jnp.int32), None)
+    return jax.lax.cond(found, sweep, lambda: jnp.zeros(bounds_BxK.shape, jnp.int32))
 
 
 def join_activations(layers: list[dict[str, np.ndarray]], top: int) -> ActivationStats:

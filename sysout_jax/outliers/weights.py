@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -50,9 +49,8 @@ def matrices(config: ModelConfig, params: dict) -> dict[str, jax.Array]:
     return found
 
 
-@partial(jax.jit, static_argnums=0)
 def reduce_weights(config: ModelConfig, params: dict) -> dict[str, dict[str, jax.Array]]:
-    """Everything `WeightStats` needs of one layer."""
+    """Everything `WeightStats` needs of one layer; one program is compiled for every shape of matrix."""
     return {name: _reduce(kernel) for name, kernel in matrices(config, params).items()}
 
 
@@ -65,14 +63,17 @@ def outlier_lines(kernel_IxO: jax.Array, tau) -> tuple[jax.Array, jax.Array, jax
     return flagged.any(1), flagged.any(0), _ratio(magnitude.max(0), mean).max()
 
 
+@jax.jit
 def _reduce(kernel_IxO: jax.Array) -> dict[str, jax.Array]:
     finite = jnp.isfinite(kernel_IxO)
     magnitude = jnp.where(finite, jnp.abs(kernel_IxO.astype(jnp.float32)), 0.0)
     row_mean, row_max = magnitude.mean(0), magnitude.max(0)  # a row of W is a column of the kernel
     rows, columns = _ratio(row_max, row_mean), _ratio(magnitude.max(1), magnitude.mean(1))
 
-    def count(_):
-        return jnp.stack([(magnitude > tau * row_mean[None]).sum(0).sum() for tau in TAUS])
+    def count():
+        return jax.lax.map(
+            lambda tau: (magnitude > tau * row_mean[None]).sum(0).sum(), jnp.asarray(TAUS)
+        )
 
     none = jnp.zeros(len(TAUS), jnp.int32)
     return {
@@ -80,7 +81,7 @@ def _reduce(kernel_IxO: jax.Array) -> dict[str, jax.Array]:
         "row_ratio": rows.max(),
         "row": rows.argmax(),
         # most matrices have no weight above the lowest threshold, and then the sweeps are skipped
-        "counts": jax.lax.cond(rows.max() > min(TAUS), count, lambda _: none, None),
+        "counts": jax.lax.cond(rows.max() > min(TAUS), count, lambda: none),
         "nonfinite": (~finite).sum(0).sum(),
     }
 

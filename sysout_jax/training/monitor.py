@@ -37,8 +37,8 @@ def monitor_layer(taps: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         magnitude = jnp.abs(taps["h"].astype(jnp.float32))
         found["h_top1"] = magnitude.max((1, 2)).mean()
         found["h_mean"] = magnitude.mean()
-        skip = jnp.zeros(magnitude.shape[0], jnp.int32)
-        found["h_median"] = median_of_magnitudes(magnitude, skip).mean()
+        nonfinite_B = (~jnp.isfinite(magnitude)).sum((1, 2))
+        found["h_median"] = median_of_magnitudes(taps["h"], nonfinite_B).mean()
         found["h_kurtosis"] = _excess_kurtosis(taps["h"].astype(jnp.float32))
     if "x_down" in taps:
         found["x_down_top1"] = jnp.abs(taps["x_down"].astype(jnp.float32)).max((1, 2)).mean()

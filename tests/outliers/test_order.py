@@ -35,16 +35,29 @@ DISTRIBUTIONS = {
 )
 def test_equals_numpy(name, shape):
     rng = np.random.default_rng()
-    values = DISTRIBUTIONS[name](rng, shape).astype(np.float32)
-    found = MEDIAN(jnp.asarray(values), jnp.zeros(shape[0], jnp.int32))
-    np.testing.assert_allclose(found, np.median(values.reshape(shape[0], -1), axis=1), rtol=1e-6)
+    values = DISTRIBUTIONS[name](rng, shape).astype(np.float32) * rng.choice([-1, 1], shape)
+    found = MEDIAN(jnp.asarray(values, jnp.float32), jnp.zeros(shape[0], jnp.int32))
+    want = np.median(np.abs(values).reshape(shape[0], -1), axis=1)
+    np.testing.assert_allclose(found, want, rtol=1e-6)
 
 
-@pytest.mark.parametrize("skipped", [0, 1, 2, 50, 299, 300])
-def test_skips_the_smallest(skipped):
-    values = np.random.default_rng().random((1, 20, 15)).astype(np.float32) + 0.1
-    flat = values.reshape(-1)
-    flat[:skipped] = 0.0
-    want = np.median(flat[skipped:]) if skipped < 300 else 0.0
-    found = MEDIAN(jnp.asarray(values), jnp.array([skipped], jnp.int32))
-    np.testing.assert_allclose(found, [want], rtol=1e-6)
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99, 1.0])
+@pytest.mark.parametrize("shape", [(3, 7, 5), (2, 130, 201)])
+def test_leaves_out_what_is_not_finite(share, shape):
+    rng = np.random.default_rng()
+    values = rng.standard_normal(shape).astype(np.float32)
+    bad = rng.random(shape) < share
+    values[bad] = rng.choice([np.nan, np.inf, -np.inf], bad.sum())
+    found = MEDIAN(jnp.asarray(values), jnp.asarray(bad.sum((1, 2)), jnp.int32))
+    want = [
+        np.median(np.abs(row[~drop])) if (~drop).any() else 0
+        for row, drop in zip(values, bad, strict=True)
+    ]
+    np.testing.assert_allclose(found, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_takes_any_dtype(dtype):
+    values = jnp.asarray(np.random.default_rng().standard_normal((2, 100, 250)), dtype)
+    want = np.median(np.abs(np.asarray(values, np.float32)).reshape(2, -1), axis=1)
+    np.testing.assert_allclose(MEDIAN(values, jnp.zeros(2, jnp.int32)), want, rtol=1e-6)
