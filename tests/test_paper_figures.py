@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -13,13 +14,15 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 import sysout_jax as so
 from sysout_jax.config import Gpt2Config, LlamaConfig
 from sysout_jax.data.demo import byte_tokenizer
 from sysout_jax.figures import Figure, FigureSpec, draw_figures
 from sysout_jax.figures.consistency import CONSISTENCY
-from sysout_jax.figures.existence import EXISTENCE
+from sysout_jax.figures.existence import EXISTENCE, NAME
 from sysout_jax.figures.length import LENGTH
 from sysout_jax.figures.positions import POSITIONS
 from sysout_jax.outliers.tokens import TokenClasses
@@ -194,3 +197,26 @@ def test_existence_draws_planted_channels_at_their_place():
     assert named and len(dims) == 2
     highest = max((line.get_data_3d() for line in axes.get_lines()), key=lambda d: np.max(d[2]))
     assert int(highest[0][np.argmax(highest[2])]) in dims
+
+
+@pytest.mark.parametrize("case", ["planted", "many", "48 layers"])
+@pytest.mark.parametrize("figure", ["overview", "x-down", "h"])
+def test_names_of_tokens_in_landscapes_stay_apart(case, figure, monkeypatch):
+    """Boxes of the names as they are drawn; the token of the strongest element keeps its name."""
+    report, drawn = report_of("existence", case), figures_of("existence", case)[figure]
+    boxes: dict[Any, dict[str, Bbox]] = {}
+    draw = Text.draw
+
+    def record(self, renderer, *args, **kwargs):
+        if self.get_visible() and self.get_gid() == NAME:
+            boxes.setdefault(self.axes, {})[self.get_text()] = self.get_window_extent(renderer)
+        return draw(self, renderer, *args, **kwargs)
+
+    monkeypatch.setattr(Text, "draw", record)
+    drawn.draw(drawn.canvas.get_renderer())
+    assert len(boxes) == (2 if figure == "overview" else 1)
+    for named in boxes.values():
+        assert len(named) >= 5
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(named.values(), 2))
+    if figure == "h":
+        assert any(name.endswith(f" {report.h.elements[0].line}") for name in named)

@@ -28,8 +28,8 @@ def remark(report: Consistency) -> str:
     """Says so where what is drawn are no outliers."""
     if not report.missing:
         return ""
-    shown = "strongest candidates of it" if report.candidate else "nothing"
-    return f"no outlier at τ = {report.tau:g} in {joined(list(report.missing))}: {shown}, shown for orientation"
+    shown = "their strongest candidates, for orientation" if report.candidate else "nothing to show"
+    return f"no outlier at τ = {report.tau:g} in {joined(list(report.missing))}: {shown}"
 
 
 @style.styled

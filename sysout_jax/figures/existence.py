@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
 from mpl_toolkits.mplot3d.axes3d import Axes3D
+from mpl_toolkits.mplot3d.proj3d import proj_transform
 
 from sysout_jax.figures import style
 from sysout_jax.figures.select import TokenText, joined, number, percent
@@ -15,7 +17,7 @@ from sysout_jax.figures.spec import FigureSpec
 from sysout_jax.outliers.existence import Existence, Surface
 
 MAX_NAMED = 3  # channels named in a landscape
-MAX_NAMES_SMALL = 9  # tokens that are all named in a small landscape
+NAME = "name of a token"  # marks texts that may be hidden
 SURFACES = {"x_down": "x_down", "w_down": "W_down", "h": "h"}
 
 
@@ -40,6 +42,7 @@ def overview(report: Existence, token_text: TokenText) -> Figure:
     for part, name in zip(parts, SURFACES, strict=False):
         landscape(part, report, name, token_text, small=True)
     _attention(parts[3], report, token_text)
+    keep_names_apart(figure)
     return figure
 
 
@@ -48,6 +51,7 @@ def _single(name: str) -> Any:
     def draw(report: Existence, token_text: TokenText) -> Figure:
         figure = style.new_figure(6.4, remark(report, (name,)))
         landscape(figure.subfigures(), report, name, token_text, small=False)
+        keep_names_apart(figure)
         return figure
 
     return draw
@@ -95,22 +99,22 @@ def landscape(
     axes.set_xlabel(_X_LABEL[name], fontsize=9, labelpad=-4 if small else 0)
     if tokens:
         axes.set_yticks(y, [])
-        strongs = [int(line) in marked for line in pooled.lines]
-        crowded = small and len(y) > MAX_NAMES_SMALL
-        names = _labels(report, token_text, 9 if small else 14)
-        for i, (label, strong, at) in enumerate(zip(names, strongs, y, strict=True)):
-            # in a crowd the names of marked tokens come first, and of the others every second has room
-            if crowded and not strong and (i % 2 or any(strongs[max(i - 1, 0) : i + 2])):
-                continue
+        # marked tokens first, strongest first: where there is no room for all names, theirs stay
+        order = [*dict.fromkeys(e.line for e in surface.elements), *map(int, pooled.lines)]
+        names = dict(
+            zip(report.shown, _labels(report, token_text, 9 if small else 14), strict=True)
+        )
+        for line in dict.fromkeys(order):
             axes.text(
                 1.05 * right,
-                at,
+                position[line],
                 0,
-                label,
+                names[line],
+                gid=NAME,
                 va="center",
                 fontsize=6 if small else 8,
-                color=style.ORANGE if strong else style.BLACK,
-                fontweight="bold" if strong else "normal",
+                color=style.ORANGE if line in marked else style.BLACK,
+                fontweight="bold" if line in marked else "normal",
             )
     else:
         axes.set_ylabel("row (dim of h)", fontsize=9, labelpad=-2 if small else 2)
@@ -120,6 +124,25 @@ def landscape(
         y=0.98 if small else 1.03,
     )
     return axes
+
+
+def keep_names_apart(figure: Figure) -> None:
+    """Hide names of tokens in landscapes that would touch one drawn before them; to be called when all of the figure is there."""
+    figure.draw_without_rendering()  # lays it out
+    landscapes: list[Any] = [axes for axes in figure.axes if isinstance(axes, Axes3D)]
+    for axes in landscapes:
+        kept: list[Bbox] = []
+        for name in axes.texts:
+            if name.get_gid() != NAME:
+                continue
+            size = name.get_window_extent()
+            at = proj_transform(*name.get_position_3d(), axes.get_proj())[:2]
+            left, middle = axes.transData.transform(at)
+            box = Bbox.from_bounds(left, middle - size.height / 2, size.width, size.height)
+            if box.count_overlaps(kept):
+                name.set_visible(False)
+            else:
+                kept.append(box)
 
 
 _X_LABEL = {"x_down": "channel", "w_down": "column (channel)", "h": "dim"}

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from sysout_jax.figures import style
-from sysout_jax.figures.existence import landscape
+from sysout_jax.figures.existence import keep_names_apart, landscape
 from sysout_jax.figures.layers import magnitudes
 from sysout_jax.figures.select import TokenText, joined, number, percent
 from sysout_jax.figures.spec import FigureSpec
@@ -71,14 +71,16 @@ def landscapes(report: SideBySide, token_text: TokenText) -> Figure:
     count = len(report.profiles)
     columns = min(count, 2)
     rows = -(-count // columns)
-    figure = style.new_figure(4.3 * rows)
+    figure = style.new_figure(4.3 * rows if columns > 1 else 5.6)
     parts = figure.subfigures(rows, columns, squeeze=False).ravel()
     for part, name, profile, text in zip(
         parts, report.names, report.profiles, report.texts, strict=False
     ):
         title = style.label_text(name, 22) + ": "
         axes = landscape(part, profile.existence, "h", text, small=columns > 1, title=title)
-        axes.set_box_aspect((1.1, 1.4, 0.85), zoom=0.82)  # room for the names of tokens
+        if columns > 1:
+            axes.set_box_aspect((1.1, 1.4, 0.85), zoom=0.82)  # room for the names of tokens
+    keep_names_apart(figure)
     return figure
 
 

@@ -15,7 +15,7 @@ from sysout_jax.figures.token_classes import RULES, groups
 from sysout_jax.outliers.definitions import CODE_SHARE, TAUS
 from sysout_jax.outliers.lifecycle import CANDIDATE_SHARE
 from sysout_jax.outliers.positions import Place, Positions, strongest
-from sysout_jax.outliers.tokens import TokenClasses
+from sysout_jax.outliers.tokens import INITIAL, TokenClasses
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.page import Section, Table
 from sysout_jax.reports.report import counting, figure_sections, write_report
@@ -112,7 +112,13 @@ def verdict(report: Positions) -> str:
 
 
 def _shares(report: Positions, place: Place) -> str:
-    texts = listed((f"“{text}” ×{count}" for text, _, count in place.tokens.texts), 4)
+    texts = listed(
+        (
+            f"“{text}”{' (initial)' if kind == INITIAL else ''} ×{count}"
+            for text, kind, count in place.tokens.texts
+        ),
+        4,
+    )
     return f"{_class_shares(report, place.tokens.once)}: {texts or 'none'}"
 
 
