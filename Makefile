@@ -1,5 +1,5 @@
 # make demo   the main job on what the repository itself holds
-# make test   formatting, lint, types and tests; needs no torch
+# make test   formatting, lint, types and tests; needs no torch. Plain pytest runs the unit tests among them
 # Both make a virtual environment on the first call and reuse it afterwards.
 
 PYTHON ?= python3
@@ -16,7 +16,7 @@ test: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile -q
+	$(BIN)/python -m pytest -n 2 --dist loadfile -q -m "not endurance and not gpu"
 
 # torch and transformers, with which the same test command also compares live with transformers
 parity-deps: $(VENV)/installed

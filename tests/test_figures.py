@@ -20,6 +20,8 @@ from sysout_jax.testing import Birth, Planted, planted_llama
 from sysout_jax.weights import InMemory
 from tests.random_models import RANDOM
 
+pytestmark = pytest.mark.slow
+
 FOLLOWED = {"birth", "spread", "death"}
 TEXT = "a$b_{<script>}\n\u4e2d\x00"
 

@@ -18,6 +18,8 @@ from sysout_jax.outliers.intervals import Interval
 from sysout_jax.reports.interventions import summary, write_interventions_report
 from sysout_jax.testing import planted_llama
 
+pytestmark = pytest.mark.slow
+
 
 @cache
 def planted(tau: float = 1000.0) -> Interventions:

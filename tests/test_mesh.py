@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 
 CHILD = """
@@ -72,7 +74,7 @@ def assert_alike(found, want, where: str = "") -> None:
         pytest.param(
             ["planted", "llama", "llama-mha-biases", "gpt2-nanogpt"],
             [(8, 1, 1), (1, 8, 1), (1, 2, 4), (4, 1, 2)],
-            marks=pytest.mark.slow,
+            marks=pytest.mark.endurance,
         ),
     ],
     ids=["few", "many"],

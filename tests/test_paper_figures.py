@@ -35,6 +35,8 @@ from sysout_jax.testing import Birth, planted_llama
 from sysout_jax.weights import InMemory
 from tests.random_models import random_params
 
+pytestmark = pytest.mark.slow
+
 EVIL = "a$b_{<script>}\n\u4e2d\x00"
 SIZE = {"vocab_size": 257, "context_length": 64, "d_model": 16, "d_ff": 24}
 

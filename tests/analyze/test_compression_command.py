@@ -13,6 +13,8 @@ from sysout_jax.cli import run
 from sysout_jax.testing import demo_plant
 from tests.analyze.command import words
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["--bos", "--seq-len", "96", "--num-seqs", "2", "--seeds", "1"]
 
 

@@ -15,6 +15,8 @@ import analyze.positions
 from sysout_jax.testing import demo_plant
 from tests.analyze.command import call, tree, words
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "Summer is warm. Winter is cold.\n"
 
 

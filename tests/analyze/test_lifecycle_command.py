@@ -15,6 +15,8 @@ from analyze.lifecycle import main
 from tests.analyze import command
 from tests.analyze.command import CONFIG, tree, words
 
+pytestmark = pytest.mark.slow
+
 FIGURES = {"where", "activations", "weights", "attention", "birth", "spread", "death"}
 
 

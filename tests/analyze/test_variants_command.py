@@ -18,6 +18,8 @@ from sysout_jax.training.config import OptimizerConfig, TrainConfig
 from sysout_jax.training.loop import fit
 from tests.analyze.command import call, tree
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> list[Path]:

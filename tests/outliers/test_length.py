@@ -16,6 +16,8 @@ from sysout_jax.testing import Birth, planted_llama
 from sysout_jax.weights import InMemory
 from tests.random_models import random_model, random_params
 
+pytestmark = pytest.mark.slow
+
 SIZE = {
     "vocab_size": 257,
     "context_length": 80,

@@ -50,8 +50,10 @@ def test_rows_times_input_are_what_the_model_computes(name):
     np.testing.assert_allclose(close_up.q, q, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("attention", ATTENTION)
-@pytest.mark.parametrize("name", ["llama-gqa", "gpt2"])
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    [("gpt2", each) for each in ATTENTION] + [("llama-gqa", "default"), ("llama-gqa", "sigmoid")],
+)
 def test_attention_on_outliers_is_that_of_the_variant(name, attention):
     """Mass, update and the close-up equal what captured maps, values and scales give, for every attention variant."""
     seed = fresh_seed()

@@ -17,6 +17,8 @@ from sysout_jax.weights import InMemory
 from tests.models.random_models import CONFIGS
 from tests.random_models import random_params
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("family", "attention"),

@@ -20,6 +20,8 @@ from sysout_jax.data import tokenizers
 from sysout_jax.errors import InputError
 from train.prepare import main
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -97,8 +97,11 @@ for model in models:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("meshes", "models"), [FEW, pytest.param(*MANY, marks=pytest.mark.slow)], ids=["few", "many"]
+    ("meshes", "models"),
+    [FEW, pytest.param(*MANY, marks=pytest.mark.endurance)],
+    ids=["few", "many"],
 )
 def test_eight_devices_train_like_one(meshes, models):
     """data, fsdp and tensor above one: the same losses and gradient norms to float32 rounding (5e-6)."""

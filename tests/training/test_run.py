@@ -22,7 +22,7 @@ from sysout_jax.training.config import MeshConfig, load_config
 from sysout_jax.training.loop import fit
 from sysout_jax.training.metrics import read_metrics
 
-pytestmark = pytest.mark.optimised
+pytestmark = [pytest.mark.optimised, pytest.mark.slow]
 
 
 def parameters(workdir: Path) -> dict[str, bytes]:
@@ -122,7 +122,7 @@ def wait_for_steps(workdir: Path, steps: int) -> None:
     raise AssertionError("the run did not start")
 
 
-@pytest.mark.slow
+@pytest.mark.endurance
 def test_killed_at_random_moments_and_resumed(config_file, tmp_path):
     """SIGKILL 20 times, also while a checkpoint is written (every step saves): the final weights are those of an undisturbed run."""
     steps = ("--steps", "150", "--save-every", "1")
