@@ -10,7 +10,7 @@ import numpy as np
 
 from sysout_jax.outliers.definitions import MASSIVE_RATIO, MASSIVE_VALUE, TAUS
 from sysout_jax.outliers.order import median_of_magnitudes
-from sysout_jax.outliers.sweeps import MAX, SUM, fold, total
+from sysout_jax.outliers.sweeps import count, in_blocks
 
 
 @dataclass(frozen=True)
@@ -59,28 +59,20 @@ def reduce_activations(x_BxTxC: jax.Array, top: int) -> dict[str, jax.Array]:
     """Everything `ActivationStats` needs, one row per sequence. Runs inside the block step."""
     B, T, C = x_BxTxC.shape
     x = x_BxTxC.astype(jnp.float32)
-    finite = jnp.isfinite(x)
-    number_x = jnp.where(finite, x, 0.0)  # what is not finite counts as 0
-    magnitude = jnp.abs(number_x)
-    sums, maxima, squares, signed, finites = fold(
-        (SUM, magnitude),
-        (MAX, magnitude),
-        (SUM, magnitude * magnitude),
-        (SUM, number_x),
-        (SUM, finite.astype(jnp.int32)),
+    (sums, signed, squares, channel_max, finites), token_max = in_blocks(
+        _first_moments, [jnp.zeros((B, C))] * 4 + [jnp.zeros((B, C), jnp.int32)], x
     )
-    nonfinite = T * C - finites.sum(1).sum(1)
+    nonfinite = T * C - finites.sum(1)
     number = jnp.maximum(T * C - nonfinite, 1).astype(jnp.float32)
-    mean = sums.sum(1).sum(1) / number
-    centre = signed.sum(1).sum(1) / number
+    mean, centre = sums.sum(1) / number, signed.sum(1) / number
     median = median_of_magnitudes(x_BxTxC, nonfinite)
-    token_max = magnitude.max(2)
-    channel_max = maxima.max(1)
-    power = squares.sum(1)
-    square = jnp.where(finite, x - centre[:, None, None], 0.0) ** 2
-    second, fourth = fold((SUM, square), (SUM, square * square))
-    variance = second.sum(1).sum(1) / number
-    fourth = fourth.sum(1).sum(1) / number
+
+    def centred_moments(carry, block_BxRxC):
+        square = jnp.where(jnp.isfinite(block_BxRxC), block_BxRxC - centre[:, None, None], 0.0) ** 2
+        return [carry[0] + square.sum(1), carry[1] + (square * square).sum(1)], ()
+
+    (second, fourth), _ = in_blocks(centred_moments, [jnp.zeros((B, C))] * 2, x)
+    variance, fourth = second.sum(1) / number, fourth.sum(1) / number
     threshold = mean[:, None] * jnp.asarray(TAUS, jnp.float32)[None]
     bound = jnp.maximum(MASSIVE_VALUE, MASSIVE_RATIO * median)
     # only the rows of the `top` largest tokens can hold the `top` largest elements; in order, so that ties resolve by position
@@ -97,7 +89,7 @@ def reduce_activations(x_BxTxC: jax.Array, top: int) -> dict[str, jax.Array]:
         "median": median,
         "token_max": token_max,
         "channel_max": channel_max,
-        "power": power / T,
+        "power": squares / T,
         "excess_kurtosis": jnp.where(
             variance > 0, fourth / jnp.where(variance > 0, variance**2, 1.0) - 3.0, 0.0
         ),
@@ -114,13 +106,28 @@ def reduce_activations(x_BxTxC: jax.Array, top: int) -> dict[str, jax.Array]:
     }
 
 
+def _first_moments(carry, block_BxRxC):
+    """Sums of |x|, x and x², largest |x| and number of finite elements per channel; per token the largest |x|. What is not finite counts as 0."""
+    sums, signed, squares, largest, finites = carry
+    finite = jnp.isfinite(block_BxRxC)
+    x = jnp.where(finite, block_BxRxC, 0.0)
+    magnitude = jnp.abs(x)
+    return [
+        sums + magnitude.sum(1),
+        signed + x.sum(1),
+        squares + (x * x).sum(1),
+        jnp.maximum(largest, magnitude.max(1)),
+        finites + finite.sum(1, dtype=jnp.int32),
+    ], magnitude.max(2)
+
+
 def _count_above(x_BxTxC, channel_max_BxC, bounds_BxK):
     """Finite elements whose magnitude is above each bound. Most layers have none above the lowest, and then the sweeps are skipped."""
 
     def sweep():
         def above(bound_B):
             magnitude = jnp.abs(x_BxTxC)
-            return total((magnitude > bound_B[:, None, None]) & (magnitude < jnp.inf))
+            return count((magnitude > bound_B[:, None, None]) & (magnitude < jnp.inf))
 
         return jax.lax.map(above, bounds_BxK.T).T
 

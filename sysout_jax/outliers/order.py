@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sysout_jax.outliers.sweeps import MIN, fold, total
+from sysout_jax.outliers.sweeps import count, fold
 
 INF = 0x7F800000  # pattern of infinity, above those of all numbers
 NEAR = 64  # values below the rank at which searching turns into jumping
@@ -42,14 +42,14 @@ def _magnitude(x: jax.Array) -> jax.Array:
 def _count_at_most(x_BxTxC: jax.Array, pivot_B: jax.Array) -> jax.Array:
     # not by |x|, which the compiler would compute once for all passes and write out
     x, pivot = x_BxTxC.astype(jnp.float32), pivot_B[:, None, None]
-    return total((x <= pivot) & (x >= -pivot))
+    return count((x <= pivot) & (x >= -pivot))
 
 
 def _above(x_BxTxC: jax.Array, floor_B: jax.Array) -> jax.Array:
     """(B, spans, C): the smallest magnitude of every span of tokens that is above `floor`, inf where there is none."""
     magnitude = _magnitude(x_BxTxC)
     above = jnp.where(magnitude > floor_B[:, None, None], magnitude, jnp.inf)
-    return fold((MIN, above))[0]
+    return fold(jnp.min, above)
 
 
 class _Bracket(NamedTuple):

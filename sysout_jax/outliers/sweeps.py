@@ -1,61 +1,62 @@
-"""Reductions over tokens that XLA's CPU backend does in one sweep through memory.
+"""Reductions over what is as large as all activations of a layer, in few sweeps through memory and without a second array of that size.
 
-A reduction of up to 32 elements stays in the loop that computes its operand. Longer ones are rewritten into a tree of windows, and then the operand,
-as large as all activations of a layer, is first written out; so it is where two reductions share an operand. Reduced together, they share the sweep.
+On its own XLA's CPU backend writes the operand of a long reduction out first, and shares it between reductions: memory that nobody needs, and time
+for the kernel to hand out its pages. Two ways around it: spans so short that the reduction stays in the loop that computes its operand, and blocks that stay in
+the cache, whatever is computed of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-SPAN = 32
+from sysout_jax.platform import target_platform
+
+SPAN = 32  # elements up to which XLA does not rewrite a reduction into a tree of windows
+BLOCK = 2**19  # elements of a block on a CPU
 
 
-class Reduction(NamedTuple):
-    """An associative `combine` with its identity."""
-
-    combine: Callable[[jax.Array, jax.Array], jax.Array]
-    identity: float
-
-
-SUM = Reduction(jax.lax.add, 0)
-MAX = Reduction(jax.lax.max, -jnp.inf)
-MIN = Reduction(jax.lax.min, jnp.inf)
-
-
-def fold(*each: tuple[Reduction, jax.Array]) -> tuple[jax.Array, ...]:
-    """Reduce every (B, T, C) array over spans of at most SPAN tokens, all in one sweep: (B, spans, C) each."""
-    B, T, C = each[0][1].shape
+def fold(reduce: Callable[..., jax.Array], values_BxTxC: jax.Array) -> jax.Array:
+    """`reduce` (jnp.sum, jnp.min or jnp.max) over spans of at most SPAN rows: (B, spans, C)."""
+    B, T, C = values_BxTxC.shape
     even = T - T % SPAN
-
-    def combine(left, right):
-        return tuple(how.combine(a, b) for (how, _), a, b in zip(each, left, right, strict=True))
-
-    def reduce(cut: Callable[[jax.Array], jax.Array]) -> tuple[jax.Array, ...]:
-        arrays = tuple(cut(values) for _, values in each)
-        starts = tuple(
-            jnp.asarray(how.identity, a.dtype) for (how, _), a in zip(each, arrays, strict=True)
-        )
-        return jax.lax.reduce(arrays, starts, combine, (2,))
-
     parts = []
     if even:
-        parts.append(reduce(lambda values: values[:, :even].reshape(B, -1, SPAN, C)))
+        parts.append(reduce(values_BxTxC[:, :even].reshape(B, -1, SPAN, C), axis=2))
     if even < T:
-        parts.append(reduce(lambda values: values[:, None, even:]))
+        parts.append(reduce(values_BxTxC[:, even:], axis=1, keepdims=True))
     # without the barrier the next reduction would be merged with this one
-    return jax.lax.optimization_barrier(
-        tuple(jnp.concatenate(found, axis=1) for found in zip(*parts, strict=True))
-    )
+    return jax.lax.optimization_barrier(jnp.concatenate(parts, axis=1))
 
 
-def total(values_BxTxC: jax.Array) -> jax.Array:
-    """(B,) sum over everything, channels last; bool counts as int32."""
-    if values_BxTxC.dtype == bool:
-        values_BxTxC = values_BxTxC.astype(jnp.int32)
-    (sums_BxSxC,) = fold((SUM, values_BxTxC))
-    return sums_BxSxC.sum(1).sum(1)
+def count(flags_BxTxC: jax.Array) -> jax.Array:
+    """(B,) int32: how many are set."""
+    return fold(jnp.sum, flags_BxTxC.astype(jnp.int32)).sum(1).sum(1)
+
+
+def in_blocks(
+    step: Callable[[Any, jax.Array], tuple[Any, Any]], start: Any, x_BxTxC: jax.Array
+) -> tuple[Any, Any]:
+    """`step(carry, block) -> carry, rows` over blocks (B, R, C) of rows in their order; the last carry, and all `rows` joined, (B, T, …).
+
+    On an accelerator all rows are one block.
+    """
+    B, T, C = x_BxTxC.shape
+    room = BLOCK // (B * C) if target_platform() == "cpu" else T
+    size = 2 ** max(room.bit_length() - 1, 0)  # a power of two, so that it divides most T
+    if size >= T:
+        return step(start, x_BxTxC)
+
+    def one(carry, first):
+        return step(carry, jax.lax.dynamic_slice_in_dim(x_BxTxC, first, size, axis=1))
+
+    even = T - T % size
+    carry, parts = jax.lax.scan(one, start, jnp.arange(0, even, size))
+    parts = jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(B, even, *a.shape[3:]), parts)
+    if even < T:
+        carry, last = step(carry, x_BxTxC[:, even:])
+        parts = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), parts, last)
+    return carry, parts

@@ -10,6 +10,7 @@ import numpy as np
 
 from sysout_jax.config import ModelConfig
 from sysout_jax.outliers.definitions import TAUS
+from sysout_jax.outliers.sweeps import count, in_blocks
 
 
 @dataclass(frozen=True)
@@ -65,24 +66,42 @@ def outlier_lines(kernel_IxO: jax.Array, tau) -> tuple[jax.Array, jax.Array, jax
 
 @jax.jit
 def _reduce(kernel_IxO: jax.Array) -> dict[str, jax.Array]:
-    finite = jnp.isfinite(kernel_IxO)
-    magnitude = jnp.where(finite, jnp.abs(kernel_IxO.astype(jnp.float32)), 0.0)
-    row_mean, row_max = magnitude.mean(0), magnitude.max(0)  # a row of W is a column of the kernel
-    rows, columns = _ratio(row_max, row_mean), _ratio(magnitude.max(1), magnitude.mean(1))
+    I, O = kernel_IxO.shape
+    kernel_1xIxO = kernel_IxO[None].astype(jnp.float32)
 
-    def count():
+    def largest_and_sums(carry, block_1xRxO):
+        largest, sums, finites = carry
+        finite = jnp.isfinite(block_1xRxO)
+        magnitude = jnp.where(finite, jnp.abs(block_1xRxO), 0.0)
+        carry = [
+            jnp.maximum(largest, magnitude.max(1)),
+            sums + magnitude.sum(1),
+            finites + finite.sum(1, dtype=jnp.int32),
+        ]
+        return carry, (magnitude.max(2), magnitude.sum(2))
+
+    start = [jnp.zeros((1, O)), jnp.zeros((1, O)), jnp.zeros((1, O), jnp.int32)]
+    # a row of W is a column of the kernel
+    (row_max, row_sum, finites), columns = in_blocks(largest_and_sums, start, kernel_1xIxO)
+    row_mean = row_sum / I
+    rows = _ratio(row_max, row_mean)[0]
+
+    def count_above():
         return jax.lax.map(
-            lambda tau: (magnitude > tau * row_mean[None]).sum(0).sum(), jnp.asarray(TAUS)
+            lambda tau: count(
+                (jnp.abs(kernel_1xIxO) > tau * row_mean[:, None]) & jnp.isfinite(kernel_1xIxO)
+            )[0],
+            jnp.asarray(TAUS),
         )
 
     none = jnp.zeros(len(TAUS), jnp.int32)
     return {
-        "columns": columns,
+        "columns": _ratio(columns[0][0], columns[1][0] / O),
         "row_ratio": rows.max(),
         "row": rows.argmax(),
         # most matrices have no weight above the lowest threshold, and then the sweeps are skipped
-        "counts": jax.lax.cond(rows.max() > min(TAUS), count, lambda: none),
-        "nonfinite": (~finite).sum(0).sum(),
+        "counts": jax.lax.cond(rows.max() > min(TAUS), count_above, lambda: none),
+        "nonfinite": I * O - finites.sum(),
     }
 
 
