@@ -67,7 +67,7 @@ class LanguageModel:
     def put(self, group: str, params: dict) -> dict:
         """Those parameters, wherever they are, on the model's devices."""
         if self.mesh is None:
-            return jax.tree.map(jnp.asarray, params)
+            return jax.device_put(params)
         return put({group: params}, self.mesh)[group]
 
     @contextlib.contextmanager

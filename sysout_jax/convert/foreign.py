@@ -11,6 +11,7 @@ import numpy as np
 
 from sysout_jax.config import ModelConfig
 from sysout_jax.convert.forms import Shape
+from sysout_jax.convert.layout import laid_out
 from sysout_jax.convert.names import BUFFERS, Stored, stored_names
 from sysout_jax.errors import InputError
 from sysout_jax.weights import expected_shapes, nest
@@ -73,9 +74,9 @@ class ForeignSource:
         return nest(
             {
                 # cast and transposition in one copy: at most one tensor is held beyond what is returned
-                ours.removeprefix(prefix): stored.form.ours(
-                    self._tensor(stored.name), self._config
-                ).astype(dtype, "C", copy=False)
+                ours.removeprefix(prefix): laid_out(
+                    stored.form.ours(self._tensor(stored.name), self._config), dtype
+                )
                 for ours, stored in self._stored.items()
                 if ours.startswith(prefix)
             }
