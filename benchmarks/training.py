@@ -69,9 +69,11 @@ def our_step(shape: str, attention: str) -> OurStep:
     from sysout_jax.config import Gpt2Config
     from sysout_jax.sharding import make_mesh
     from sysout_jax.training.config import TrainConfig
+    from sysout_jax.training.host_memory import keep_freed_memory
     from sysout_jax.training.monitor import Monitor
     from sysout_jax.training.step import make_program
 
+    keep_freed_memory()  # as python -m train does
     gpu = jax.default_backend() == "gpu"
     B, T, L, H, D, V = SHAPES[shape]
     B = GPU_BATCH if gpu and shape == "124m" else B

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from sysout_jax.cli import run
 from sysout_jax.sharding import start_processes
+from sysout_jax.training.host_memory import keep_freed_memory
 from sysout_jax.training.loop import Progress, fit
 from train.settings import Settings, parse
 
@@ -31,6 +32,7 @@ class Command:
 
 
 def main() -> None:
+    keep_freed_memory()
     start_processes()
     command = parse(Command, "python -m train", __doc__, sys.argv[1:], workdir=tyro.MISSING)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")

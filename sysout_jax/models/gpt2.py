@@ -11,7 +11,7 @@ from flax import linen as nn
 from sysout_jax.capture import tap
 from sysout_jax.config import Gpt2Config
 from sysout_jax.linear import INIT, dense, residual_init
-from sysout_jax.models.layers import attend_and_tap, gelu, gelu_tanh
+from sysout_jax.models.layers import Norm, attend_and_tap, gelu, gelu_tanh
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"gelu": gelu, "gelu_tanh": gelu_tanh}
 
@@ -58,11 +58,8 @@ class Mlp(nn.Module):
         return down_BxTxD
 
 
-def _norm(cfg: Gpt2Config, dtype, param_dtype, name: str | None = None) -> nn.LayerNorm:
-    # the fast variance E[x²] − E[x]² cancels catastrophically exactly where outliers are
-    return nn.LayerNorm(
-        cfg.norm_eps, dtype, param_dtype, cfg.bias, use_fast_variance=False, name=name
-    )
+def _norm(cfg: Gpt2Config, dtype, param_dtype, name: str | None = None) -> Norm:
+    return Norm(cfg.norm_eps, dtype, param_dtype, centred=True, bias=cfg.bias, name=name)
 
 
 class Block(nn.Module):

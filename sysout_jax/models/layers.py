@@ -1,6 +1,8 @@
-"""Pieces shared by the model families: rotary positions and the taps around attention."""
+"""Pieces shared by the model families: norms, rotary positions, activation functions, the taps around attention."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,58 @@ from flax import linen as nn
 from sysout_jax.attention import VARIANTS, attention_map, sigmoid_bias
 from sysout_jax.capture import tap
 from sysout_jax.config import RopeScaling
+
+
+class Norm(nn.Module):
+    """RMSNorm, or with `centred` LayerNorm, in float32; returned in the compute dtype."""
+
+    eps: float
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+    centred: bool = False
+    bias: bool = False
+
+    @nn.compact
+    def __call__(self, x_BxTxD):
+        D = x_BxTxD.shape[-1]
+        scale_D = self.param("scale", nn.initializers.ones, (D,), self.param_dtype)
+        y_BxTxD = normalise(x_BxTxD, scale_D, self.eps, self.centred)
+        if self.bias:
+            bias_D = self.param("bias", nn.initializers.zeros, (D,), self.param_dtype)
+            y_BxTxD = y_BxTxD + bias_D[None, None]
+        return y_BxTxD.astype(self.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def normalise(x_BxTxD: jax.Array, scale_D: jax.Array, eps: float, centred: bool) -> jax.Array:
+    """x over its root mean square, times `scale`; with `centred` less its mean first. At least float32.
+
+    Its gradient keeps x and two numbers a token; jax's own keeps scale and root as large as x, which costs a step of GPT-2 5 to 10 % on a CPU.
+    The mean square is that of the centred values: E[x²] − E[x]² cancels catastrophically exactly where outliers are.
+    """
+    return _normalise(x_BxTxD, scale_D, eps, centred)[0]
+
+
+def _normalise(x_BxTxD, scale_D, eps: float, centred: bool):
+    x = x_BxTxD.astype(jnp.promote_types(x_BxTxD.dtype, jnp.float32))
+    mean_BxTx1 = x.mean(-1, keepdims=True) if centred else jnp.zeros_like(x[..., :1])
+    x = x - mean_BxTx1
+    inverse_BxTx1 = jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + eps)
+    return x * inverse_BxTx1 * scale_D[None, None], (x_BxTxD, mean_BxTx1, inverse_BxTx1, scale_D)
+
+
+def _normalise_backward(eps: float, centred: bool, residuals, grad_BxTxD):
+    x_BxTxD, mean_BxTx1, inverse_BxTx1, scale_D = residuals
+    unit = (x_BxTxD.astype(mean_BxTx1.dtype) - mean_BxTx1) * inverse_BxTx1
+    scaled = grad_BxTxD * scale_D[None, None]
+    dx = scaled - unit * (scaled * unit).mean(-1, keepdims=True)
+    if centred:
+        dx = dx - scaled.mean(-1, keepdims=True)
+    dscale_D = (grad_BxTxD * unit).sum((0, 1))
+    return (dx * inverse_BxTx1).astype(x_BxTxD.dtype), dscale_D.astype(scale_D.dtype)
+
+
+normalise.defvjp(_normalise, _normalise_backward)
 
 
 def rotary_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:

@@ -8,7 +8,7 @@ from flax import linen as nn
 from sysout_jax.capture import tap
 from sysout_jax.config import LlamaConfig
 from sysout_jax.linear import INIT, dense, residual_init
-from sysout_jax.models.layers import attend_and_tap, rotary_frequencies, rotate
+from sysout_jax.models.layers import Norm, attend_and_tap, rotary_frequencies, rotate
 
 
 class Attention(nn.Module):
@@ -67,7 +67,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x_BxTxD):
         def norm(name: str):
-            return nn.RMSNorm(self.cfg.norm_eps, self.dtype, self.param_dtype, name=name)
+            return Norm(self.cfg.norm_eps, self.dtype, self.param_dtype, name=name)
 
         attn = Attention(self.cfg, self.dtype, self.param_dtype, self.kernel, name="attn")
         mlp = Mlp(self.cfg, self.dtype, self.param_dtype, name="mlp")
@@ -92,7 +92,7 @@ class Llama(nn.Module):
             cfg.vocab_size, cfg.d_model, self.dtype, self.param_dtype, embedding_init=INIT
         )
         self.layer = [self.block() for _ in range(cfg.num_layers)]
-        self.final_norm = nn.RMSNorm(cfg.norm_eps, self.dtype, self.param_dtype)
+        self.final_norm = Norm(cfg.norm_eps, self.dtype, self.param_dtype)
         if not cfg.tied_embeddings:
             self.lm_head = dense(self, cfg.vocab_size, None, False)
 
