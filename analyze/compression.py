@@ -20,8 +20,8 @@ from sysout_jax.compress.methods import METHODS, Settings
 from sysout_jax.compress.results import Compression
 from sysout_jax.compress.study import compression
 from sysout_jax.data.text import read_text, text_windows
-from sysout_jax.outliers.measured import measured_by_compression
 from sysout_jax.perplexity import ROWS_JOINED_BY, joined_rows
+from sysout_jax.published.measured import measured_by_compression
 from sysout_jax.reports.compression import summary, write_compression_report
 from sysout_jax.reports.summary import fit
 

@@ -10,7 +10,7 @@ import tyro
 import sysout_jax as so
 from analyze.source import Expects, Source, check_out, prepare, progress, settings
 from sysout_jax.cli import run
-from sysout_jax.outliers.measured import measured_by_consistency
+from sysout_jax.published.measured import measured_by_consistency
 from sysout_jax.reports.consistency import consistency_summary, write_consistency_report
 from sysout_jax.reports.summary import fit
 

@@ -11,7 +11,7 @@ import tyro
 import sysout_jax as so
 from analyze.source import Expects, Source, check_out, prepare, progress, settings
 from sysout_jax.cli import run
-from sysout_jax.outliers.measured import measured_by_statistics
+from sysout_jax.published.measured import measured_by_statistics
 from sysout_jax.reports.existence import existence_summary, write_existence_report
 from sysout_jax.reports.summary import fit
 

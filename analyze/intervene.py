@@ -11,7 +11,7 @@ import tyro
 import sysout_jax as so
 from analyze.source import Expects, Source, check_out, prepare, progress, settings
 from sysout_jax.cli import run
-from sysout_jax.outliers.measured import measured_by_interventions
+from sysout_jax.published.measured import measured_by_interventions
 from sysout_jax.reports.interventions import summary, write_interventions_report
 from sysout_jax.reports.summary import fit
 

@@ -12,7 +12,7 @@ import sysout_jax as so
 from analyze.source import ClassLists, Expects, Source, check_out, prepare, progress, settings
 from sysout_jax.cli import run
 from sysout_jax.outliers.length import SENTENCES, sweep_lengths
-from sysout_jax.outliers.measured import measured_by_length
+from sysout_jax.published.measured import measured_by_length
 from sysout_jax.reports.length import length_summary, write_length_report
 from sysout_jax.reports.summary import fit
 

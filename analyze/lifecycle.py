@@ -10,7 +10,7 @@ import tyro
 import sysout_jax as so
 from analyze.source import Expects, Source, check_out, prepare, progress, settings
 from sysout_jax.cli import run
-from sysout_jax.outliers.measured import measured_by_lifecycle
+from sysout_jax.published.measured import measured_by_lifecycle
 from sysout_jax.reports.lifecycle import write_lifecycle_report
 from sysout_jax.reports.summary import fit, lifecycle_summary
 

@@ -10,7 +10,7 @@ import tyro
 import sysout_jax as so
 from analyze.source import ClassLists, Expects, Source, check_out, prepare, progress, settings
 from sysout_jax.cli import run
-from sysout_jax.outliers.measured import measured_by_positions
+from sysout_jax.published.measured import measured_by_positions
 from sysout_jax.reports.positions import positions_summary, write_positions_report
 from sysout_jax.reports.summary import fit
 

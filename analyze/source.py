@@ -20,11 +20,11 @@ from sysout_jax.config import config_to_dict
 from sysout_jax.data.demo import demo_text
 from sysout_jax.data.text import prompt_sequence, read_text, text_windows
 from sysout_jax.outliers.definitions import TAU
-from sysout_jax.outliers.expected import Expected
-from sysout_jax.outliers.published import published
 from sysout_jax.outliers.tokens import TokenClasses
+from sysout_jax.provenance import run_settings
+from sysout_jax.published.expected import Expected
+from sysout_jax.published.values import published
 from sysout_jax.reports.expected import Expectation
-from sysout_jax.reports.report import run_settings
 from sysout_jax.reports.summary import fit
 from sysout_jax.sharding import MeshConfig, make_mesh, start_processes
 from sysout_jax.testing import demo_model

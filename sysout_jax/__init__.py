@@ -24,11 +24,10 @@ from sysout_jax.outliers.length import by_length
 from sysout_jax.outliers.lifecycle import lifecycle
 from sysout_jax.outliers.positions import positions
 from sysout_jax.outliers.results import Lifecycle
-from sysout_jax.outliers.variants import VariantProfile, variant_profile
 from sysout_jax.perplexity import perplexity
+from sysout_jax.profiles import VariantProfile, variant_profile
 from sysout_jax.training.monitor import monitor_layer
-
-__version__ = "0.1.0"
+from sysout_jax.version import __version__
 
 __all__ = [
     "TAPS",
@@ -39,6 +38,7 @@ __all__ = [
     "Lifecycle",
     "Stats",
     "VariantProfile",
+    "__version__",
     "by_length",
     "capture",
     "collect",

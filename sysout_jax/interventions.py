@@ -21,8 +21,8 @@ from sysout_jax.outliers.effects import Measured
 from sysout_jax.outliers.intervals import Interval, bootstrap_weights, interval
 from sysout_jax.outliers.lifecycle import lifecycle
 from sysout_jax.outliers.results import Lifecycle
-from sysout_jax.outliers.serialise import plain
 from sysout_jax.perplexity import Protocol, protocol_of
+from sysout_jax.serialise import plain
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,11 @@ from sysout_jax.figures.existence import EXISTENCE, NAME
 from sysout_jax.figures.length import LENGTH
 from sysout_jax.figures.positions import POSITIONS
 from sysout_jax.outliers.tokens import TokenClasses
+from sysout_jax.provenance import run_settings
 from sysout_jax.reports.consistency import consistency_summary, write_consistency_report
 from sysout_jax.reports.existence import existence_summary, write_existence_report
 from sysout_jax.reports.length import length_summary, write_length_report
 from sysout_jax.reports.positions import positions_summary, write_positions_report
-from sysout_jax.reports.report import run_settings
 from sysout_jax.testing import Birth, planted_llama
 from sysout_jax.weights import InMemory
 from tests.random_models import random_params

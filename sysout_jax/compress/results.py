@@ -9,8 +9,8 @@ import numpy as np
 from sysout_jax.compress.errors import HiddenErrors
 from sysout_jax.compress.methods import Settings
 from sysout_jax.outliers.intervals import Interval
-from sysout_jax.outliers.serialise import plain
 from sysout_jax.perplexity import Protocol
+from sysout_jax.serialise import plain
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-import sysout_jax
 from sysout_jax import staging
 from sysout_jax.data import tokenizers
 from sysout_jax.data.documents import LONGEST_PIECE, Source, pieces
 from sysout_jax.data.encoding import Encoder, Piece, Task, encode_in_order
 from sysout_jax.data.token_files import DTYPES, SPLITS, Meta, bin_path, token_dtype
 from sysout_jax.errors import InputError
+from sysout_jax.version import __version__
 
 TASK_SIZE = 1 << 18  # characters; 0.2 s of a BPE tokenizer
 BYTES_PER_WORKER = 1 << 22  # of the sources; below that, starting one takes longer than its work
@@ -97,7 +97,7 @@ def prepare(
             command=shlex.join(sys.orig_argv),
             versions={
                 "python": platform.python_version(),
-                "sysout_jax": sysout_jax.__version__,
+                "sysout_jax": __version__,
                 **{name: importlib.metadata.version(name) for name in ("tokenizers", "numpy")},
             },
         )

@@ -14,7 +14,7 @@ from sysout_jax.figures.existence import keep_names_apart, landscape
 from sysout_jax.figures.layers import magnitudes
 from sysout_jax.figures.select import TokenText, joined, number, percent
 from sysout_jax.figures.spec import FigureSpec
-from sysout_jax.outliers.variants import Scale, VariantProfile
+from sysout_jax.profiles import Scale, VariantProfile
 from sysout_jax.training.record import Record
 
 #: Colour, line style and marker of the first, second … model.

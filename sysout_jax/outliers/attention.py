@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sysout_jax.outliers import definitions as rules
+
+NEAR_ZERO = 0.01  # an attention update below this share of the residual stream's length changes next to nothing
 
 
 @dataclass(frozen=True)
@@ -75,3 +79,10 @@ def join_attention(layers: list[dict[str, np.ndarray]]) -> AttentionStats:
     return AttentionStats(
         **{name: np.stack([layer[name] for layer in layers]) for name in layers[0]}
     )
+
+
+def near_zero_updates(attn_out_BxTxD: jax.Array, h_mid_BxTxD: jax.Array) -> jax.Array:
+    """(B,) share of tokens whose attention update is shorter than `NEAR_ZERO` of the residual stream that it leads to."""
+    update = jnp.linalg.norm(attn_out_BxTxD.astype(jnp.float32), axis=-1)
+    stream = jnp.linalg.norm(h_mid_BxTxD.astype(jnp.float32), axis=-1)
+    return (update < NEAR_ZERO * stream).mean(-1, dtype=jnp.float32)

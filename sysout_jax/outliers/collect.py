@@ -13,8 +13,8 @@ from sysout_jax.language_model import LanguageModel
 from sysout_jax.outliers.activations import ActivationStats, join_activations, reduce_activations
 from sysout_jax.outliers.attention import AttentionStats, join_attention, reduce_attention
 from sysout_jax.outliers.definitions import TAU, TAUS
-from sysout_jax.outliers.serialise import plain
 from sysout_jax.outliers.weights import WeightStats, join_weights, reduce_weights
+from sysout_jax.serialise import plain
 
 TOP = 16
 

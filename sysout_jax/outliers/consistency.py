@@ -15,8 +15,8 @@ from sysout_jax.outliers.activations import reduce_activations
 from sysout_jax.outliers.definitions import TAU, TAUS
 from sysout_jax.outliers.intervals import Interval, bootstrap_weights, interval
 from sysout_jax.outliers.lifecycle import CANDIDATE_SHARE
-from sysout_jax.outliers.serialise import plain
 from sysout_jax.outliers.weights import outlier_lines
+from sysout_jax.serialise import plain
 
 KINDS = ("W_down", "x_down", "h", "attention")  # what has a threshold
 

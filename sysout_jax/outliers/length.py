@@ -13,8 +13,8 @@ from sysout_jax.language_model import LanguageModel
 from sysout_jax.outliers.collect import collect
 from sysout_jax.outliers.definitions import CODE_SHARE, TAU, TAUS
 from sysout_jax.outliers.lifecycle import CANDIDATE_SHARE
-from sysout_jax.outliers.serialise import plain
 from sysout_jax.outliers.tokens import TokenClasses
+from sysout_jax.serialise import plain
 
 #: The paper's four, each a step from the one before.
 SENTENCES = (

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sysout_jax.outliers.collect import Stats
-from sysout_jax.outliers.serialise import plain
 from sysout_jax.outliers.trace import Trace
+from sysout_jax.serialise import plain
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def write_compression_report(
     settings: dict[str, Any],
     expectation: Expectation | None = None,
 ) -> list[Path]:
-    """Write the report of one or several models into `out`; `settings` come from `report.run_settings`. Returns all paths."""
+    """Write the report of one or several models into `out`; `settings` come from `provenance.run_settings`. Returns all paths."""
     drawn: dict[str, Figure] = {"perplexity": figures.perplexity(results)}
     sections = [
         Section("How to read this page", tuple(_reading(results))),

@@ -29,7 +29,7 @@ def write_consistency_report(
     settings: dict[str, Any],
     expectation: Expectation | None = None,
 ) -> list[Path]:
-    """Write the report into `out`; `settings` come from `report.run_settings`. Returns the paths of all files."""
+    """Write the report into `out`; `settings` come from `provenance.run_settings`. Returns the paths of all files."""
     tables = {"table": _rows(report, report.shown), "layers": _layers(report)}
     return write_report(
         out,

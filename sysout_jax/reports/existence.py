@@ -25,7 +25,7 @@ def write_existence_report(
     settings: dict[str, Any],
     expectation: Expectation | None = None,
 ) -> list[Path]:
-    """Write the report into `out`; `settings` come from `report.run_settings`. Returns the paths of all files."""
+    """Write the report into `out`; `settings` come from `provenance.run_settings`. Returns the paths of all files."""
     tables = {
         "overview": _tokens(report, token_text),
         **{name.replace("_", "-"): _elements(report, name, token_text) for name in SURFACES},

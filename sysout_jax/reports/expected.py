@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sysout_jax.figures.select import in_layers
-from sysout_jax.outliers.expected import (
+from sysout_jax.published.expected import (
     DIFFERS,
     MATCH,
     NOT_MEASURED,
@@ -15,9 +15,9 @@ from sysout_jax.outliers.expected import (
     Expected,
     compare,
 )
-from sysout_jax.outliers.serialise import plain
 from sysout_jax.reports.page import Section, Table
 from sysout_jax.reports.summary import text_table
+from sysout_jax.serialise import plain
 
 _WIDTHS = (42, 22, 18, 12)  # of the columns on the terminal, 100 together with what is between them
 

@@ -41,7 +41,7 @@ def write_interventions_report(
     settings: dict[str, Any],
     expectation: Expectation | None = None,
 ) -> list[Path]:
-    """Write the report into `out`; `settings` come from `report.run_settings`. Returns the paths of all files."""
+    """Write the report into `out`; `settings` come from `provenance.run_settings`. Returns the paths of all files."""
     drawn = {"effects": figures.effects, "layers": figures.layers}
     if result.sinks:
         drawn["heads"] = figures.heads

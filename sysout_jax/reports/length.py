@@ -27,7 +27,7 @@ def write_length_report(
     settings: dict[str, Any],
     expectation: Expectation | None = None,
 ) -> list[Path]:
-    """Write the report into `out`; `settings` come from `report.run_settings`. Returns the paths of all files."""
+    """Write the report into `out`; `settings` come from `provenance.run_settings`. Returns the paths of all files."""
     tables = {"sentences-h": _sentences(report), "sweep": _sweep(report)}
     return write_report(
         out,

@@ -34,7 +34,7 @@ def write_lifecycle_report(
     settings: dict[str, Any],
     expectation: Expectation | None = None,
 ) -> list[Path]:
-    """Write the report into `out`; `settings` come from `report.run_settings`. Returns the paths of all files."""
+    """Write the report into `out`; `settings` come from `provenance.run_settings`. Returns the paths of all files."""
     return write_report(
         out,
         NAME,

@@ -33,7 +33,7 @@ def write_positions_report(
     settings: dict[str, Any],
     expectation: Expectation | None = None,
 ) -> list[Path]:
-    """Write the report into `out`; `settings` come from `report.run_settings`. Returns the paths of all files."""
+    """Write the report into `out`; `settings` come from `provenance.run_settings`. Returns the paths of all files."""
     tables = {
         "activations": _flags(report),
         "tokens": _tokens(report),

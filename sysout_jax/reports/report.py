@@ -6,15 +6,10 @@ directory is as it was before.
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
 import json
 import os
-import platform
 import re
-import shlex
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,46 +17,13 @@ from typing import Any
 
 import jax
 
-import sysout_jax
-from sysout_jax.attention import resolve_kernel
 from sysout_jax.figures import Figure, FigureSpec, TokenText, save_figure
-from sysout_jax.outliers.serialise import plain
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.page import Picture, Section, Table, page
+from sysout_jax.serialise import plain
 
-_VERSIONS_OF = ("jax", "jaxlib", "flax", "numpy", "matplotlib")
 _FORMATS = ("png", "pdf")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")  # of analyses and figures, which become file names
-
-
-def versions_and_device() -> dict[str, Any]:
-    """Versions of Python and the libraries whose numbers these are, and the device they were computed on."""
-    device = jax.devices()[0]
-    versions = {"python": platform.python_version(), "sysout_jax": sysout_jax.__version__}
-    return {
-        "versions": versions | {name: importlib.metadata.version(name) for name in _VERSIONS_OF},
-        "device": {
-            "platform": device.platform,
-            "kind": device.device_kind,
-            "count": jax.device_count(),
-            "host": platform.platform(),
-            "cores": os.cpu_count(),
-        },
-    }
-
-
-def run_settings(kernel: str = "auto", **more: Any) -> dict[str, Any]:
-    """The settings block of a report: the command as typed, the time, kernel, versions, device, and what is given besides.
-
-    `kernel` is the attention kernel asked for; the block names the one that ran.
-    """
-    return {
-        "command": shlex.join(sys.orig_argv),
-        "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "kernel": resolve_kernel(kernel),
-        **versions_and_device(),
-        **plain(more),
-    }
 
 
 def counting(name: str) -> str:

@@ -10,11 +10,11 @@ import numpy as np
 from sysout_jax.figures import draw_figures
 from sysout_jax.figures.select import number, percent
 from sysout_jax.figures.variants import VARIANTS, SideBySide
-from sysout_jax.outliers.variants import VariantProfile
+from sysout_jax.outliers.attention import NEAR_ZERO
+from sysout_jax.profiles import VariantProfile
 from sysout_jax.reports.page import Section, Table
 from sysout_jax.reports.report import counting, figure_sections, write_report
 from sysout_jax.reports.summary import text_table
-from sysout_jax.training.monitor import NEAR_ZERO
 
 NAME = "variants"
 HEADER = (
@@ -25,7 +25,7 @@ TERMINAL = ("model", "|h|/mean", "layer", "first tok.", "logit", "implicit", "ex
 
 
 def write_variants_report(out: Path, report: SideBySide, settings: dict[str, Any]) -> list[Path]:
-    """Write the report into `out`; `settings` come from `report.run_settings`. Returns all paths."""
+    """Write the report into `out`; `settings` come from `provenance.run_settings`. Returns all paths."""
     text = report.texts[0]
     return write_report(
         out,

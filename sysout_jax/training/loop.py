@@ -20,7 +20,7 @@ from sysout_jax.checkpoint import write_config
 from sysout_jax.data.batches import batches, validation_slice
 from sysout_jax.data.token_files import check_vocab
 from sysout_jax.errors import InputError, RunError
-from sysout_jax.reports.report import run_settings
+from sysout_jax.provenance import run_settings
 from sysout_jax.sharding import make_mesh
 from sysout_jax.training import metrics as sinks
 from sysout_jax.training.checkpoints import Checkpoints

@@ -16,12 +16,11 @@ from sysout_jax.attention.logits import logit_range
 from sysout_jax.capture import COLLECTION, flatten_taps
 from sysout_jax.config import ModelConfig
 from sysout_jax.models import build
+from sysout_jax.outliers.attention import near_zero_updates
 from sysout_jax.outliers.definitions import SINK_SHARE
 from sysout_jax.outliers.order import median_of_magnitudes
 from sysout_jax.sharding import BATCH, constrain
 from sysout_jax.training.forward import embedded
-
-NEAR_ZERO = 0.01  # an attention update below this share of the residual stream's length changes next to nothing
 
 
 def monitor_layer(taps: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -57,13 +56,6 @@ def monitor_layer(taps: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     if "attn_out" in taps and "h_mid" in taps:
         found["near_zero_updates"] = near_zero_updates(taps["attn_out"], taps["h_mid"]).mean()
     return found
-
-
-def near_zero_updates(attn_out_BxTxD: jax.Array, h_mid_BxTxD: jax.Array) -> jax.Array:
-    """(B,) share of tokens whose attention update is shorter than `NEAR_ZERO` of the residual stream that it leads to."""
-    update = jnp.linalg.norm(attn_out_BxTxD.astype(jnp.float32), axis=-1)
-    stream = jnp.linalg.norm(h_mid_BxTxD.astype(jnp.float32), axis=-1)
-    return (update < NEAR_ZERO * stream).mean(-1, dtype=jnp.float32)
 
 
 def _excess_kurtosis(x: jax.Array) -> jax.Array:

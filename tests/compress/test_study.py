@@ -15,8 +15,8 @@ from sysout_jax.compress.methods import METHODS, Compressor, Settings
 from sysout_jax.compress.study import parameter_count
 from sysout_jax.config import MODEL_SIZES
 from sysout_jax.data.text import read_text, text_windows
-from sysout_jax.outliers.measured import measured_by_compression
 from sysout_jax.perplexity import joined_rows
+from sysout_jax.published.measured import measured_by_compression
 from sysout_jax.testing import Birth, planted_llama
 from sysout_jax.weights import InMemory
 from tests.random_models import random_model

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
+from sysout_jax.outliers.attention import NEAR_ZERO
 from sysout_jax.outliers.definitions import excess_kurtosis
-from sysout_jax.training.monitor import NEAR_ZERO, Monitor
+from sysout_jax.training.monitor import Monitor
 from tests.models.random_models import random_model, random_tokens
 
 

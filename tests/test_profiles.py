@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
-from sysout_jax.outliers.variants import QUANTILES
+from sysout_jax.profiles import QUANTILES
 from sysout_jax.testing import Birth, planted_llama
 from sysout_jax.training.record import training_record
 from sysout_jax.weights import InMemory

@@ -15,11 +15,11 @@ from sysout_jax.attention import attend, sigmoid_bias
 from sysout_jax.attention.logits import logit_range
 from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
+from sysout_jax.outliers.attention import near_zero_updates
 from sysout_jax.outliers.collect import Stats, collect
 from sysout_jax.outliers.definitions import SINK_SHARE, TAU
 from sysout_jax.outliers.existence import Existence, existence
-from sysout_jax.outliers.serialise import plain
-from sysout_jax.training.monitor import near_zero_updates
+from sysout_jax.serialise import plain
 from sysout_jax.training.record import Record, training_record
 
 QUANTILES = (0.05, 0.5, 0.95)

@@ -9,9 +9,9 @@ import pytest
 
 import sysout_jax as so
 from sysout_jax.data.demo import byte_tokenizer
-from sysout_jax.outliers import published as published_values
-from sysout_jax.outliers.expected import DIFFERS, MATCH, NOT_MEASURED, RULES, Expected, compare
-from sysout_jax.outliers.measured import (
+from sysout_jax.published import values as published_values
+from sysout_jax.published.expected import DIFFERS, MATCH, NOT_MEASURED, RULES, Expected, compare
+from sysout_jax.published.measured import (
     measured_by_consistency,
     measured_by_interventions,
     measured_by_length,
@@ -19,7 +19,7 @@ from sysout_jax.outliers.measured import (
     measured_by_positions,
     measured_by_statistics,
 )
-from sysout_jax.outliers.published import ALIASES, PUBLISHED, published
+from sysout_jax.published.values import ALIASES, PUBLISHED, published
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.testing import planted_llama
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 
 from sysout_jax.errors import InputError
-from sysout_jax.outliers.expected import Expected
+from sysout_jax.published.expected import Expected
 
 PAPER = "An et al. 2025 (arXiv 2502.06415)"
 FIGURE = f"{PAPER}, read off a figure"
