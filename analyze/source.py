@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,8 +174,13 @@ def check_out(out: Path) -> Path:
     parent = out.absolute()
     while not parent.exists():
         parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise so.InputError(f"--out {out}: {parent} is not writable; name another directory")
+    try:
+        with tempfile.TemporaryFile(dir=parent):  # permissions alone do not tell
+            pass
+    except OSError as error:
+        raise so.InputError(
+            f"--out {out}: {parent} is not writable ({error.strerror}); name another directory"
+        ) from None
     return out
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 
+from sysout_jax.errors import RunError
 from sysout_jax.figures import Figure, FigureSpec, TokenText, save_figure
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.page import Picture, Section, Table, page
@@ -69,7 +70,7 @@ def write_report(
     `Picture` in them names one of `figures`) and `settings`; an `expectation` goes into both, on the page before the last of
     the sections, which is where terms are defined. Files of the same names are replaced, and figures that an
     earlier run of the same analysis left and this one does not draw are removed. Whatever fails, nothing changes in `out`.
-    Of several processes the first one writes; the others return no paths.
+    Of several processes the first one writes; the others return no paths. Raises RunError when files cannot be written.
     """
     if jax.process_index() > 0:
         return []
@@ -81,7 +82,24 @@ def write_report(
     if expectation:
         payload = {**payload, "expected": expectation.to_dict()}
         sections = [*sections[:-1], expectation.section(), *sections[-1:]]
-    out = Path(out)
+    try:
+        return _write(Path(out), name, title, headline, payload, sections, figures, settings)
+    except OSError as error:
+        raise RunError(
+            f"{out}: the report is not written ({error}); the directory is as it was"
+        ) from None
+
+
+def _write(
+    out: Path,
+    name: str,
+    title: str,
+    headline: str,
+    payload: Mapping[str, Any],
+    sections: Sequence[Section],
+    figures: Mapping[str, Figure],
+    settings: Mapping[str, Any],
+) -> list[Path]:
     nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=nearest) as work:
         staged = Path(work) / "new"

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -131,9 +132,10 @@ def test_bad_flags(name, model, tmp_path, monkeypatch, capsys):
 
 
 def test_unwritable_output(model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(
-        os, "access", lambda path, mode: False
-    )  # tests may run as root, who may write everywhere
+    def refuse(dir):  # tests may run as root, who may write everywhere
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     assert call(monkeypatch, "--ckpt", model, "--prompt", "Summer", "--out", tmp_path / "out") == 2
     assert "not writable" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

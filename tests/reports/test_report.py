@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from sysout_jax.errors import RunError
 from sysout_jax.figures import FIGURES
 from sysout_jax.provenance import run_settings, versions_and_device
 from sysout_jax.reports import report as report_module
@@ -143,7 +144,7 @@ def test_failure_while_moving_changes_nothing(tmp_path, monkeypatch, before, at)
         replace(source, target)
 
     monkeypatch.setattr(report_module.os, "replace", failing)
-    with pytest.raises(OSError, match="gone"):
+    with pytest.raises(RunError, match="not written.*gone.*as it was"):
         write(out, headline="Changed.")
     assert snapshot(tmp_path) == expected
 
