@@ -18,10 +18,11 @@ test: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q -m "not endurance and not gpu"
 
-# torch and transformers, with which the same test command also compares live with transformers
+# torch, transformers and libtpu, with which the same test command also compares live with transformers and compiles for TPUs
 parity-deps: $(VENV)/installed
 	$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet 'transformers>=5.0'
+	$(BIN)/pip install --quiet --editable '.[tpu]'
 
 $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
