@@ -122,12 +122,12 @@ def wait_for_steps(workdir: Path, steps: int) -> None:
     raise AssertionError("the run did not start")
 
 
-@pytest.mark.endurance
-def test_killed_at_random_moments_and_resumed(config_file, tmp_path):
-    """SIGKILL 20 times, also while a checkpoint is written (every step saves): the final weights are those of an undisturbed run."""
-    steps = ("--steps", "150", "--save-every", "1")
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.endurance)])
+def test_killed_at_random_moments_and_resumed(config_file, tmp_path, kills):
+    """SIGKILL, also while a checkpoint is written (every step saves): the final weights are those of an undisturbed run."""
+    steps = ("--steps", str(10 + 7 * kills), "--save-every", "1")
     assert run(command(config_file, tmp_path / "whole", *steps)).returncode == 0
-    for _ in range(20):
+    for _ in range(kills):
         process = subprocess.Popen(
             command(config_file, tmp_path / "killed", *steps),
             env=environment(JAX_ENABLE_COMPILATION_CACHE="false"),
