@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from sysout_jax.compress.results import Attribution, Compression
 from sysout_jax.figures import style
-from sysout_jax.figures.select import change, number, percent, short_names
+from sysout_jax.figures.select import change, digits, number, percent, short_names
 
 KEPT_LABELS = {
     "birth_weights": "birth weights W_down[d*, c*]",
@@ -236,10 +236,10 @@ def kept_sentence(result: Compression) -> str:
             continue
         best = min(found.kept, key=lambda k: np.nan_to_num(k.perplexity.value, nan=np.inf))
         parts.append(
-            f"{found.label}: perplexity {found.perplexity:,.5g} falls to {best.perplexity.value:,.5g} with {best.weights:,} weights kept "
-            f"({KEPT_LABELS[best.what]}), to {best.control.value:,.5g} with as many random others"
+            f"{found.label}: perplexity {digits(found.perplexity)} falls to {digits(best.perplexity.value)} with {best.weights:,} weights kept "
+            f"({KEPT_LABELS[best.what]}), to {digits(best.control.value)} with as many random others"
             if best.perplexity.value < found.perplexity
-            else f"{found.label}: nothing kept lowers the perplexity of {found.perplexity:,.5g}"
+            else f"{found.label}: nothing kept lowers the perplexity of {digits(found.perplexity)}"
         )
     full = result.outcomes[0].perplexity.value
-    return f"{'; '.join(parts)}. Full precision: {full:,.5g}. Ticks: seeds."
+    return f"{'; '.join(parts)}. Full precision: {digits(full)}. Ticks: seeds."

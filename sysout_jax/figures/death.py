@@ -11,6 +11,7 @@ from sysout_jax.figures.mlp import CloseUp, draw_close_up, strongest_element
 from sysout_jax.figures.select import (
     TokenText,
     called,
+    digits,
     element_mean,
     followed,
     layer_ranges,
@@ -243,6 +244,6 @@ def cause_sentence(report: Lifecycle, token_text: TokenText) -> str:
     return (
         f"With the {'one birth weight' if one else f'{found.weights} birth weights'} at zero {percent(found.outliers_gone)} of the "
         f"outliers are gone (random control: {percent(found.outliers_gone_in_control)}), and perplexity goes from "
-        f"{number(found.baseline.perplexity)} to {number(found.zeroed.perplexity)} "
-        f"(control: {number(found.control.perplexity)})."
+        f"{digits(found.baseline.perplexity)} to {digits(found.zeroed.perplexity)} "
+        f"(control: {digits(found.control.perplexity)})."
     )

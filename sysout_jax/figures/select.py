@@ -120,8 +120,8 @@ def number(value: float | None) -> str:
 
 
 def digits(value: float) -> str:
-    """Four significant digits, for what is compared closely (perplexity)."""
-    return f"{value:,.4g}" if np.isfinite(value) else number(value)
+    """Five significant digits, for what is compared closely (perplexity)."""
+    return f"{value:,.5g}" if np.isfinite(value) and value < 1e5 else number(value)
 
 
 def percent(share: float | None) -> str:

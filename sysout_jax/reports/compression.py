@@ -15,6 +15,7 @@ from sysout_jax.figures import Figure
 from sysout_jax.figures import compression as figures
 from sysout_jax.figures.select import (
     change,
+    digits,
     in_layers,
     listed,
     number,
@@ -102,11 +103,6 @@ def summary(results: Sequence[Compression]) -> str:
             )
         lines += result.notes
     return "\n".join(lines)
-
-
-def digits(value: float) -> str:
-    """A perplexity with five significant digits."""
-    return f"{value:,.5g}" if np.isfinite(value) and value < 1e5 else number(value)
 
 
 def _outcome(result: Compression, label: str) -> Outcome | None:

@@ -9,6 +9,7 @@ from itertools import zip_longest
 
 import numpy as np
 
+from sysout_jax.figures.select import digits
 from sysout_jax.outliers.definitions import SINK_SHARE
 from sysout_jax.outliers.results import Birth, BirthEvent, Lifecycle, Spread
 
@@ -212,7 +213,7 @@ def _cause(report: Lifecycle) -> list[str]:
         change = "" if gone is None else f" ({gone:.0%} gone)"
         return (
             f"        {name:<20}outliers {effect.outliers:>6}{change:<13} attention on them {effect.mass:.1%}  "
-            f"perplexity {effect.perplexity:,.4g}"
+            f"perplexity {digits(effect.perplexity)}"
         )
 
     return [
