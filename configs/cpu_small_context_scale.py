@@ -2,7 +2,7 @@
 
     python -m train --config configs/cpu_small_context_scale.py --workdir runs/cpu_small_context_scale
 
-Cost: as cpu_small_default.py. Result: validation loss 4.660 after 1,000 steps; curves in docs/training.md.
+Cost: as cpu_small_default.py. Result: validation loss 1.463 nats a byte after 3,000 steps; curves in docs/training.md.
 """
 
 import dataclasses
