@@ -4,7 +4,7 @@
     python -m train --config configs/cpu_small_default.py --workdir runs/cpu_small_default
 
 Cost: 12.3 M bytes, eight minutes on two cores. Result: validation loss 1.423 nats a byte after 3,000 steps, no attention sink
-(the first token's share stays at 0.014); curves in docs/training.md.
+(the first token ends with 0.014 of the attention); curves in docs/training.md.
 """
 
 from pathlib import Path
