@@ -14,7 +14,7 @@ import sysout_jax as so
 from analyze.source import Source, check_out, prepare, settings
 from sysout_jax.cli import run
 from sysout_jax.figures.select import short_names
-from sysout_jax.figures.variants import SideBySide
+from sysout_jax.figures.side_by_side import SideBySide
 from sysout_jax.reports.variants import summary, write_variants_report
 
 

@@ -20,7 +20,7 @@ from sysout_jax.config import ModelConfig, config_from_dict, config_to_dict
 from sysout_jax.data import tokenizers
 from sysout_jax.data.tokenizers import Tokenizer
 from sysout_jax.errors import InputError
-from sysout_jax.staging import new_directory
+from sysout_jax.staging import new_directory, write_file
 from sysout_jax.weights import WeightSource, expected_shapes, groups
 
 CONFIG = "model.json"
@@ -56,7 +56,7 @@ def save(
 def write_config(directory: Path, config: ModelConfig, bos_id: int | None = None) -> None:
     """The model's config and BOS id, beside its parameters or its training checkpoints."""
     fields = {"config": config_to_dict(config), "bos_token_id": bos_id}
-    (Path(directory) / CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
+    write_file(Path(directory) / CONFIG, (json.dumps(fields, indent=2) + "\n").encode())
 
 
 def read_config(directory: Path) -> tuple[ModelConfig, int | None]:

@@ -1,8 +1,9 @@
-"""Directories that appear whole or not at all, whatever ends the process that writes them."""
+"""Directories and files that appear whole or not at all, whatever ends the process that writes them."""
 
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,14 @@ from pathlib import Path
 from sysout_jax.errors import InputError, RunError
 
 LOCK = ".lock"
+TEMPORARY = ".tmp"
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Replace a file in one step: readers, and whoever comes after a kill, see the old content or the new one. OSError when it cannot be written."""
+    temporary = path.with_name(path.name + TEMPORARY)
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
 
 
 @contextmanager

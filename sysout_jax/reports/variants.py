@@ -9,7 +9,8 @@ import numpy as np
 
 from sysout_jax.figures import draw_figures
 from sysout_jax.figures.select import number, percent
-from sysout_jax.figures.variants import VARIANTS, SideBySide
+from sysout_jax.figures.side_by_side import SideBySide
+from sysout_jax.figures.variants import VARIANTS
 from sysout_jax.outliers.attention import NEAR_ZERO
 from sysout_jax.profiles import VariantProfile
 from sysout_jax.reports.page import Section, Table
@@ -21,6 +22,7 @@ HEADER = (
     "model", "attention", "largest |h| / mean", "layer", "first token", "sink rate", "largest logit", "near-zero updates",
     "implicit scale", "explicit scale", "validation loss",
 )  # fmt: skip
+_ON_TERMINAL = (0, 2, 3, 4, 6, 8, 9, 10)  # columns of HEADER, under shorter names
 TERMINAL = ("model", "|h|/mean", "layer", "first tok.", "logit", "implicit", "explicit", "val loss")
 
 
@@ -60,10 +62,8 @@ def verdict(report: SideBySide) -> str:
 
 def summary(report: SideBySide) -> str:
     """For the terminal."""
-    picked = [(0, 2, 3, 4, 6, 8, 9, 10)]
-    return "\n".join(
-        [verdict(report), text_table(TERMINAL, [[row[i] for i in picked[0]] for row in rows(report)])]
-    )  # fmt: skip
+    table = text_table(TERMINAL, [[row[i] for i in _ON_TERMINAL] for row in rows(report)])
+    return f"{verdict(report)}\n{table}"
 
 
 def rows(report: SideBySide) -> tuple[tuple[str, ...], ...]:

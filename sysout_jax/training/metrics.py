@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ import jax
 
 from sysout_jax.config import ModelConfig
 from sysout_jax.errors import InputError
+from sysout_jax.staging import write_file
 
 METRICS = "metrics.jsonl"
 
@@ -57,9 +57,7 @@ class JsonLines:
     def __init__(self, workdir: Path, step: int):
         path = Path(workdir) / METRICS
         kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        os.replace(temporary, path)
+        write_file(path, "".join(kept).encode())
         self._file = path.open("a", buffering=1)
 
     def write(self, record: dict[str, Any]) -> None:
