@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -200,17 +202,17 @@ def cause(report: Lifecycle, token_text: TokenText) -> Figure:
     effects = (report.cause.baseline, report.cause.zeroed, report.cause.control)
     figure = style.new_figure(3.0)
     panels = figure.subplots(1, 3)
-    for axes, field, title in (
-        (panels[0], "outliers", "outliers (layer × token)"),
-        (panels[1], "mass", "attention on them"),
-        (panels[2], "perplexity", "perplexity"),
+    for axes, field, title, text in (
+        (panels[0], "outliers", "outliers (layer × token)", number),
+        (panels[1], "mass", "attention on them", number),
+        (panels[2], "perplexity", "perplexity", digits),
     ):
-        _bars(axes, [float(getattr(effect, field)) for effect in effects])
+        _bars(axes, [float(getattr(effect, field)) for effect in effects], text)
         axes.set_title(title)
     return figure
 
 
-def _bars(axes: Axes, values: list[float]) -> None:
+def _bars(axes: Axes, values: list[float], text: Callable[[float], str]) -> None:
     finite = [v for v in values if np.isfinite(v) and v > 0]
     log = bool(finite) and max(finite) / min(finite) > 50 and min(values) > 0
     top = max(finite, default=1.0) * (4 if log else 1.25)
@@ -219,7 +221,7 @@ def _bars(axes: Axes, values: list[float]) -> None:
         height = top if value == np.inf else value if np.isfinite(value) else 0.0
         axes.bar(i, height, 0.7, color=colour, hatch=hatch, edgecolor=style.BLACK, lw=0.8)
         axes.annotate(
-            number(value),
+            text(value),
             (i, height),
             (0, 2),
             textcoords="offset points",

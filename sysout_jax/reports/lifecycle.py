@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sysout_jax.figures import FIGURES, TokenText, lifecycle_figures
-from sysout_jax.figures.select import followed, listed, number, percent, plural
+from sysout_jax.figures.select import digits, followed, listed, number, percent, plural
 from sysout_jax.outliers.definitions import (
     CODE_SHARE,
     MASSIVE_RATIO,
@@ -206,7 +206,7 @@ def _causes(report: Lifecycle) -> Table | None:
             name,
             effect.outliers,
             percent(effect.mass),
-            number(effect.perplexity),
+            digits(effect.perplexity),
         )
         for name, effect in (
             ("as it is", report.cause.baseline),
