@@ -225,14 +225,6 @@ def test_a_full_disk_leaves_the_state_whole(config, tmp_path, monkeypatch):
     assert parameters(tmp_path / "run") == want
 
 
-def test_workdir_of_another_config_is_refused(config, tmp_path):
-    fit(dataclasses.replace(config, steps=2), tmp_path / "run")
-    other = dataclasses.replace(config, seed=1, z_loss=0.1)
-    with pytest.raises(InputError, match=r"seed: 0 → 1; z_loss: 0.0 → 0.1"):
-        fit(other, tmp_path / "run")
-    fit(dataclasses.replace(config, steps=3), tmp_path / "run")  # a longer run is the same run
-
-
 def test_bad_data_and_meshes(config, tmp_path):
     cases = [
         (dataclasses.replace(config, data=tmp_path / "none"), "train.bin"),

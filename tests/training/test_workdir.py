@@ -42,9 +42,10 @@ def test_killed_between_its_files_and_claimed_again(config, tmp_path, monkeypatc
 def test_another_config_and_another_directory_are_refused(config, tmp_path):
     claim(config, tmp_path / "run")
     before = (tmp_path / "run/train.json").read_bytes()
-    with pytest.raises(InputError, match="seed: 0 → 1"):
-        claim(dataclasses.replace(config, seed=1), tmp_path / "run")
+    with pytest.raises(InputError, match="seed: 0 → 1; z_loss: 0.0 → 0.1"):
+        claim(dataclasses.replace(config, seed=1, z_loss=0.1), tmp_path / "run")
     assert (tmp_path / "run/train.json").read_bytes() == before
+    claim(dataclasses.replace(config, steps=99), tmp_path / "run")  # a longer run is the same run
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes/a.txt").write_text("mine")
     with pytest.raises(InputError, match="no training run"):
