@@ -1,12 +1,19 @@
-"""Reports as plain JSON-ready values."""
+"""Reports as plain JSON-ready values, and JSON files that somebody else may have written."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from sysout_jax.errors import InputError
+from sysout_jax.printable import printable
+
+MOST_JSON_BYTES = 1 << 28  # the largest index of a public checkpoint has a few MiB
 
 
 def plain(value: Any) -> Any:
@@ -26,3 +33,25 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def read_json_object(path: Path, todo: str) -> dict[str, Any]:
+    """The JSON object in a file, whoever wrote it.
+
+    Raises InputError, one line that ends in `todo`, for a file that is missing, no regular file, larger than `MOST_JSON_BYTES`, not
+    UTF-8, not JSON, nested too deeply, or another kind of value.
+    """
+    path = Path(path)
+    try:
+        if not path.is_file():
+            raise ValueError("no such file" if not path.exists() else "not a file")
+        if path.stat().st_size > MOST_JSON_BYTES:
+            raise ValueError(f"{path.stat().st_size:,} bytes, at most {MOST_JSON_BYTES:,} are read")
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise InputError(f"{path}: not readable JSON (nested too deeply); {todo}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not readable JSON ({printable(str(error))}); {todo}") from None
+    if not isinstance(fields, dict):
+        raise InputError(f"{path}: expected a JSON object, got {type(fields).__name__}; {todo}")
+    return fields

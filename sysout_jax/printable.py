@@ -1,0 +1,29 @@
+"""Text from outside (prompts, names in files, library messages) as it may be shown: no control codes, no endless lines."""
+
+from __future__ import annotations
+
+LONGEST = 1000  # characters of one message
+LONGEST_NAME = 120  # of one name within a message
+
+
+def printable(text: str, most: int = LONGEST) -> str:
+    """`text` on one line: what a terminal would obey or could not show is escaped (`\\x1b`), the middle is cut out beyond `most` characters.
+
+    Runs of white space become one space. Characters that turn the direction of writing are escaped too.
+    """
+    kept = text if len(text) <= 4 * most else text[: 2 * most] + text[-2 * most :]
+    line = " ".join(kept.split())
+    shown = "".join(c if c.isprintable() else _escaped(c) for c in line)
+    if len(shown) <= most and len(kept) == len(text):
+        return shown
+    half = (most - 1) // 2
+    return f"{shown[:half]}…{shown[-half:]}"
+
+
+def printable_name(name: str) -> str:
+    """A name out of a file, short enough to stand in a sentence."""
+    return printable(name, LONGEST_NAME)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
