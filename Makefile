@@ -1,12 +1,13 @@
 # make demo   the main job on what the repository itself holds
 # make test   formatting, lint, types and tests; needs no torch. Plain pytest runs the unit tests among them
+# make test-versions   a cross-section of the tests under each other Python (3.11, 3.12, 3.13) that this machine has
 # Both make a virtual environment on the first call and reuse it afterwards.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test parity-deps clean
+.PHONY: demo test test-versions parity-deps clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m analyze.lifecycle --bos --out out/demo
@@ -17,6 +18,28 @@ test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q -m "not endurance and not gpu"
+
+# In environments of their own, and without what make parity-deps brings.
+VERSIONS := 3.11 3.12 3.13
+CROSS_SECTION := tests/test_loading.py tests/test_capture.py tests/convert tests/data tests/models tests/training/test_workdir.py tests/outliers/test_collect.py
+
+test-versions:
+	@tested=""; \
+	this=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	for version in $(VERSIONS); do \
+		[ $$version = $$this ] && continue; \
+		for python in python$$version $$HOME/.pyenv/versions/$$version.*/bin/python; do \
+			$$python --version >/dev/null 2>&1 || continue; \
+			echo "Python $$version: $$python"; \
+			[ -e $(VENV)-$$version/installed ] || { $$python -m venv $(VENV)-$$version && \
+				$(VENV)-$$version/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]' && \
+				touch $(VENV)-$$version/installed; } || exit 1; \
+			$(VENV)-$$version/bin/python -m pytest -n 2 --dist loadfile -q -m "not slow and not endurance and not gpu and not parity" \
+				$(CROSS_SECTION) || exit 1; \
+			tested="$$tested $$version"; break; \
+		done; \
+	done; \
+	echo "Pythons tested beside $$this:$${tested:- none, this machine has no other}"
 
 # torch, transformers and libtpu, with which the same test command also compares live with transformers and compiles for TPUs
 parity-deps: $(VENV)/installed
@@ -32,4 +55,4 @@ $(VENV)/installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) out build *.egg-info
+	rm -rf $(VENV) $(VENV)-* out build *.egg-info
