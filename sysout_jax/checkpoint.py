@@ -18,8 +18,9 @@ from flax.traverse_util import flatten_dict
 
 from sysout_jax.config import ModelConfig, config_from_dict, config_to_dict
 from sysout_jax.data import tokenizers
-from sysout_jax.data.tokenizers import Tokenizer
+from sysout_jax.data.tokenizers import Tokenizer, read_bos_id
 from sysout_jax.errors import InputError
+from sysout_jax.serialise import read_json_object
 from sysout_jax.staging import new_directory, write_file
 from sysout_jax.weights import WeightSource, expected_shapes, groups
 
@@ -62,13 +63,12 @@ def write_config(directory: Path, config: ModelConfig, bos_id: int | None = None
 def read_config(directory: Path) -> tuple[ModelConfig, int | None]:
     """Config and BOS id of a checkpoint directory; InputError when they cannot be read."""
     path = Path(directory) / CONFIG
+    fields = read_json_object(path, "convert the checkpoint again")
     try:
-        fields = json.loads(path.read_text())
-        return config_from_dict(fields["config"]), fields["bos_token_id"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(
-            f"{path}: not a readable model config ({error!r}); convert the checkpoint again"
-        ) from None
+        config = config_from_dict(fields.get("config"))
+    except InputError as error:
+        raise InputError(f"{path}: {error}; convert the checkpoint again") from None
+    return config, read_bos_id(fields, config.vocab_size, str(path))
 
 
 def is_converted(directory: Path) -> bool:
@@ -115,6 +115,11 @@ class OrbaxSource:
 
     def __init__(self, params: Path, config: ModelConfig):
         self._path = Path(params).absolute()
+        layers = sum(1 for _ in self._path.glob("layer_*"))
+        if layers < config.num_layers:  # before anything is built for thousands of layers
+            raise InputError(
+                f"{self._path}: holds {layers} layers, {CONFIG} names {config.num_layers}; convert the checkpoint again"
+            )
         self._checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
         try:
             held = {

@@ -7,13 +7,51 @@ H query heads, K key/value heads, Dh head size, F feed-forward, V vocabulary, L 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import MISSING, dataclass
+from typing import Any, Literal, get_args
+
+from sysout_jax.checks import Flag, Real, Rule, Whole, Word, check, check_fields, shown
+from sysout_jax.errors import InputError
+from sysout_jax.printable import printable_name
 
 AttentionName = Literal[
     "default", "fixed_bias", "context_bias", "attention_bias", "context_scale", "sigmoid"
 ]
 ATTENTION: tuple[str, ...] = get_args(AttentionName)
+
+_WIDTH = Whole(1, 2**24)
+_FACTOR = Real(1e-3, 1e6)
+#: What every field must be, under our names. Readers of other people's files check by the same rules under theirs.
+RULES: dict[str, Rule] = {
+    "vocab_size": Whole(),
+    "context_length": Whole(),
+    "d_model": _WIDTH,
+    "d_ff": _WIDTH,
+    "num_layers": Whole(1, 10_000),
+    "num_heads": Whole(1, 2**16),
+    "num_kv_heads": Whole(1, 2**16),
+    "head_dim": Whole(2, 2**16),
+    "norm_eps": Real(1e-30, 1),  # a smaller one is 0 in float32
+    "rope_theta": Real(1, 1e15),
+    "factor": _FACTOR,
+    "low_freq_factor": _FACTOR,
+    "high_freq_factor": _FACTOR,
+    "original_context": Whole(),
+    "tied_embeddings": Flag(),
+    "qkv_bias": Flag(),
+    "o_bias": Flag(),
+    "mlp_bias": Flag(),
+    "bias": Flag(),
+    "kind": Word(("linear", "llama3")),
+    "attention": Word(ATTENTION),
+    "sigmoid_bias": Word(("context", "length")),
+    "activation": Word(("gelu", "gelu_tanh")),
+}
+
+
+def _check(config: Any, prefix: str) -> None:
+    fields = [field.name for field in dataclasses.fields(config)]
+    check_fields(config, {name: RULES[name] for name in fields if name in RULES}, prefix)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,14 +65,9 @@ class RopeScaling:
     original_context: int = 8192
 
     def __post_init__(self) -> None:
-        if self.kind not in ("linear", "llama3"):
-            raise ValueError(
-                f"rope scaling kind {self.kind!r} is unknown; expected linear or llama3"
-            )
-        if self.factor <= 0:
-            raise ValueError(f"rope scaling factor {self.factor} must be positive")
+        _check(self, "config field rope_scaling.")
         if self.kind == "llama3" and self.high_freq_factor <= self.low_freq_factor:
-            raise ValueError(
+            raise InputError(
                 f"llama3 rope scaling needs high_freq_factor > low_freq_factor, got "
                 f"{self.high_freq_factor} and {self.low_freq_factor}"
             )
@@ -59,17 +92,8 @@ class ModelConfig:
     """b of sigmoid attention: −log of the context length, or of the current length (the paper's published code)."""
 
     def __post_init__(self) -> None:
-        for field in ("vocab_size", "context_length", "d_model", "d_ff", "num_layers", "num_heads"):
-            value = getattr(self, field)
-            if type(value) is not int or not 0 < value < 2**31:  # arrays are indexed by int32
-                raise ValueError(
-                    f"config field {field} is {value!r}; expected a positive integer below 2^31"
-                )
-        for field, names in (("attention", ATTENTION), ("sigmoid_bias", ("context", "length"))):
-            if getattr(self, field) not in names:
-                raise ValueError(
-                    f"config field {field} is {getattr(self, field)!r}; expected one of {', '.join(names)}"
-                )
+        check("config field family", self.family, Word((type(self).family,)))
+        _check(self, "config field ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +112,20 @@ class LlamaConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
-            raise ValueError(
+        if not isinstance(self.rope_scaling, RopeScaling | None):
+            raise InputError(
+                f"config field rope_scaling is {shown(self.rope_scaling)}; expected a RopeScaling, or none"
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise InputError(
                 f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}"
             )
-        if self.head_dim < 2 or self.head_dim % 2:
-            raise ValueError(f"head_dim {self.head_dim} must be even, rotary positions turn pairs")
+        if self.head_dim % 2:
+            raise InputError(f"head_dim {self.head_dim} must be even, rotary positions turn pairs")
+        if self.num_heads * self.head_dim >= 2**31:
+            raise InputError(
+                f"num_heads {self.num_heads} times head_dim {self.head_dim} must be below 2^31"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,12 +140,8 @@ class Gpt2Config(ModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.d_model % self.num_heads:
-            raise ValueError(
+            raise InputError(
                 f"d_model {self.d_model} must be a multiple of num_heads {self.num_heads}"
-            )
-        if self.activation not in ("gelu", "gelu_tanh"):
-            raise ValueError(
-                f"activation {self.activation!r} is unknown; expected gelu or gelu_tanh"
             )
 
     @property
@@ -178,19 +206,33 @@ def config_to_dict(config: ModelConfig) -> dict:
     return dataclasses.asdict(config)
 
 
-def config_from_dict(fields: dict) -> ModelConfig:
-    """Rebuild a config written by `config_to_dict`.
+def config_from_dict(fields: Any) -> ModelConfig:
+    """Rebuild a config written by `config_to_dict`, whoever wrote what is given now.
 
-    Raises ValueError when the family is unknown or a field is missing, unexpected or impossible.
+    Raises InputError when the family is unknown or a field is missing, unexpected or impossible.
     """
-    fields = dict(fields)
-    family = fields.get("family")
-    cls = _FAMILIES.get(str(family))
-    if cls is None:
-        raise ValueError(f"model family {family!r} is unknown; expected one of {sorted(_FAMILIES)}")
-    if fields.get("rope_scaling") is not None:
-        fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
-    try:
-        return cls(**fields)
-    except TypeError as error:
-        raise ValueError(f"config of family {family}: {error}") from None
+    if not isinstance(fields, dict):
+        raise InputError(f"config is {shown(fields)}; expected an object")
+    family = check("config field family", fields.get("family"), Word(tuple(_FAMILIES)))
+    scaling = fields.get("rope_scaling")
+    if scaling is not None:
+        fields = fields | {
+            "rope_scaling": _built(RopeScaling, scaling, "config field rope_scaling")
+        }
+    return _built(_FAMILIES[family], fields, f"config of family {family}")
+
+
+def _built(cls: type, fields: Any, name: str) -> Any:
+    """`cls(**fields)` when the names are its own and complete."""
+    if not isinstance(fields, dict):
+        raise InputError(f"{name} is {shown(fields)}; expected an object")
+    own = {field.name: field.default for field in dataclasses.fields(cls)}
+    missing = [
+        field for field, default in own.items() if default is MISSING and field not in fields
+    ]
+    unknown = sorted(printable_name(str(field)) for field in set(fields) - set(own))
+    if missing:
+        raise InputError(f"{name} misses {', '.join(missing)}")
+    if unknown:
+        raise InputError(f"{name} does not know {', '.join(unknown[:12])}")
+    return cls(**fields)

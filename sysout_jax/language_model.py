@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,10 @@ from sysout_jax.errors import InputError
 from sysout_jax.models import build
 from sysout_jax.sharding import put
 from sysout_jax.weights import InMemory, WeightSource, groups
+
+DTypeName = Literal["float32", "bfloat16", "float16"]
+#: Number formats that weights may be read and computed in.
+DTYPES: tuple[str, ...] = get_args(DTypeName)
 
 
 @dataclass(eq=False)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from sysout_jax import checkpoint
+from sysout_jax.checks import shown
 from sysout_jax.config import ModelConfig
 from sysout_jax.convert import llama2c_tokenizer
 from sysout_jax.convert.hf_config import read_config
@@ -20,9 +21,11 @@ from sysout_jax.convert.nanogpt import open_nanogpt
 from sysout_jax.convert.safetensors import SafetensorsSource
 from sysout_jax.convert.torch_file import is_torch_file
 from sysout_jax.data import tokenizers
-from sysout_jax.data.tokenizers import Tokenizer
+from sysout_jax.data.tokenizers import Tokenizer, read_bos_id
 from sysout_jax.errors import InputError
-from sysout_jax.language_model import LanguageModel
+from sysout_jax.language_model import DTYPES, LanguageModel
+from sysout_jax.printable import printable, printable_name
+from sysout_jax.serialise import read_json_object
 from sysout_jax.weights import StoredWeights
 
 HF_CONFIG = "config.json"
@@ -43,38 +46,53 @@ def load(path: str | Path, dtype: Any = "float32", mesh: Mesh | None = None) -> 
     Names, shapes and settings are all checked now; the weights themselves are read when they are used. `dtype` is that of
     weights and compute, `mesh` spreads analyses over devices (`sysout_jax.sharding.make_mesh`). Raises InputError, with one line to act on, for everything that is wrong with the checkpoint.
     """
-    try:
-        dtype = jnp.dtype(dtype)
-    except TypeError:
-        raise InputError(
-            f"dtype {dtype!r} is unknown; expected for example float32 or bfloat16"
-        ) from None
+    dtype = _dtype_name(dtype)
     opened = open_checkpoint(find(path))
     return LanguageModel(
-        opened.config, opened.source, opened.tokenizer, dtype.name, str(path), mesh=mesh
+        opened.config, opened.source, opened.tokenizer, dtype, str(path), mesh=mesh
     )
+
+
+def _dtype_name(dtype: Any) -> str:
+    """The name of one of `DTYPES`, given as that word or as a dtype of numpy or jax."""
+    name = dtype
+    if not isinstance(dtype, str | bytes | None):
+        try:
+            name = next(name for name in DTYPES if np.dtype(dtype) == np.dtype(name))
+        except (TypeError, ValueError, StopIteration):
+            name = None
+    if isinstance(name, str) and name in DTYPES and dtype is not float:
+        return name
+    given = str(dtype) if isinstance(dtype, np.dtype | type) else shown(dtype)
+    raise InputError(f"dtype is {given}; expected {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
 
 
 def find(path: str | Path) -> Path:
     """The local file or directory behind a path or a hub id; InputError when there is none."""
-    local = Path(path).expanduser()
-    if local.exists():
-        return local
+    if not isinstance(path, str | Path):
+        raise InputError(f"a model is {shown(path)}; expected a path or a hub id such as org/name")
+    local = os.path.expanduser(path)
+    if os.path.lexists(local):
+        return Path(local)
     if _looks_like_hub_id(str(path)):
         return _download(str(path))
     raise InputError(
-        f"{path}: no such file or directory; expected a checkpoint or a hub id such as org/name"
+        f"{printable_name(str(path))}: no such file or directory; expected a checkpoint or a hub id such as org/name"
     )
 
 
 def open_checkpoint(path: Path) -> Opened:
     """Recognise the format of what lies at `path` and open it; InputError when it is none or not whole."""
-    for its in FORMATS:
-        if its.recognises(path):
-            return its.open(path)
-    holds = ""
-    if path.is_dir() and (files := sorted(p.name for p in path.glob("*.pt"))):
-        holds = f" (it holds {files[0]}; name that file)"
+    try:
+        for its in FORMATS:
+            if its.recognises(path):
+                return its.open(path)
+        holds = ""
+        if path.is_dir() and (files := sorted(p.name for p in path.glob("*.pt"))):
+            holds = f" (it holds {printable_name(files[0])}; name that file)"
+    except OSError as error:
+        reason = printable(str(error.strerror or error))
+        raise InputError(f"{path}: {reason}; expected a checkpoint that can be read") from None
     raise InputError(
         f"{path}: not a model{holds}; expected {', or '.join(its.name for its in FORMATS)}"
     )
@@ -89,10 +107,10 @@ def _open_orbax(path: Path) -> Opened:
 
 
 def _open_hugging_face(path: Path) -> Opened:
-    fields = _read_json(path / HF_CONFIG)
-    layout, config = read_config(fields, str(path / HF_CONFIG))
-    bos = fields.get("bos_token_id")
-    bos_id = bos if isinstance(bos, int) else None
+    file = path / HF_CONFIG
+    fields = read_json_object(file, "download it again")
+    layout, config = read_config(fields, str(file))
+    bos_id = read_bos_id(fields, config.vocab_size, str(file))
     return Opened(config, SafetensorsSource(path, layout, config), bos_id, _tokenizer(path, bos_id))
 
 
@@ -105,7 +123,7 @@ def _open_llama2c(path: Path) -> Opened:
     config, source = open_llama2c(path)
     tokenizer = _tokenizer(path.parent, BOS_ID)
     pieces = path.parent / llama2c_tokenizer.FILE
-    if tokenizer is None and pieces.is_file():
+    if tokenizer is None and os.path.lexists(pieces):
         tokenizer = read_tokenizer_bin(pieces, config.vocab_size, BOS_ID)
     return Opened(config, source, BOS_ID, tokenizer)
 
@@ -137,7 +155,8 @@ FORMATS = (
 
 def _tokenizer(directory: Path, bos_id: int | None) -> Tokenizer | None:
     file = directory / tokenizers.FILE
-    return Tokenizer.from_file(file, bos_id) if file.is_file() else None
+    # a dangling link is a damaged tokenizer, not a model without one
+    return Tokenizer.from_file(file, bos_id) if os.path.lexists(file) else None
 
 
 def _looks_like_hub_id(path: str) -> bool:
@@ -163,13 +182,3 @@ def _download(repo_id: str) -> Path:
             "check the name, the network and your access"
         ) from None
     return Path(folder)
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        fields = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable JSON ({error}); download it again") from None
-    if not isinstance(fields, dict):
-        raise InputError(f"{path}: expected a JSON object, got {type(fields).__name__}")
-    return fields

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 LONGEST = 1000  # characters of one message
 LONGEST_NAME = 120  # of one name within a message
 
@@ -23,6 +25,13 @@ def printable(text: str, most: int = LONGEST) -> str:
 def printable_name(name: str) -> str:
     """A name out of a file, short enough to stand in a sentence."""
     return printable(name, LONGEST_NAME)
+
+
+def some(names: Iterable[str], most: int = 12) -> str:
+    """A list of names out of files, cut where it stops being read."""
+    names = list(names)
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(map(printable_name, names[:most])) + more
 
 
 def _escaped(character: str) -> str:

@@ -77,10 +77,12 @@ def test_wrong_tensors_are_all_listed_by_name(hf_copy):
 
 
 def test_more_layers_than_tensors(hf_copy):
-    """Said before anything is built for a billion layers."""
+    """Said before anything is built for them."""
     directory = hf_copy("llama-mha")
+    edit_config(directory, num_hidden_layers=10_000)
+    assert "implies 10000 layers, the file holds 21 tensors" in refusal(directory)
     edit_config(directory, num_hidden_layers=10**9)
-    assert "implies 1000000000 layers, the file holds 21 tensors" in refusal(directory)
+    assert "num_hidden_layers is 1000000000; expected a whole number" in refusal(directory)
 
 
 def test_quantised_weights_are_refused(hf_copy):
@@ -172,11 +174,6 @@ def test_other_number_formats(hf_copy, stored):
     assert so.load(directory, "bfloat16").read("embed")["embedding"].dtype == ml_dtypes.bfloat16
 
 
-def test_unknown_dtype():
-    with pytest.raises(so.InputError, match="'float31' is unknown"):
-        so.load(FIXTURES / "gpt2", "float31")
-
-
 # --- config
 
 
@@ -206,8 +203,8 @@ def test_unknown_architecture(hf_copy):
         ("llama-mha", {"num_key_value_heads": 3}, "multiple of num_kv_heads 3"),
         ("llama-mha", {"hidden_size": ...}, "field hidden_size is missing"),
         ("llama-mha", {"vocab_size": "many"}, "'many'"),
-        ("llama-mha", {"vocab_size": 2**31}, "below 2^31"),
-        ("llama-mha", {"num_attention_heads": 0, "head_dim": None}, "impossible config"),
+        ("llama-mha", {"vocab_size": 2**31}, "to 2,147,483,647"),
+        ("llama-mha", {"num_attention_heads": 0, "head_dim": None}, "num_attention_heads is 0"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights"),
         ("gpt2", {"activation_function": "relu"}, "activation_function = 'relu'"),
@@ -281,7 +278,7 @@ def test_damaged_tokenizer(hf_copy):
 
 def test_damaged_conversion(tmp_path):
     (tmp_path / "model.json").write_text('{"config": {"family": "rnn"}}')
-    assert "'rnn' is unknown" in refusal(tmp_path)
+    assert "family is 'rnn'; expected one of llama, gpt2" in refusal(tmp_path)
     fields = {"family": "llama", "vocab_size": 3}
     (tmp_path / "model.json").write_text(json.dumps({"config": fields, "bos_token_id": None}))
-    assert "not a readable model config" in refusal(tmp_path)
+    assert "misses context_length, d_model" in refusal(tmp_path)

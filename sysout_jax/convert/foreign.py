@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from sysout_jax.convert.forms import Shape
 from sysout_jax.convert.layout import laid_out
 from sysout_jax.convert.names import BUFFERS, Stored, stored_names
 from sysout_jax.errors import InputError
+from sysout_jax.printable import some
 from sysout_jax.weights import expected_shapes, nest
 
 #: Number formats that are plain weights, and the dtype to keep them in.
@@ -128,10 +129,3 @@ def _compare(
     ]
     if problems:
         raise InputError(f"{path}: {'; '.join(problems)}; was it saved from another model?")
-
-
-def some(names: Iterable[str], most: int = 12) -> str:
-    """A list for an error message, cut where it stops being read."""
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

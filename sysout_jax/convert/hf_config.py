@@ -5,25 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from sysout_jax.config import Gpt2Config, LlamaConfig, ModelConfig, RopeScaling
+from sysout_jax.checks import shown
+from sysout_jax.config import RULES, Gpt2Config, LlamaConfig, ModelConfig, RopeScaling
+from sysout_jax.convert.fields import Fields
 from sysout_jax.errors import InputError
-
-# Training, generation and bookkeeping: no influence on a forward pass without dropout.
-IRRELEVANT = frozenset(
-    """_name_or_path architectures attention_dropout attn_implementation attn_pdrop auto_map bad_words_ids
-    begin_suppress_tokens bos_token_id chunk_size_feed_forward cls_token_id decoder_start_token_id
-    diversity_penalty do_sample dropout dtype early_stopping embd_pdrop encoder_no_repeat_ngram_size eos_token_id
-    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing
-    hidden_dropout id2label initializer_range is_decoder keys_to_ignore_at_inference label2id length_penalty
-    max_length max_new_tokens max_window_layers min_length mlp_dropout model_type n_ctx name_or_path
-    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions output_hidden_states
-    output_scores pad_token_id prefix pretraining_tp problem_type pruned_heads reorder_and_upcast_attn
-    repetition_penalty resid_pdrop return_dict return_dict_in_generate sep_token_id summary_activation
-    summary_first_dropout summary_proj_to_labels summary_type summary_use_proj suppress_tokens task_specific_params
-    temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript
-    transformers_version typical_p unsloth_version unsloth_fixed use_bfloat16 use_cache""".split()
-)
-
 
 #: Our fields ← theirs, where only the name differs; `hf_export` writes by the same tables.
 LLAMA_FIELDS = {
@@ -48,6 +33,14 @@ GPT2_FIELDS = {
     "norm_eps": "layer_norm_epsilon",
     "tied_embeddings": "tie_word_embeddings",
 }
+NANOGPT_FIELDS = {
+    "vocab_size": "vocab_size",
+    "context_length": "block_size",
+    "d_model": "n_embd",
+    "num_layers": "n_layer",
+    "num_heads": "n_head",
+    "bias": "bias",
+}
 #: Their names of the activation function, the usual one first, and ours.
 ACTIVATIONS: dict[str, Literal["gelu", "gelu_tanh"]] = {
     "gelu_new": "gelu_tanh",
@@ -56,81 +49,48 @@ ACTIVATIONS: dict[str, Literal["gelu", "gelu_tanh"]] = {
 }
 
 
-class _Fields:
-    """The fields of a config.json, each of which must be asked for, be irrelevant, or be off."""
-
-    def __init__(self, fields: dict[str, Any], source: str):
-        self._left = {k: v for k, v in fields.items() if k not in IRRELEVANT}
-        self.source = source
-
-    def take(self, name: str, default: Any = ...) -> Any:
-        value = self._left.pop(name, None)
-        if value is None:
-            if default is ...:
-                raise InputError(
-                    f"{self.source}: field {name} is missing; is this a complete config.json?"
-                )
-            return default
-        return value
-
-    def must_be(self, name: str, default: Any, *also: Any) -> None:
-        """The field may be absent or have one of the values that the model implements."""
-        value = self.take(name, default)
-        if value not in (default, *also):
-            expected = " or ".join(repr(v) for v in (default, *also))
-            raise InputError(
-                f"{self.source}: {name} = {value!r} is not implemented, expected {expected}; "
-                "this checkpoint would be computed wrongly"
-            )
-
-    def check_nothing_left(self) -> None:
-        left = {k: v for k, v in self._left.items() if v is not None and v is not False}
-        if left:
-            listed = ", ".join(f"{k}={v!r}" for k, v in sorted(left.items()))
-            raise InputError(
-                f"{self.source}: architectural settings that are not handled: {listed}; "
-                "expected none of them (or false / null); this checkpoint would be computed wrongly"
-            )
-
-
-def _rope(fields: _Fields, context: int) -> tuple[float, RopeScaling | None]:
+def _rope(fields: Fields, context: int) -> tuple[float, RopeScaling | None]:
     """Rotary base and scaling, from `rope_theta` + `rope_scaling` or transformers 5's `rope_parameters`."""
-    theta = fields.take("rope_theta", None)
-    scaling = dict(fields.take("rope_scaling", None) or {})
-    scaling |= dict(fields.take("rope_parameters", None) or {})
-    theta = scaling.pop("rope_theta", theta)
-    theta = 10_000.0 if theta is None else float(theta)
-    kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
-    scaling.pop("type", None)
+    theta = fields.take("rope_theta", RULES["rope_theta"], 10_000.0)
+    scaling = fields.take_fields("rope_scaling", "rope_parameters")
+    theta = scaling.take("rope_theta", RULES["rope_theta"], theta)
+    kind = scaling.take_any("rope_type", scaling.take_any("type", "default"))
     found: RopeScaling | None = None
     if kind == "linear":
-        found = RopeScaling(kind="linear", factor=float(scaling.pop("factor")))
+        found = RopeScaling(kind="linear", factor=_factor(scaling, "factor"))
     elif kind == "llama3":
+        name = "original_max_position_embeddings"
         found = RopeScaling(
             kind="llama3",
-            factor=float(scaling.pop("factor")),
-            low_freq_factor=float(scaling.pop("low_freq_factor")),
-            high_freq_factor=float(scaling.pop("high_freq_factor")),
-            original_context=int(scaling.pop("original_max_position_embeddings", context)),
+            factor=_factor(scaling, "factor"),
+            low_freq_factor=_factor(scaling, "low_freq_factor"),
+            high_freq_factor=_factor(scaling, "high_freq_factor"),
+            original_context=scaling.take(name, RULES["original_context"], context),
         )
     elif kind != "default":
         raise InputError(
-            f"{fields.source}: rope scaling {kind!r} is not implemented; expected default, linear or llama3"
+            f"rope scaling {shown(kind)} is not implemented; expected default, linear or llama3"
         )
-    scaling.pop("original_max_position_embeddings", None)
-    if scaling:
-        raise InputError(f"{fields.source}: rope scaling settings that are not handled: {scaling}")
-    return theta, found
+    scaling.take_any("original_max_position_embeddings")
+    scaling.check_nothing_left()
+    return float(theta), found
 
 
-def _renamed(fields: _Fields, table: Mapping[str, str], **defaults: Any) -> dict[str, Any]:
+def _factor(scaling: Fields, name: str) -> float:
+    return float(scaling.take(name, RULES[name]))
+
+
+def _renamed(fields: Fields, table: Mapping[str, str], **defaults: Any) -> dict[str, Any]:
     """Our fields by a table of names; those without a default must be there."""
-    return {ours: fields.take(theirs, defaults.get(ours, ...)) for ours, theirs in table.items()}
+    return {
+        ours: fields.take(theirs, RULES[ours], defaults.get(ours, ...))
+        for ours, theirs in table.items()
+    }
 
 
-def _llama(fields: _Fields) -> LlamaConfig:
+def _llama(fields: Fields) -> LlamaConfig:
     fields.must_be("hidden_act", "silu")
-    bias = bool(fields.take("attention_bias", False))
+    bias = fields.take("attention_bias", RULES["qkv_bias"], False)
     plain = _renamed(
         fields,
         LLAMA_FIELDS,
@@ -146,18 +106,18 @@ def _llama(fields: _Fields) -> LlamaConfig:
     if plain["head_dim"] is None:
         plain["head_dim"] = plain["d_model"] // heads
     theta, scaling = _rope(fields, context)
-    if window := fields.take("sliding_window", None):
-        # within the sliding window attention is plain causal attention, so that far the model is exact
-        plain["context_length"] = min(context, window)
+    # within the sliding window attention is plain causal attention, so that far the model is exact
+    window = fields.take("sliding_window", RULES["context_length"], context)
+    plain["context_length"] = min(context, window)
     return LlamaConfig(**plain, rope_theta=theta, rope_scaling=scaling, qkv_bias=bias, o_bias=bias)
 
 
-def _gpt2(fields: _Fields) -> Gpt2Config:
-    activation = fields.take("activation_function", "gelu_new")
-    if activation not in ACTIVATIONS:
+def _gpt2(fields: Fields) -> Gpt2Config:
+    activation = fields.take_any("activation_function", "gelu_new")
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise InputError(
-            f"{fields.source}: activation_function = {activation!r} is not implemented; "
-            f"expected one of {sorted(ACTIVATIONS)}"
+            f"activation_function = {shown(activation)} is not implemented; "
+            f"expected one of {', '.join(sorted(ACTIVATIONS))}"
         )
     fields.must_be("scale_attn_weights", True)
     fields.must_be("scale_attn_by_inverse_layer_idx", False)
@@ -165,27 +125,18 @@ def _gpt2(fields: _Fields) -> Gpt2Config:
     plain = _renamed(fields, GPT2_FIELDS, norm_eps=1e-5, tied_embeddings=True)
     return Gpt2Config(
         **plain,
-        d_ff=fields.take("n_inner", 4 * plain["d_model"]),
+        d_ff=fields.take("n_inner", RULES["d_ff"], 4 * plain["d_model"]),
         activation=ACTIVATIONS[activation],
         bias=True,
     )
 
 
-def _nanogpt(fields: _Fields) -> Gpt2Config:
-    width = fields.take("n_embd")
-    return Gpt2Config(
-        vocab_size=fields.take("vocab_size"),
-        context_length=fields.take("block_size"),
-        d_model=width,
-        d_ff=4 * width,
-        num_layers=fields.take("n_layer"),
-        num_heads=fields.take("n_head"),
-        bias=bool(fields.take("bias", True)),
-        activation="gelu",
-    )
+def _nanogpt(fields: Fields) -> Gpt2Config:
+    plain = _renamed(fields, NANOGPT_FIELDS, bias=True)
+    return Gpt2Config(**plain, d_ff=4 * plain["d_model"], activation="gelu")
 
 
-_READERS: dict[str, Callable[[_Fields], ModelConfig]] = {
+_READERS: dict[str, Callable[[Fields], ModelConfig]] = {
     "llama": _llama,
     "mistral": _llama,
     "gpt2": _gpt2,
@@ -201,18 +152,24 @@ def read_config(fields: dict[str, Any], source: str) -> tuple[str, ModelConfig]:
     """
     # nanoGPT's config has no model_type; block_size is its name for the context
     model_type = fields.get("model_type") or ("nanogpt" if "block_size" in fields else None)
-    reader = _READERS.get(str(model_type))
+    reader = _READERS.get(model_type) if isinstance(model_type, str) else None
     if reader is None:
-        given = model_type or fields.get("architectures") or "none named"
         raise InputError(
-            f"{source}: architecture {given!r} is unknown; expected one of {', '.join(_READERS)}"
+            f"{source}: architecture {_architecture(fields)} is unknown; expected one of {', '.join(_READERS)}"
         )
-    taken = _Fields(fields, source)
+    taken = Fields(fields)
     try:
         config = reader(taken)
-    except InputError:
-        raise
-    except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
-        raise InputError(f"{source}: impossible config: {error}") from None
-    taken.check_nothing_left()
+        taken.check_nothing_left()
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
     return _LAYOUTS.get(str(model_type), str(model_type)), config
+
+
+def _architecture(fields: Mapping[str, Any]) -> str:
+    """What the file calls its architecture."""
+    classes = fields.get("architectures")
+    named = fields.get("model_type") or (
+        classes[0] if isinstance(classes, list) and classes else None
+    )
+    return "(none named)" if named is None else shown(named)

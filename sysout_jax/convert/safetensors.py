@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-import json
+import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from sysout_jax.checks import shown
 from sysout_jax.config import ModelConfig
-from sysout_jax.convert.foreign import ForeignSource, Held, some
+from sysout_jax.convert.foreign import ForeignSource, Held
 from sysout_jax.convert.names import BASE_PREFIX
-from sysout_jax.errors import InputError
+from sysout_jax.errors import InputError, RunError
+from sysout_jax.files import check_readable
+from sysout_jax.printable import printable, printable_name, some
+from sysout_jax.serialise import read_json_object
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+AGAIN = "copy or download it again"
 
 #: numpy's names for the format's.
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+class _Lies(NamedTuple):
+    """Where a tensor lies, and what its file says about it."""
+
+    file: Path
+    held: Held
 
 
 class SafetensorsSource(ForeignSource):
@@ -27,65 +41,93 @@ class SafetensorsSource(ForeignSource):
     """
 
     def __init__(self, directory: Path, layout: str, config: ModelConfig):
-        self._files = _tensor_files(directory)
-        super().__init__(directory, layout, config, _headers(self._files), BASE_PREFIX[layout])
+        self._lies = _tensors(directory)
+        held = {name: lies.held for name, lies in self._lies.items()}
+        super().__init__(directory, layout, config, held, BASE_PREFIX[layout])
 
     def _tensor(self, name: str) -> np.ndarray:
-        with safe_open(self._files[name], framework="numpy") as file:
-            return file.get_tensor(name)
-
-
-def _tensor_files(directory: Path) -> dict[str, Path]:
-    """Which file holds each tensor."""
-    index = directory / INDEX
-    if index.exists():
+        path = self._lies[name].file
         try:
-            weight_map = json.loads(index.read_text())["weight_map"]
-            if not all(isinstance(name, str) for name in weight_map.values()):
-                raise TypeError("weight_map holds something other than file names")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{index}: not a safetensors index ({error!r}); download it again"
+            with safe_open(path, framework="numpy") as file:
+                return file.get_tensor(name)
+        except (SafetensorError, OSError) as error:  # it could be read when the model was opened
+            raise RunError(
+                f"{path}: can no longer be read ({printable(str(error))}); {AGAIN}"
             ) from None
-        missing = sorted({name for name in weight_map.values() if not (directory / name).is_file()})
-        if missing:
+
+
+def _tensors(directory: Path) -> dict[str, _Lies]:
+    """Every tensor of the directory, in the file that the index names for it."""
+    if os.path.lexists(directory / INDEX):
+        named = _read_index(directory)
+        found = _headers(dict.fromkeys(named.values()))
+        absent = sorted(set(named) - set(found))
+        if absent:
             raise InputError(
-                f"{index}: names {len(missing)} file(s) that are not there: {', '.join(missing)}; finish the download"
+                f"{directory / INDEX}: names tensors that no file holds: {some(absent)}; download the files again"
             )
-        files = {name: directory / name for name in weight_map.values()}
-    else:
-        files = {SINGLE: directory / SINGLE}
-        if not files[SINGLE].is_file():
-            found = ", ".join(sorted(p.name for p in directory.iterdir())) or "nothing"
+        elsewhere = [
+            f"{printable_name(name)} in {path.name}"
+            for name, path in sorted(named.items())
+            if found[name].file != path
+        ]
+        if elsewhere:
             raise InputError(
-                f"{directory}: no {SINGLE} and no {INDEX} (found: {found}); save the model as safetensors "
-                "(save_pretrained does), pickled .bin weights are not read"
+                f"{directory / INDEX}: names tensors in files that do not hold them: {some(elsewhere)}; "
+                "download the files again"
             )
-        weight_map = {}
-    held: dict[str, Path] = {}
-    for path in files.values():
+        return found
+    single = directory / SINGLE
+    if not single.is_file():
+        inside = some(sorted(p.name for p in directory.iterdir())) or "nothing"
+        raise InputError(
+            f"{directory}: no {SINGLE} and no {INDEX} (found: {inside}); save the model as safetensors "
+            "(save_pretrained does), pickled .bin weights are not read"
+        )
+    return _headers([single])
+
+
+def _read_index(directory: Path) -> dict[str, Path]:
+    """The file of each tensor that the index names; all of them lie in this directory."""
+    index = directory / INDEX
+    weight_map = read_json_object(index, "download it again").get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(
+            f"{index}: weight_map is {shown(weight_map)}; expected tensor names and their files, download it again"
+        )
+    for name in weight_map.values():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise InputError(
+                f"{index}: weight_map names {shown(name)}; expected files in the same directory, download it again"
+            )
+    missing = sorted({name for name in weight_map.values() if not os.path.isfile(directory / name)})
+    if missing:
+        raise InputError(
+            f"{index}: names {len(missing)} file(s) that are not there: {some(missing)}; finish the download"
+        )
+    return {name: directory / file for name, file in weight_map.items()}
+
+
+def _headers(paths: Iterable[Path]) -> dict[str, _Lies]:
+    """The tensors of these files; InputError when one is damaged, or two hold the same tensor."""
+    lies: dict[str, _Lies] = {}
+    for path in paths:
+        check_readable(path, AGAIN)
         try:
             with safe_open(path, framework="numpy") as file:
                 for name in file.keys():  # noqa: SIM118  safe_open is no mapping
-                    held[name] = path
+                    if name in lies:
+                        raise InputError(
+                            f"{path}: holds {printable_name(name)}, and so does {lies[name].file.name}; "
+                            "expected every tensor once, download the files again"
+                        )
+                    header = file.get_slice(name)
+                    dtype = header.get_dtype()
+                    lies[name] = _Lies(
+                        path, Held(tuple(header.get_shape()), DTYPES.get(dtype, dtype))
+                    )
         except (SafetensorError, OSError) as error:
             raise InputError(
-                f"{path}: not a whole safetensors file ({error}); copy or download it again"
+                f"{path}: not a whole safetensors file ({printable(str(error))}); {AGAIN}"
             ) from None
-    absent = sorted(set(weight_map) - set(held))
-    if absent:
-        raise InputError(
-            f"{index}: names tensors that no file holds: {some(absent)}; download the files again"
-        )
-    return held
-
-
-def _headers(files: dict[str, Path]) -> dict[str, Held]:
-    held = {}
-    for path in set(files.values()):
-        with safe_open(path, framework="numpy") as file:
-            for name in file.keys():  # noqa: SIM118  safe_open is no mapping
-                header = file.get_slice(name)
-                dtype = header.get_dtype()
-                held[name] = Held(tuple(header.get_shape()), DTYPES.get(dtype, dtype))
-    return held
+    return lies

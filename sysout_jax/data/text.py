@@ -8,6 +8,7 @@ import numpy as np
 
 from sysout_jax.data.tokenizers import Tokenizer
 from sysout_jax.errors import InputError
+from sysout_jax.files import check_readable
 
 CHARACTERS_PER_TOKEN = (
     8  # how much of a long text to tokenise at first; doubled while it is not enough
@@ -16,6 +17,7 @@ CHARACTERS_PER_TOKEN = (
 
 def read_text(path: Path) -> str:
     """A UTF-8 text file; InputError when it is missing, empty or not text."""
+    check_readable(path, "expected a readable text file")
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -72,7 +74,8 @@ def _first_tokens(tokenizer: Tokenizer, text: str, count: int) -> list[int]:
 def _with_bos(tokenizer: Tokenizer, rows: np.ndarray) -> np.ndarray:
     if tokenizer.bos_id is None:
         raise InputError(
-            "--bos was given, but the model's config names no bos_token_id; use --no-bos"
+            "BOS was asked for, but the model's config names no bos_token_id of its vocabulary; "
+            "read the text without BOS"
         )
     first = np.full((len(rows), 1), tokenizer.bos_id)
     return np.concatenate([first, rows], axis=1).astype(np.int32)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 
+from sysout_jax.checks import shown
 from sysout_jax.errors import InputError
+from sysout_jax.files import check_readable
+from sysout_jax.printable import printable, printable_name
 
 FILE = "tokenizer.json"
+MOST_BYTES = 1 << 28  # the largest of public models have 34 MB
 BYTES = "bytes"  # names the tokenizer of `byte_tokenizer` where a path could stand
 END_OF_TEXT = "<|endoftext|>"
 END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")  # GPT-2, Llama 3, LLaMA, Gemma
@@ -29,11 +36,12 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: Path, bos_id: int | None = None) -> Tokenizer:
+        check_readable(path, f"expected a {FILE}, download it again", MOST_BYTES)
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception for every kind of damage
             raise InputError(
-                f"{path}: not a readable tokenizer.json ({error}); download it again"
+                f"{path}: not a readable {FILE} ({printable(str(error))}); download it again"
             ) from None
         # some files ask for both, for the models that they were made for
         backend.no_truncation()
@@ -116,13 +124,25 @@ def copy(name: str, target: Path) -> None:
         shutil.copyfile(_file(name), target)
 
 
-def _file(name: str) -> Path:
-    path = Path(name) / FILE if Path(name).is_dir() else Path(name)
-    if not path.is_file():
+def read_bos_id(fields: Mapping[str, Any], vocab_size: int, source: str) -> int | None:
+    """The `bos_token_id` of a config; None where it names none of the model's vocabulary. InputError when it is no whole number."""
+    bos_id = fields.get("bos_token_id")
+    if bos_id is not None and type(bos_id) is not int:
         raise InputError(
-            f"tokenizer {name}: {path} is not there; name a {FILE}, a directory that holds one, or {BYTES!r}"
+            f"{source}: bos_token_id is {shown(bos_id)}; expected a whole number, or null"
         )
-    return path
+    # -1 is how some say "none"; to a model that starts no sequence with it, a wrong one does no harm
+    return bos_id if bos_id is not None and 0 <= bos_id < vocab_size else None
+
+
+def _file(name: str) -> Path:
+    path = os.path.join(name, FILE) if os.path.isdir(name) else name
+    if not os.path.isfile(path):
+        raise InputError(
+            f"tokenizer {printable_name(name)}: {printable_name(path)} is not a file that is there; "
+            f"name a {FILE}, a directory that holds one, or {BYTES!r}"
+        )
+    return Path(path)
 
 
 def byte_tokenizer(special: str = END_OF_TEXT) -> Tokenizer:

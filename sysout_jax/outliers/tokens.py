@@ -6,7 +6,6 @@ Sun et al. 2024 find massive activations at the initial token, at strong delimit
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from sysout_jax.data.tokenizers import Tokenizer
 from sysout_jax.errors import InputError
+from sysout_jax.serialise import read_json_object
 
 INITIAL, OTHER = "initial", "other"
 #: Class → texts that belong to it. " " stands for any blank without a line end, "\n" for any blank with one.
@@ -48,16 +48,9 @@ class TokenClasses:
     @classmethod
     def from_file(cls, path: Path) -> TokenClasses:
         """A JSON object, class → list of texts. Raises InputError when it is anything else."""
-        try:
-            lists = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not JSON"
-            raise InputError(
-                f"{path}: {reason}; expected a JSON object of lists of texts"
-            ) from None
+        lists = read_json_object(path, "expected a JSON object of lists of texts")
         if not (
-            isinstance(lists, dict)
-            and all(isinstance(texts, list) for texts in lists.values())
+            all(isinstance(texts, list) for texts in lists.values())
             and all(isinstance(text, str) and text for texts in lists.values() for text in texts)
         ):
             raise InputError(

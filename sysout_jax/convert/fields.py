@@ -1,0 +1,82 @@
+"""The fields of somebody else's config, each of which must be asked for, be irrelevant, or be off."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sysout_jax.checks import Rule, check, shown
+from sysout_jax.errors import InputError
+from sysout_jax.printable import printable_name, some
+
+# Training, generation and bookkeeping: no influence on a forward pass without dropout.
+IRRELEVANT = frozenset(
+    """_name_or_path architectures attention_dropout attn_implementation attn_pdrop auto_map bad_words_ids
+    begin_suppress_tokens bos_token_id chunk_size_feed_forward cls_token_id decoder_start_token_id
+    diversity_penalty do_sample dropout dtype early_stopping embd_pdrop encoder_no_repeat_ngram_size eos_token_id
+    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing
+    hidden_dropout id2label initializer_range is_decoder keys_to_ignore_at_inference label2id length_penalty
+    max_length max_new_tokens max_window_layers min_length mlp_dropout model_type n_ctx name_or_path
+    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions output_hidden_states
+    output_scores pad_token_id prefix pretraining_tp problem_type pruned_heads reorder_and_upcast_attn
+    repetition_penalty resid_pdrop return_dict return_dict_in_generate sep_token_id summary_activation
+    summary_first_dropout summary_proj_to_labels summary_type summary_use_proj suppress_tokens task_specific_params
+    temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript
+    transformers_version typical_p unsloth_version unsloth_fixed use_bfloat16 use_cache""".split()
+)
+
+
+class Fields:
+    """Raises InputError under their names; the file's name is put before it by who knows it."""
+
+    def __init__(self, fields: Mapping[str, Any], prefix: str = ""):
+        self._left = {k: v for k, v in fields.items() if k not in IRRELEVANT}
+        self._prefix = prefix
+
+    def take(self, name: str, rule: Rule, default: Any = ...) -> Any:
+        """The field's value, which `rule` accepts; `default` where it is absent or null."""
+        value = self._left.pop(name, None)
+        if value is None and default is not ...:
+            return default
+        if value is None:
+            raise InputError(
+                f"field {self._prefix}{name} is missing; is this a complete config.json?"
+            )
+        return check(self._prefix + name, value, rule)
+
+    def take_any(self, name: str, default: Any = None) -> Any:
+        """The field's value, whatever it is."""
+        value = self._left.pop(name, None)
+        return default if value is None else value
+
+    def take_fields(self, *names: str) -> Fields:
+        """The fields of these objects together, the last one's first; none where all are absent or null."""
+        fields: dict[str, Any] = {}
+        given = ""
+        for name in names:
+            value = self.take_any(name, {})
+            if not isinstance(value, dict):
+                raise InputError(f"{name} is {shown(value)}; expected an object")
+            if value:
+                fields, given = fields | value, name
+        return Fields(fields, f"{given}.")
+
+    def must_be(self, name: str, default: Any) -> None:
+        """The field may be absent or have the value that the model implements."""
+        value = self.take_any(name, default)
+        if type(value) is not type(default) or value != default:
+            raise InputError(
+                f"{name} = {shown(value)} is not implemented, expected {default!r}; "
+                "this checkpoint would be computed wrongly"
+            )
+
+    def check_nothing_left(self) -> None:
+        left = {k: v for k, v in self._left.items() if v is not None and v is not False}
+        if left:
+            listed = some(
+                f"{self._prefix}{printable_name(k)}={shown(v)}" for k, v in sorted(left.items())
+            )
+            raise InputError(
+                f"architectural settings that are not handled: {listed}; "
+                "expected none of them (or false / null); this checkpoint would be computed wrongly"
+            )
