@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from sysout_jax.outliers.tokens import TokenClasses
 from sysout_jax.provenance import run_settings
 from sysout_jax.published.expected import Expected
 from sysout_jax.published.values import published
+from sysout_jax.reports import report
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.summary import fit
 from sysout_jax.sharding import MeshConfig, make_mesh, start_processes
@@ -169,18 +169,10 @@ def progress(total: int | None = None) -> tqdm:
 
 def check_out(out: Path) -> Path:
     """The output directory if it can be written to; nothing is created yet."""
-    if out.exists() and not out.is_dir():
-        raise so.InputError(f"--out {out}: is a file; name a directory")
-    parent = out.absolute()
-    while not parent.exists():
-        parent = parent.parent
     try:
-        with tempfile.TemporaryFile(dir=parent):  # permissions alone do not tell
-            pass
-    except OSError as error:
-        raise so.InputError(
-            f"--out {out}: {parent} is not writable ({error.strerror}); name another directory"
-        ) from None
+        report.check_out(out)
+    except so.InputError as error:
+        raise so.InputError(f"--out {error}") from None
     return out
 
 

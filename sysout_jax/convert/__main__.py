@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Literal
 import tyro
 from tqdm import tqdm
 
-from sysout_jax import checkpoint, loading
+from sysout_jax import checkpoint, loading, staging
 from sysout_jax.cli import run
 from sysout_jax.convert.hf_export import check_exportable, save_hugging_face
 from sysout_jax.errors import InputError
@@ -37,7 +36,7 @@ class Args:
 
 def main() -> None:
     args = tyro.cli(Args, prog="python -m sysout_jax.convert")
-    _check_out(args.out)
+    _check_out(args)
     path = loading.find(args.src)
     if args.format == "orbax" and path.is_dir() and checkpoint.is_converted(path):
         raise InputError(f"--src {args.src}: is converted already; it opens as it is")
@@ -60,16 +59,13 @@ def main() -> None:
     )
 
 
-def _check_out(out: Path) -> None:
+def _check_out(args: Args) -> None:
     """Refuse what cannot be written before anything is read."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        kind = "is a directory with files in it" if out.is_dir() else "is a file"
-        raise InputError(f"--out {out}: {kind}; name a new directory")
-    parent = out.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"--out {out}: {parent} is not a directory that can be written to")
+    src = Path(args.src).expanduser()
+    try:
+        staging.check_out(args.out, new=True, apart=(src,) if src.is_dir() else ())
+    except InputError as error:
+        raise InputError(f"--out {error}") from None
 
 
 if __name__ == "__main__":

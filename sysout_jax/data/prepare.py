@@ -56,6 +56,7 @@ def prepare(
         raise InputError(f"--workers {workers}: expected at least 1")
     if not sources:
         raise InputError("no source files; name at least one .txt, .md or .jsonl file")
+    staging.check_out(out, new=True)
     chosen = tokenizers.load(tokenizer)
     eos = chosen.end_token(eos)
     eos_id = None if eos is None else chosen.backend.token_to_id(eos)

@@ -1,6 +1,6 @@
 """What every analysis writes: `<name>.json`, figures as PNG and PDF, and one self-contained `report.html`.
 
-All files are finished in a temporary directory first and then moved into place one by one; when anything fails, the output
+All files are finished in a workspace first (`staging.py`) and then moved into place one by one; when anything fails, the output
 directory is as it was before.
 """
 
@@ -10,19 +10,22 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from sysout_jax.errors import RunError
+from sysout_jax import staging
+from sysout_jax.errors import InputError, RunError
 from sysout_jax.figures import Figure, FigureSpec, TokenText, save_figure
+from sysout_jax.places import nearest
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.page import Picture, Section, Table, page
-from sysout_jax.serialise import plain
+from sysout_jax.serialise import plain, read_json_object
 
+PAGE, FIGURES = "report.html", "figures"
+WORKSPACE = "report"  # what one analysis left unfinished, the next one clears, whichever it is
 _FORMATS = ("png", "pdf")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")  # of analyses and figures, which become file names
 
@@ -50,6 +53,16 @@ def figure_sections(
                 blocks.append(table)
             sections.append(Section(spec.title, tuple(blocks)))
     return sections
+
+
+def check_out(out: Path) -> None:
+    """InputError, before any work is done, when `write_report` could not write to `out`."""
+    staging.check_out(out, new=False, name=WORKSPACE)
+    if os.path.lexists(out / FIGURES):
+        staging.check_out(out / FIGURES, new=False, name=WORKSPACE)
+    for file in [out / PAGE, *out.glob("*.json")]:
+        if file.is_dir() and not file.is_symlink():
+            raise InputError(f"{out}: {file.name} in it is a directory; name another directory")
 
 
 def write_report(
@@ -100,16 +113,15 @@ def _write(
     figures: Mapping[str, Figure],
     settings: Mapping[str, Any],
 ) -> list[Path]:
-    nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=nearest) as work:
-        staged = Path(work) / "new"
-        (staged / "figures").mkdir(parents=True)
+    with staging.workspace(nearest(out.absolute()), WORKSPACE) as work:
+        staged = work / "new"
+        (staged / FIGURES).mkdir(parents=True)
         images = {}
         for figure, drawing in figures.items():
             for suffix in _FORMATS:
-                save_figure(drawing, staged / "figures" / f"{figure}.{suffix}")
-            images[figure] = (staged / "figures" / f"{figure}.png").read_bytes()
-        (staged / "report.html").write_text(
+                save_figure(drawing, staged / FIGURES / f"{figure}.{suffix}")
+            images[figure] = (staged / FIGURES / f"{figure}.png").read_bytes()
+        (staged / PAGE).write_text(
             page(title, headline, sections, images, settings), encoding="utf-8"
         )
         # written and moved last: whoever finds it finds the rest as well
@@ -117,20 +129,21 @@ def _write(
         (staged / f"{name}.json").write_text(
             json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8"
         )
-        files = [f"figures/{figure}.{suffix}" for figure in figures for suffix in _FORMATS]
-        files += ["report.html", f"{name}.json"]
-        _replace(staged, out, files, _outdated(out, name, files), Path(work) / "old")
+        files = [f"{FIGURES}/{figure}.{suffix}" for figure in figures for suffix in _FORMATS]
+        files += [PAGE, f"{name}.json"]
+        staging.sync(staged)
+        _replace(staged, out, files, _outdated(out, name, files), work / "old")
     return [out / file for file in files]
 
 
 def _outdated(out: Path, name: str, files: Sequence[str]) -> list[str]:
     """Figures that the last run of this analysis wrote here and this one does not."""
     try:
-        earlier = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))["figures"]
+        earlier = read_json_object(out / f"{name}.json", "it is replaced")["figures"]
         earlier = [figure for figure in earlier if _NAME.fullmatch(figure)]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (InputError, KeyError, TypeError):
         return []
-    candidates = [f"figures/{figure}.{suffix}" for figure in earlier for suffix in _FORMATS]
+    candidates = [f"{FIGURES}/{figure}.{suffix}" for figure in earlier for suffix in _FORMATS]
     return [file for file in candidates if file not in files and (out / file).is_file()]
 
 
@@ -138,28 +151,22 @@ def _replace(
     staged: Path, out: Path, files: Sequence[str], outdated: Sequence[str], kept: Path
 ) -> None:
     """Move finished files into `out` and drop outdated ones; on failure bring back what was there."""
-    made = [
-        folder for folder in (out / "figures", out, *out.absolute().parents) if not folder.exists()
-    ]
     touched: list[str] = []
-    try:
-        (out / "figures").mkdir(parents=True, exist_ok=True)
-        for file in (*files, *outdated):
-            if (out / file).is_file():
-                (kept / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(out / file, kept / file)
-            if file in outdated:
-                (out / file).unlink()
-            else:
-                os.replace(staged / file, out / file)
-            touched.append(file)
-    except BaseException:
-        for file in touched:
-            if (kept / file).is_file():
-                os.replace(kept / file, out / file)
-            else:
-                (out / file).unlink()
-        for folder in made:
-            if folder.exists():
-                folder.rmdir()
-        raise
+    with staging.new_parents((out / FIGURES).absolute()):
+        try:
+            for file in (*files, *outdated):
+                if os.path.lexists(out / file):
+                    (kept / file).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(out / file, kept / file, follow_symlinks=False)
+                touched.append(file)
+                if file in outdated:
+                    (out / file).unlink()
+                else:
+                    os.replace(staged / file, out / file)
+        except BaseException:
+            for file in touched:
+                if os.path.lexists(kept / file):
+                    os.replace(kept / file, out / file)
+                else:
+                    (out / file).unlink(missing_ok=True)
+            raise

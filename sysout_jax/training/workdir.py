@@ -10,7 +10,7 @@ import jax
 from sysout_jax.checkpoint import write_config
 from sysout_jax.data import tokenizers
 from sysout_jax.errors import InputError
-from sysout_jax.staging import TEMPORARY, write_file
+from sysout_jax.staging import is_workspace, write_file
 from sysout_jax.training.config import TrainConfig, differences, from_dict, to_dict
 
 CONFIG = "train.json"
@@ -27,7 +27,7 @@ def claim(config: TrainConfig, workdir: Path) -> None:
                 "take the differences back"
             )
     elif workdir.exists() and (
-        not workdir.is_dir() or any(p.suffix != TEMPORARY for p in workdir.iterdir())
+        not workdir.is_dir() or not all(map(is_workspace, workdir.iterdir()))
     ):
         raise InputError(f"{workdir}: exists and is no training run; name a new --workdir")
     if jax.process_index():

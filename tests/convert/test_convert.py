@@ -87,6 +87,7 @@ def bad_input(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "converted").mkdir()
     (tmp_path / "converted" / "model.json").write_text("{}")
+    (tmp_path / "dangling").symlink_to("nothing")
     truncated = Path(shutil.copytree(FIXTURES / "gpt2", tmp_path / "truncated"))
     weights = truncated / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
@@ -101,6 +102,8 @@ def bad_input(tmp_path):
         "out holds files": (good, full),
         "out is a file": (good, tmp_path / "file"),
         "out lies below a file": (good, tmp_path / "file" / "out"),
+        "out is a dangling link": (good, tmp_path / "dangling"),
+        "out lies inside the source": (truncated, truncated / "out"),
     }
 
 
@@ -114,6 +117,8 @@ BAD_INPUT = [
     "out holds files",
     "out is a file",
     "out lies below a file",
+    "out is a dangling link",
+    "out lies inside the source",
 ]
 
 
@@ -128,6 +133,16 @@ def test_bad_input(problem, bad_input, tmp_path, monkeypatch, capfd):
     assert said.err.count("\n") == 1 and "Traceback" not in said.err
     assert str(out if problem.startswith("out") else src) in said.err
     assert everything_below(tmp_path) == before
+
+
+@pytest.mark.parametrize("format", ["orbax", "hf"])
+def test_out_may_be_a_link_to_an_empty_directory(format, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").symlink_to("elsewhere")
+    args = ("--src", FIXTURES / "gpt2", "--out", tmp_path / "out", "--format", format)
+    assert run_here(monkeypatch, *args) == 0
+    assert_same_model(so.load(FIXTURES / "gpt2"), so.load(tmp_path / "elsewhere"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["elsewhere", "out"]
 
 
 def refuse_to_download(repo_id: str):
@@ -155,10 +170,13 @@ def test_wrong_arguments(args, monkeypatch, capsys):
 
 
 def test_parent_that_cannot_be_written_to(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    def refuse(*_):  # root may write anywhere
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "mkdir", refuse)
     args = ("--src", FIXTURES / "gpt2", "--out", tmp_path / "deep" / "out")
     assert run_here(monkeypatch, *args) == 2
-    assert f"{tmp_path} is not a directory that can be written to" in capsys.readouterr().err
+    assert "Permission denied" in capsys.readouterr().err
     assert not everything_below(tmp_path)
 
 

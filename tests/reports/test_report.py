@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from sysout_jax.errors import RunError
+from sysout_jax import staging
+from sysout_jax.errors import InputError, RunError
 from sysout_jax.figures import FIGURES
 from sysout_jax.provenance import run_settings, versions_and_device
 from sysout_jax.reports import report as report_module
@@ -147,6 +148,54 @@ def test_failure_while_moving_changes_nothing(tmp_path, monkeypatch, before, at)
     with pytest.raises(RunError, match="not written.*gone.*as it was"):
         write(out, headline="Changed.")
     assert snapshot(tmp_path) == expected
+
+
+def test_what_a_killed_run_left_goes_with_the_next(tmp_path, monkeypatch):
+    """And nothing else: not what only looks like it."""
+    with monkeypatch.context() as killed, pytest.raises(RuntimeError):
+        killed.setattr(staging, "_remove", lambda path: None)
+        write(tmp_path / "out", drawing=Broken)
+    (left,) = tmp_path.iterdir()
+    mine = tmp_path / f"{left.name}-1"
+    mine.mkdir()
+    write(tmp_path / "out")
+    assert not left.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"out", mine.name}
+
+
+def test_an_earlier_report_that_cannot_be_read_is_replaced(tmp_path):
+    (tmp_path / "thing.json").write_text("[" * 100_000)
+    write(tmp_path)
+    assert json.loads((tmp_path / "thing.json").read_text())["value"] == 1.5
+
+
+def test_links_in_the_output_are_replaced_and_not_followed(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("report.html", "thing.json"):
+        (tmp_path / name).write_text("elsewhere")
+        (out / name).symlink_to(tmp_path / name)
+    before = snapshot(tmp_path)
+    with pytest.raises(RuntimeError):
+        write(out, drawing=Broken)
+    assert snapshot(tmp_path) == before and (out / "report.html").is_symlink()
+    write(out)
+    assert not (out / "report.html").is_symlink()
+    assert (tmp_path / "report.html").read_text() == "elsewhere"
+
+
+@pytest.mark.parametrize("name", ["report.html", "thing.json", "figures"])
+def test_what_stands_in_the_way_of_a_report_is_said_before(name, tmp_path):
+    if name == "figures":
+        (tmp_path / name).write_text("mine")
+    else:
+        (tmp_path / name).mkdir()
+    before = snapshot(tmp_path)
+    with pytest.raises(InputError, match=name):
+        report_module.check_out(tmp_path)
+    with pytest.raises(RunError):
+        write(tmp_path)
+    assert snapshot(tmp_path) == before
 
 
 @pytest.mark.parametrize("name", ["../thing", "Thing", "", "a b", "a/b"])

@@ -169,9 +169,14 @@ def test_bad_flags_cost_one_line(case, tmp_path, monkeypatch, capsys):
 def test_out_that_cannot_be_written(tmp_path, monkeypatch, capsys):
     flags = ("--source", books(tmp_path), "--tokenizer", "bytes")
     (tmp_path / "in").write_text("a file")
+    monkeypatch.setattr(tokenizers, "load", lambda name: pytest.fail("after it has begun"))
     for out in (tmp_path / "in", tmp_path / "in" / "below"):
         status = call(monkeypatch, *flags, "--out", out)
         assert_refused(status, capsys.readouterr().err, f"{out}: ", tmp_path)
+    (tmp_path / "in").unlink()
+    (tmp_path / "in").symlink_to("nothing")
+    status = call(monkeypatch, *flags, "--out", tmp_path / "in")
+    assert_refused(status, capsys.readouterr().err, "leads nowhere", tmp_path)
 
 
 def test_full_disk_costs_one_line(tmp_path):
@@ -208,7 +213,7 @@ def test_interrupted_run_leaves_nothing(kind, tmp_path):
     tokenizers.copy("bytes", tmp_path / "bpe.json")  # a path takes no short cut, the name would
     flags = ("--source", source, "--tokenizer", tmp_path / "bpe.json", "--out", out, "--workers", 2)
     process = start(*flags)
-    written = tmp_path / ".out.partial" / "train.bin"
+    written = tmp_path / ".out.partial" / "new" / "train.bin"
     end = time.monotonic() + 60
     while not (written.exists() and written.stat().st_size) and time.monotonic() < end:
         assert process.poll() is None, process.communicate()
@@ -220,7 +225,7 @@ def test_interrupted_run_leaves_nothing(kind, tmp_path):
     assert process.returncode == (130 if kind == signal.SIGINT else -kind)
     assert not out.exists()
     if kind == signal.SIGINT:
-        assert stderr == "interrupted\n" and not written.parent.exists()
+        assert stderr == "interrupted\n" and not written.parent.parent.exists()
     end = time.monotonic() + 20
     while any(map(runs, workers)) and time.monotonic() < end:
         time.sleep(0.02)
@@ -235,8 +240,8 @@ def test_interrupted_run_leaves_nothing(kind, tmp_path):
 def test_two_runs_to_one_directory_do_not_mix(tmp_path):
     with (
         staging.new_directory(tmp_path / "out") as directory,
-        pytest.raises(InputError, match="another process is writing it"),
+        pytest.raises(InputError, match="another process is writing"),
         staging.new_directory(tmp_path / "out"),
     ):
         (directory / "file").write_text("first")
-    assert directory.name == ".out.partial"
+    assert directory.parent.name == ".out.partial"

@@ -22,8 +22,10 @@ def test_killed_between_its_files_and_claimed_again(config, tmp_path, monkeypatc
 
     def write(path, content):
         if len(written) == survived:
-            path.with_name(path.name + staging.TEMPORARY).write_bytes(content[:3])
-            raise KeyboardInterrupt
+            monkeypatch.setattr(staging, "_remove", lambda path: None)  # as a killed process
+            with staging.workspace(path.parent, path.name) as work:
+                (work / staging.NEW).write_bytes(content[:3])
+                raise KeyboardInterrupt
         written.append(path)
         whole(path, content)
 

@@ -1,0 +1,70 @@
+"""Where output may go: what a path leads to, and why nothing can be written there."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from sysout_jax.errors import InputError
+from sysout_jax.printable import printable, printable_name
+
+
+def place_of(out: Path, *, new: bool) -> Path:
+    """The absolute path that `out` leads to, links followed: a directory, or nothing yet below one. Nothing is made.
+
+    Raises InputError where there is something else: a file, a link that leads nowhere, a directory that cannot be looked into and,
+    with `new`, one that is not empty or that this program runs in.
+    """
+    out = Path(out)
+    try:
+        place, problem = _look(out, new)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte
+        raise refusal(out, error) from None
+    if problem:
+        raise InputError(f"{printable(str(out))}: {problem}")
+    return place
+
+
+def nearest(place: Path) -> Path:
+    """The place itself if it exists, else the nearest of its parents."""
+    return next(folder for folder in (place, *place.parents) if folder.exists())
+
+
+def refusal(out: Path, error: Exception) -> InputError:
+    """What to say when the system refuses something on the way to `out`."""
+    reason = getattr(error, "strerror", None) or str(error)
+    where = getattr(error, "filename", None)
+    if getattr(error, "errno", None) == errno.ENAMETOOLONG:
+        reason = "name too long"
+    elif where and os.fspath(where) != os.fspath(out):
+        reason = f"{printable_name(str(where))}: {reason}"
+    return InputError(
+        f"{printable(str(out))}: cannot be written to ({reason}); name another directory"
+    )
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is anything under this name, a link that leads nowhere included."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _look(out: Path, new: bool) -> tuple[Path, str | None]:
+    """Where the path leads, and what is wrong with that."""
+    there = next(path for path in (out, *out.absolute().parents) if _exists(path))
+    name = "is" if there == out else f"{printable_name(str(there))} is"
+    place = Path(os.path.realpath(out))
+    if there.is_symlink() and not there.exists():
+        return place, f"{name} a link that leads nowhere; name a directory"
+    if not there.is_dir():
+        return place, f"{name} a file; name a directory"
+    if new and there == out:
+        if any(place.iterdir()):
+            return place, "exists already, with files in it; name a new directory"
+        if place == Path.cwd():
+            return place, "is the directory that this program runs in; name a new one"
+    return place, None
