@@ -6,8 +6,10 @@ import errno
 import os
 from pathlib import Path
 
-from sysout_jax.errors import InputError
+from sysout_jax.errors import InputError, RunError
 from sysout_jax.printable import printable, printable_name
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def place_of(out: Path, *, new: bool) -> Path:
@@ -31,12 +33,14 @@ def nearest(place: Path) -> Path:
     return next(folder for folder in (place, *place.parents) if folder.exists())
 
 
-def refusal(out: Path, error: Exception) -> InputError:
-    """What to say when the system refuses something on the way to `out`."""
+def refusal(out: Path, error: Exception) -> InputError | RunError:
+    """What to say when the system refuses something on the way to `out`: bad input, unless the disk is full."""
     reason = getattr(error, "strerror", None) or str(error)
     where = getattr(error, "filename", None)
     if getattr(error, "errno", None) == errno.ENAMETOOLONG:
         reason = "name too long"
+    elif getattr(error, "errno", None) in FULL:
+        return RunError(f"{printable(str(out))}: not written ({reason}); free some space")
     elif where and os.fspath(where) != os.fspath(out):
         reason = f"{printable_name(str(where))}: {reason}"
     return InputError(

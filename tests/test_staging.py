@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from sysout_jax import staging
+from sysout_jax import staging, workspaces
 from sysout_jax.errors import InputError, RunError
 from sysout_jax.staging import new_directory, write_file
+from sysout_jax.workspaces import MARKER
 from tests.analyze.command import tree
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,10 +44,10 @@ def in_the_way(kind: str, place: Path, elsewhere: Path) -> None:
         os.mkfifo(place)
     elif kind == "directory with a marker that is a link":
         shutil.copytree(elsewhere, place)
-        (place / getattr(staging, "MARKER", ".lock")).symlink_to(elsewhere / "precious")
+        (place / MARKER).symlink_to(elsewhere / "precious")
     elif kind == "directory with another marker":
         shutil.copytree(elsewhere, place)
-        (place / getattr(staging, "MARKER", ".lock")).write_text("")
+        (place / MARKER).write_text("")
 
 
 IN_THE_WAY = [
@@ -123,7 +124,7 @@ def killed(code: str):
 
 def enter(call: str) -> str:
     return (
-        f"from pathlib import Path\nfrom sysout_jax import staging\nblock = {call}\n"
+        f"from pathlib import Path\nfrom sysout_jax import staging, workspaces\nblock = {call}\n"
         "directory = block.__enter__()\n(directory / 'd').mkdir()\n(directory / 'd/half').write_text('x')"
     )
 
@@ -146,14 +147,14 @@ def test_what_a_killed_process_left_goes_with_the_next_run(tmp_path):
 @pytest.mark.slow
 def test_workspaces_of_living_processes_stay_and_of_killed_ones_go(tmp_path):
     """Two that write the same report at once have one each."""
-    code = enter(f"staging.workspace(Path({str(tmp_path)!r}), 'report')")
+    code = enter(f"workspaces.workspace(Path({str(tmp_path)!r}), 'report')")
     with killed(code), killed(code):
         both = sorted(path.name for path in tmp_path.iterdir())
         assert len(both) == 2
-        with staging.workspace(tmp_path, "report") as third:
+        with workspaces.workspace(tmp_path, "report") as third:
             assert third.name not in both
         assert sorted(path.name for path in tmp_path.iterdir()) == both
-    with staging.workspace(tmp_path, "report") as again:
+    with workspaces.workspace(tmp_path, "report") as again:
         assert [path.name for path in tmp_path.iterdir()] == [again.name] == [both[0]]
     assert not list(tmp_path.iterdir())
 
@@ -240,8 +241,8 @@ def test_without_locks_only_what_is_ones_own_is_used(tmp_path, monkeypatch):
     def unsupported(*_):
         raise OSError(38, "Function not implemented")
 
-    with staging.workspace(tmp_path, "file") as other:
-        monkeypatch.setattr(staging.fcntl, "flock", unsupported)
+    with workspaces.workspace(tmp_path, "file") as other:
+        monkeypatch.setattr(workspaces.fcntl, "flock", unsupported)
         write_file(tmp_path / "file", b"whole")
         assert names_and_contents(tmp_path).keys() == {
             "file",
@@ -348,6 +349,20 @@ def test_a_place_that_cannot_be_written_to(name, new, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "mkdir", refuse)
     with pytest.raises(InputError, match="Permission denied"):
         staging.check_out(out, new=new)
+
+
+def test_a_disk_that_is_full_from_the_start(tmp_path, monkeypatch):
+    """Good input that cannot be gone on with."""
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "mkdir", full)
+    for new in (True, False):
+        with pytest.raises(RunError, match="No space left"):
+            staging.check_out(tmp_path / "out", new=new)
+    with pytest.raises(RunError, match="No space left"):
+        write_one(tmp_path / "out")
 
 
 def test_an_empty_directory_that_is_a_mount_point(tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ from sysout_jax.places import nearest
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.page import Picture, Section, Table, page
 from sysout_jax.serialise import plain, read_json_object
+from sysout_jax.workspaces import workspace
 
 PAGE, FIGURES = "report.html", "figures"
 WORKSPACE = "report"  # what one analysis left unfinished, the next one clears, whichever it is
@@ -113,7 +114,7 @@ def _write(
     figures: Mapping[str, Figure],
     settings: Mapping[str, Any],
 ) -> list[Path]:
-    with staging.workspace(nearest(out.absolute()), WORKSPACE) as work:
+    with workspace(nearest(out.absolute()), WORKSPACE) as work:
         staged = work / "new"
         (staged / FIGURES).mkdir(parents=True)
         images = {}

@@ -10,8 +10,9 @@ import jax
 from sysout_jax.checkpoint import write_config
 from sysout_jax.data import tokenizers
 from sysout_jax.errors import InputError
-from sysout_jax.staging import is_workspace, write_file
+from sysout_jax.staging import write_file
 from sysout_jax.training.config import TrainConfig, differences, from_dict, to_dict
+from sysout_jax.workspaces import is_workspace
 
 CONFIG = "train.json"
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from sysout_jax import staging
+from sysout_jax import workspaces
 from sysout_jax.errors import InputError, RunError
 from sysout_jax.figures import FIGURES
 from sysout_jax.provenance import run_settings, versions_and_device
@@ -153,7 +153,7 @@ def test_failure_while_moving_changes_nothing(tmp_path, monkeypatch, before, at)
 def test_what_a_killed_run_left_goes_with_the_next(tmp_path, monkeypatch):
     """And nothing else: not what only looks like it."""
     with monkeypatch.context() as killed, pytest.raises(RuntimeError):
-        killed.setattr(staging, "_remove", lambda path: None)
+        killed.setattr(workspaces, "_remove", lambda path: None)
         write(tmp_path / "out", drawing=Broken)
     (left,) = tmp_path.iterdir()
     mine = tmp_path / f"{left.name}-1"

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from sysout_jax import checkpoint, staging
+from sysout_jax import checkpoint, staging, workspaces
 from sysout_jax.errors import InputError
 from sysout_jax.training import workdir
 from sysout_jax.training.config import from_dict
@@ -22,8 +22,8 @@ def test_killed_between_its_files_and_claimed_again(config, tmp_path, monkeypatc
 
     def write(path, content):
         if len(written) == survived:
-            monkeypatch.setattr(staging, "_remove", lambda path: None)  # as a killed process
-            with staging.workspace(path.parent, path.name) as work:
+            monkeypatch.setattr(workspaces, "_remove", lambda path: None)  # as a killed process
+            with workspaces.workspace(path.parent, path.name) as work:
                 (work / staging.NEW).write_bytes(content[:3])
                 raise KeyboardInterrupt
         written.append(path)
