@@ -11,7 +11,8 @@ from flax import linen as nn
 from sysout_jax.capture import tap
 from sysout_jax.config import Gpt2Config
 from sysout_jax.linear import INIT, dense, residual_init
-from sysout_jax.models.layers import Norm, attend_and_tap, gelu, gelu_tanh
+from sysout_jax.models.activations import gelu, gelu_tanh
+from sysout_jax.models.layers import Norm, attend_and_tap
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"gelu": gelu, "gelu_tanh": gelu_tanh}
 

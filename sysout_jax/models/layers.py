@@ -1,4 +1,4 @@
-"""Pieces shared by the model families: norms, rotary positions, activation functions, the taps around attention."""
+"""Pieces shared by the model families: norms, rotary positions, the taps around attention."""
 
 from __future__ import annotations
 
@@ -121,33 +121,3 @@ def attend_and_tap(
         tap(module, "attn_scale", scale_BxHxT)
     tap(module, "attn_heads", out_BxTxHxDh)
     return out_BxTxHxDh.reshape(*out_BxTxHxDh.shape[:2], -1)
-
-
-def gelu_tanh(x: jax.Array) -> jax.Array:
-    """The tanh approximation of GELU."""
-    return jax.nn.gelu(x, approximate=True)
-
-
-@jax.custom_vjp
-def gelu(x: jax.Array) -> jax.Array:
-    """x Φ(x) with the exact normal distribution function (Hendrycks & Gimpel 2016); its gradient keeps nothing but x.
-
-    By erf, as PyTorch has it: erfc, which `jax.nn.gelu` takes, costs an exponential more.
-    """
-    return x * _normal_cdf(x)
-
-
-def _normal_cdf(x: jax.Array) -> jax.Array:
-    return 0.5 * (1.0 + jax.lax.erf(x * 0.5**0.5))
-
-
-def _gelu_forward(x: jax.Array):
-    return gelu(x), x
-
-
-def _gelu_backward(x: jax.Array, grad: jax.Array):
-    density = jnp.exp(-0.5 * x * x) * (2 * np.pi) ** -0.5
-    return (grad * (_normal_cdf(x) + x * density),)
-
-
-gelu.defvjp(_gelu_forward, _gelu_backward)

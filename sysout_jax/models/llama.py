@@ -8,6 +8,7 @@ from flax import linen as nn
 from sysout_jax.capture import tap
 from sysout_jax.config import LlamaConfig
 from sysout_jax.linear import INIT, dense, residual_init
+from sysout_jax.models.activations import silu
 from sysout_jax.models.layers import Norm, attend_and_tap, rotary_frequencies, rotate
 
 
@@ -47,7 +48,7 @@ class Mlp(nn.Module):
 
         gate_BxTxF = dense(self, cfg.d_ff, "gate_proj", cfg.mlp_bias)(x_BxTxD)
         up_BxTxF = dense(self, cfg.d_ff, "up_proj", cfg.mlp_bias)(x_BxTxD)
-        x_down_BxTxF = nn.silu(gate_BxTxF) * up_BxTxF
+        x_down_BxTxF = silu(gate_BxTxF) * up_BxTxF
         down = dense(self, cfg.d_model, "down_proj", cfg.mlp_bias, residual_init(cfg.num_layers))
         down_BxTxD = down(x_down_BxTxF)
         tap(self, "mlp_in", x_BxTxD)
