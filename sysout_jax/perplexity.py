@@ -8,6 +8,7 @@ What a text leaves after its last whole window is dropped, so all windows weigh 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -97,6 +98,9 @@ def of_mean_nll(nll: float) -> float:
 
 
 def joined_rows(text: str) -> str:
-    """The lines of a text as rows joined by a blank line, blank ones empty: how the WikiText-2 test set is usually read."""
-    rows = text.splitlines(keepends=True)
+    """The lines of a text as rows joined by a blank line, blank ones empty: how the WikiText-2 test set is usually read.
+
+    A line feed alone ends a row; `str.splitlines` would also cut at form feeds and at Unicode's separators.
+    """
+    rows = io.StringIO(text, newline="\n")
     return ROWS_JOINED_BY.join(row if row.strip() else "" for row in rows)

@@ -62,3 +62,10 @@ def test_rows_are_joined_as_wikitext_is_read():
     text = " \n = Title = \n \n First line . \n"
     rows = ["", " = Title = \n", "", " First line . \n"]
     assert joined_rows(text) == "\n\n".join(rows)
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0c", "\x0b", "\x1c", "\x1e", "\r"])
+def test_only_line_feeds_end_a_row(mark):
+    """A separator that Python's `splitlines` also cuts at stands within a row."""
+    text = f" one{mark}two \n\nthree"
+    assert joined_rows(text) == f" one{mark}two \n\n\n\n\nthree"

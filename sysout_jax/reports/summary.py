@@ -59,7 +59,7 @@ def _lines(row: Sequence[str], most: Sequence[int]) -> list[tuple[str, ...]]:
 def fit(text: str, width: int = 100) -> str:
     """Lines that are too long for a terminal broken at spaces, what follows a break indented."""
     lines = []
-    for line in text.splitlines():
+    for line in text.split("\n"):
         indent = " " * (len(line) - len(line.lstrip()) + 8)
         wrapped = textwrap.wrap(
             line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
