@@ -20,6 +20,7 @@ from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from sysout_jax.checks import Whole, check_fields
 from sysout_jax.config import ModelConfig
 from sysout_jax.errors import InputError
 
@@ -49,6 +50,9 @@ class MeshConfig:
     """-1: all devices that the others leave."""
     fsdp: int = 1
     tensor: int = 1
+
+    def __post_init__(self) -> None:
+        check_fields(self, {axis: Whole(-1) for axis in AXES}, "mesh.")
 
 
 def make_mesh(

@@ -9,9 +9,43 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from sysout_jax.checks import Flag, OrNone, Real, Rule, Whole, Word, check_fields
 from sysout_jax.config import ModelConfig, config_from_dict, config_to_dict
 from sysout_jax.errors import InputError
 from sysout_jax.sharding import MeshConfig
+
+
+@dataclass(frozen=True)
+class _Is:
+    """An object of a class."""
+
+    kind: type
+
+    def accepts(self, value: Any) -> bool:
+        return isinstance(value, self.kind)
+
+    def __str__(self) -> str:
+        return f"a {self.kind.__name__}"
+
+
+# Steps compute in float32: what is 0, 1 or infinite there is meant by nobody
+_FLOAT32 = np.finfo(np.float32)
+_ZERO_OR_MORE = Real(0, float(_FLOAT32.max))
+_POSITIVE = Real(float(_FLOAT32.tiny), float(_FLOAT32.max))
+_BETA = Real(0, below=1 - 2**-25)
+_OPTIMIZER_RULES: dict[str, Rule] = {
+    "lr": _POSITIVE,
+    "min_lr": _ZERO_OR_MORE,
+    "warmup_steps": Whole(0),
+    "decay_steps": Whole(0),
+    "beta1": _BETA,
+    "beta2": _BETA,
+    "eps": _POSITIVE,
+    "weight_decay": _ZERO_OR_MORE,
+    "clip": _ZERO_OR_MORE,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +63,30 @@ class OptimizerConfig:
     weight_decay: float = 0.1
     clip: float = 1.0
     """Largest global gradient norm; 0 does not clip."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, _OPTIMIZER_RULES, "optimizer.")
+        if self.min_lr > self.lr:
+            raise InputError(f"optimizer.min_lr {self.min_lr} must lie between 0 and lr {self.lr}")
+
+
+_COUNTS = """steps batch_size seq_len accumulate loss_chunk eval_every eval_sequences log_every save_every
+    keep monitor_sequences"""
+_RULES: dict[str, Rule] = {name: Whole(1) for name in _COUNTS.split()} | {
+    "model": _Is(ModelConfig),
+    "data": _Is(Path),
+    "tokens": OrNone(Whole(1, 2**63 - 1)),
+    "optimizer": _Is(OptimizerConfig),
+    "dtype": Word(("float32", "bfloat16")),
+    "kernel": _Is(str),
+    "remat": Flag(),
+    "z_loss": _ZERO_OR_MORE,
+    "monitor_every": Whole(0),
+    "mesh": _Is(MeshConfig),
+    "seed": Whole(0, 2**32 - 1),  # jax drops higher bits in silence
+    "tensorboard": Flag(),
+    "wandb": _Is(str),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,25 +131,14 @@ class TrainConfig:
     """Project name; needs the wandb extra."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "seq_len", "accumulate", "loss_chunk", "eval_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
-        for name in ("eval_sequences", "log_every", "save_every", "keep", "monitor_sequences"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        check_fields(self, _RULES)
         if self.batch_size % self.accumulate:
-            raise ValueError(
+            raise InputError(
                 f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}"
             )
         if self.seq_len > self.model.context_length:
-            raise ValueError(
+            raise InputError(
                 f"seq_len {self.seq_len} exceeds the model's context_length {self.model.context_length}"
-            )
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype {self.dtype!r}; expected float32 or bfloat16")
-        if not 0 <= self.optimizer.min_lr <= self.optimizer.lr:
-            raise ValueError(
-                f"optimizer.min_lr {self.optimizer.min_lr} must lie between 0 and lr {self.optimizer.lr}"
             )
 
     @property
@@ -129,9 +176,9 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
 
 
 def from_dict(fields: dict[str, Any]) -> TrainConfig:
-    """Rebuild a config written by `to_dict`; ValueError for fields that do not fit."""
-    fields = dict(fields)
+    """Rebuild a config written by `to_dict`; InputError for fields that do not fit."""
     try:
+        fields = dict(fields)
         return TrainConfig(
             **fields
             | {
@@ -141,8 +188,8 @@ def from_dict(fields: dict[str, Any]) -> TrainConfig:
                 "mesh": MeshConfig(**fields["mesh"]),
             }
         )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"not a training config: {error}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"not a training config: {error}") from None
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:

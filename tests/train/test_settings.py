@@ -1,0 +1,47 @@
+"""Values that cannot be, given as flags: refused with the setting and the value, and nothing is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from sysout_jax.errors import InputError
+from train.settings import Settings, parse
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "gpt2_default.py"
+
+
+@dataclass(frozen=True)
+class Command:
+    config: Path
+    settings: Settings
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("optimizer.lr", "nan"),
+        ("optimizer.eps", "-1"),
+        ("optimizer.beta2", "2"),
+        ("optimizer.warmup-steps", "-3"),
+        ("z-loss", "inf"),
+        ("tokens", "0"),
+        ("monitor-every", "-1"),
+        ("seed", "-1"),
+        ("seed", str(2**64)),
+        ("mesh.tensor", "-7"),
+        ("model.num-layers", "0"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_setting(flag, value, capsys):
+    given = ["--config", str(CONFIG), f"--{flag}", value]
+    with pytest.raises((InputError, SystemExit)) as caught:
+        parse(Command, "python -m train", None, given)
+    message = str(caught.value)
+    if isinstance(caught.value, SystemExit):  # tyro's own refusal
+        assert caught.value.code == 2
+        message = capsys.readouterr().err
+    name = flag.split(".")[-1].replace("-", "_")
+    assert f"{name} is {value}" in message.replace(",", "").replace(".0;", ";")
