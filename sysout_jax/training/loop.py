@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -57,7 +57,7 @@ def fit(
     """Train until `config.last_step`, going on from the latest whole checkpoint in `workdir` if there is one.
 
     `should_stop` is asked between steps (a signal came); the run then saves and returns. Raises InputError for a config, data
-    or mesh that cannot work and for a workdir of another config, RunError for NaN loss and failed writes.
+    or mesh that cannot work and for a workdir of another config, RunError for a loss, gradient or validation loss that is not finite and failed writes.
     """
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     try:
@@ -148,23 +148,18 @@ class _Run:
             return
         step, found = self.pending
         self.pending = None
-        self.loss = float(found["loss"])
-        if not math.isfinite(self.loss) or not math.isfinite(float(found["grad_norm"])):
-            self.checkpoints.wait()
-            whole = self.checkpoints.steps()
-            kept = (
-                f"the last good checkpoint is of step {whole[-1]}" if whole else "no checkpoint yet"
-            )
-            raise RunError(
-                f"loss is {self.loss} at step {step}: stopped, {kept}; lower optimizer.lr, clip gradients or look at the data"
-            )
+        self.loss, grad_norm = float(found["loss"]), float(found["grad_norm"])
+        if not math.isfinite(self.loss):
+            self._stop(f"loss is {self.loss}", step)
+        if not math.isfinite(grad_norm):
+            self._stop(f"gradient norm is {grad_norm} (loss {self.loss:.4g})", step)
         self.clock.tick()
         if step % self.config.log_every == 0 or step == self.config.last_step:
             self.write(
                 {
                     "loss": self.loss,
                     "lr": float(found["lr"]),
-                    "grad_norm": float(found["grad_norm"]),
+                    "grad_norm": grad_norm,
                     "tokens": step * self.config.tokens_per_step,
                     "tokens_per_second": self.clock.tokens_per_second,
                     "mfu": self.clock.mfu,
@@ -189,8 +184,21 @@ class _Run:
                 self.program.evaluate(self.state["params"], batch)
                 for batch in self.feed.validation_batches()
             ]
-            self.val_loss = float(np.mean([float(loss) for loss in losses]))
+            val_loss = float(np.mean([float(loss) for loss in losses]))
+        if not math.isfinite(val_loss):
+            self._stop(f"validation loss is {val_loss}", self.step)
+        self.val_loss = val_loss
         self.write({"val_loss": self.val_loss})
+
+    def _stop(self, what: str, step: int) -> NoReturn:
+        """RunError: what came out is no number, and nothing that comes after it may be saved."""
+        self.checkpoints.wait()
+        whole = self.checkpoints.steps()
+        kept = f"the last good checkpoint is of step {whole[-1]}" if whole else "no checkpoint yet"
+        raise RunError(
+            f"{what} at step {step}: stopped, {kept}; the same settings would lead here again: lower optimizer.lr or clip gradients in "
+            "another workdir, or look at the data"
+        )
 
     def _observe(self, found: dict) -> None:
         assert self.monitor is not None
