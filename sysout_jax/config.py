@@ -19,14 +19,13 @@ AttentionName = Literal[
 ]
 ATTENTION: tuple[str, ...] = get_args(AttentionName)
 
-_WIDTH = Whole(1, 2**24)
 _FACTOR = Real(1e-3, 1e6)
 #: What every field must be, under our names. Readers of other people's files check by the same rules under theirs.
 RULES: dict[str, Rule] = {
     "vocab_size": Whole(),
     "context_length": Whole(),
-    "d_model": _WIDTH,
-    "d_ff": _WIDTH,
+    "d_model": Whole(1, 2**24),
+    "d_ff": Whole(1, 2**26),
     "num_layers": Whole(1, 10_000),
     "num_heads": Whole(1, 2**16),
     "num_kv_heads": Whole(1, 2**16),

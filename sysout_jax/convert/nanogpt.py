@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from sysout_jax.checks import shown
 from sysout_jax.config import AttentionName, Gpt2Config
 from sysout_jax.convert.foreign import ForeignSource, Held
 from sysout_jax.convert.hf_config import read_config
 from sysout_jax.convert.names import PAPER_MODELS
 from sysout_jax.convert.torch_file import TorchFile, TorchTensor
 from sysout_jax.errors import InputError
-from sysout_jax.printable import some
+from sysout_jax.printable import printable_name, some
 
 LAYOUT = "nanogpt"
 COMPILED = "_orig_mod."  # torch.compile puts it before every name
@@ -54,7 +55,7 @@ def open_nanogpt(path: Path) -> tuple[Gpt2Config, NanoGptSource]:
     for name, value in model_args.items():
         if not isinstance(value, str | int | float | None):
             raise InputError(
-                f"{path}: model_args.{name} is a {type(value).__name__}; expected numbers and words only"
+                f"{path}: model_args.{printable_name(str(name))} is a {type(value).__name__}; expected numbers and words only"
             )
     tensors = _named_tensors(file, state)
     _, config = read_config(model_args, f"{path}: model_args")
@@ -78,12 +79,14 @@ def _named_tensors(file: TorchFile, state: dict[Any, Any]) -> dict[str, TorchTen
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, TorchTensor):
             raise InputError(
-                f"{file.path}: model holds {name!r}: {type(tensor).__name__}; expected names and tensors only"
+                f"{file.path}: model holds {shown(name)}: {type(tensor).__name__}; expected names and tensors only"
             )
         file.check(name, tensor)
         plain = name.removeprefix(COMPILED)
         if plain in tensors:
-            raise InputError(f"{file.path}: holds {plain} with and without {COMPILED}; keep one")
+            raise InputError(
+                f"{file.path}: holds {printable_name(plain)} with and without {COMPILED}; keep one"
+            )
         tensors[plain] = tensor
     return tensors
 
@@ -93,9 +96,8 @@ def _variant(path: Path, settings: Any, tensors: dict[str, TorchTensor]) -> Atte
     named = settings.get("model_type") if isinstance(settings, dict) else None
     if named is not None:
         if not isinstance(named, str) or named not in PAPER_MODELS:
-            given = named if isinstance(named, str) else type(named).__name__
             raise InputError(
-                f"{path}: config.model_type = {given!r} is unknown; expected one of {', '.join(PAPER_MODELS)}"
+                f"{path}: config.model_type = {shown(named)} is unknown; expected one of {', '.join(PAPER_MODELS)}"
             )
         return PAPER_MODELS[named]
     known_extras = _TWO_VARIANTS.union(*_BY_EXTRAS)

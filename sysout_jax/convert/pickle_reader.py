@@ -19,6 +19,8 @@ _EMPTY: dict[str, Callable[[], Any]] = {
     "EMPTY_LIST": list,
     "EMPTY_TUPLE": tuple,
 }
+MOST_OPCODES = 500_000  # GPT-2 XL with its optimiser takes 60,000; these take about a second
+MOST_KEY = 2**60  # integers below hash to themselves: no choice of them makes a dict slow
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
@@ -45,7 +47,9 @@ def read_pickle(
         del stack[start:]
         return items
 
-    for opcode, argument, _ in pickletools.genops(data):
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        if count >= MOST_OPCODES:
+            raise ValueError(f"more than {MOST_OPCODES:,} opcodes")
         name = opcode.name
         if name in _LITERALS:
             stack.append(argument)
@@ -58,8 +62,8 @@ def read_pickle(
         elif name == "TUPLE":
             stack.append(tuple(since_mark()))
         elif name in _TUPLES:
-            count = _TUPLES[name]
-            stack[-count:] = [tuple(stack[-count:])]
+            length = _TUPLES[name]
+            stack[-length:] = [tuple(stack[-length:])]
         elif name in ("SETITEM", "SETITEMS"):
             items = since_mark() if name == "SETITEMS" else [stack.pop(-2), stack.pop()]
             _set_items(stack[-1], items)
@@ -106,4 +110,6 @@ def _set_items(target: Any, items: list[Any]) -> None:
     for key, value in zip(items[::2], items[1::2], strict=True):
         if not isinstance(key, str | int):
             raise TypeError(f"{type(key).__name__} as a key")
+        if isinstance(key, int) and abs(key) >= MOST_KEY:
+            raise ValueError("a key beyond 2^60")
         _of_type(target, dict)[key] = value

@@ -7,17 +7,18 @@ the object with a `TorchTensor` (where its numbers lie) in place of each tensor;
 from __future__ import annotations
 
 import math
-import struct
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
 import numpy as np
 
+from sysout_jax.checks import shown
 from sysout_jax.convert.forms import Shape
 from sysout_jax.convert.pickle_reader import ForbiddenName, read_pickle
-from sysout_jax.errors import InputError
+from sysout_jax.convert.zip_archive import AGAIN, MAGIC, StoredMembers
+from sysout_jax.errors import InputError, RunError
+from sysout_jax.printable import printable, printable_name
 
 #: The storage classes that torch.save names, and their number formats.
 STORAGES = {
@@ -33,9 +34,8 @@ STORAGES = {
     "BoolStorage": "bool",
 }
 
-ZIP_MAGIC = b"PK\x03\x04"
-
-_LOCAL_HEADER = struct.Struct("<4s22xHH")  # magic, lengths of file name and extra field
+MOST_PICKLED = 1 << 24  # bytes; that of GPT-2 XL with its optimiser has half a MiB
+MOST_AXES, MOST_ELEMENTS = 16, 2**63
 
 
 class TorchTensor(NamedTuple):
@@ -59,8 +59,8 @@ def is_torch_file(path: Path) -> bool:
     if not path.is_file():
         return False
     with open(path, "rb") as file:
-        head = file.read(len(ZIP_MAGIC))
-    return head == ZIP_MAGIC or _is_bare_pickle(head)
+        head = file.read(len(MAGIC))
+    return head == MAGIC or _is_bare_pickle(head)
 
 
 class TorchFile:
@@ -72,83 +72,68 @@ class TorchFile:
     def __init__(self, path: Path):
         self.path = path
         with open(path, "rb") as file:
-            if _is_bare_pickle(file.read(len(ZIP_MAGIC))):
+            if _is_bare_pickle(file.read(len(MAGIC))):
                 raise InputError(
                     f"{path}: a bare pickle, as torch before 1.6 saved; save it again with a newer torch: "
                     "torch.save(torch.load('old.pt', weights_only=True), 'new.pt')"
                 )
-        try:
-            with zipfile.ZipFile(path) as archive:
-                self._entries = {info.filename: info for info in archive.infolist()}
-                pickles = [
-                    n for n in self._entries if n.count("/") == 1 and n.endswith("/data.pkl")
-                ]
-                if len(pickles) != 1:
-                    raise InputError(
-                        f"{path}: a zip archive without torch's data.pkl; expected a file written by torch.save"
-                    )
-                self._prefix = pickles[0].removesuffix("data.pkl")
-                self._check_byte_order(archive)
-                self._plain(pickles[0])
-                data = archive.read(pickles[0])
-        except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError) as error:
+        self._members = StoredMembers(path)
+        pickles = [n for n in self._members.names if n.count("/") == 1 and n.endswith("/data.pkl")]
+        if len(pickles) != 1:
             raise InputError(
-                f"{path}: not a whole torch file ({error}); copy or download it again"
-            ) from None
-        self.root = _unpickle(data, path)
+                f"{path}: a zip archive without torch's data.pkl; expected a file written by torch.save"
+            )
+        self._prefix = pickles[0].removesuffix("data.pkl")
+        self._check_byte_order()
+        self.root = _unpickle(self._members.read(pickles[0], MOST_PICKLED), path)
 
     def check(self, name: str, tensor: TorchTensor) -> None:
         """InputError unless all numbers of the tensor are inside a storage that is inside the file."""
-        storage = self._entries.get(self._prefix + "data/" + tensor.storage)
+        storage = self._prefix + "data/" + tensor.storage
+        size = self._members.size(storage)
         ok = (
-            storage is not None
+            size is not None
             and len(tensor.shape) == len(tensor.strides)
             and min((tensor.size, tensor.offset, *tensor.shape, *tensor.strides)) >= 0
             and math.prod(tensor.shape) <= tensor.size
             and _span(tensor) <= tensor.size
-            and tensor.size * np.dtype(tensor.dtype).itemsize <= storage.file_size
+            and tensor.size * np.dtype(tensor.dtype).itemsize <= size
         )
         if not ok:
             raise InputError(
-                f"{self.path}: tensor {name} of shape {tensor.shape} does not fit its storage; "
-                "the file is damaged, copy or download it again"
+                f"{self.path}: tensor {printable_name(name)} of shape {tensor.shape} does not fit its storage; "
+                f"the file is damaged, {AGAIN}"
             )
+        self._members.start(storage)
 
     def read(self, tensor: TorchTensor) -> np.ndarray:
-        """The numbers of one tensor that `check` has passed; nothing else of the file is read."""
+        """The numbers of one tensor that `check` has passed; nothing else of the file is read.
+
+        Raises RunError when the file is no longer what it was when it was opened.
+        """
         dtype = np.dtype(tensor.dtype)
         count = _span(tensor) - tensor.offset if math.prod(tensor.shape) else 0
-        start = self._plain(self._prefix + "data/" + tensor.storage)
-        numbers = np.fromfile(
-            self.path, dtype, count, offset=start + tensor.offset * dtype.itemsize
-        )
+        start = self._members.start(self._prefix + "data/" + tensor.storage)
+        try:
+            numbers = np.fromfile(
+                self.path, dtype, count, offset=start + tensor.offset * dtype.itemsize
+            )
+        except OSError as error:
+            raise RunError(f"{self.path}: can no longer be read ({error.strerror})") from None
         if len(numbers) != count:
-            raise InputError(f"{self.path}: ends within a tensor; copy or download it again")
+            raise RunError(f"{self.path}: ends within a tensor; {AGAIN}")
         strides = tuple(stride * dtype.itemsize for stride in tensor.strides)
         return np.lib.stride_tricks.as_strided(numbers, tensor.shape, strides, writeable=False)
 
-    def _plain(self, entry: str) -> int:
-        """Where the bytes of an entry begin; torch stores them uncompressed."""
-        info = self._entries[entry]
-        with open(self.path, "rb") as file:
-            file.seek(info.header_offset)
-            header = file.read(_LOCAL_HEADER.size)
-        if (
-            len(header) < _LOCAL_HEADER.size
-            or not header.startswith(ZIP_MAGIC)
-            or info.compress_type != zipfile.ZIP_STORED
-        ):
-            raise InputError(
-                f"{self.path}: {entry} is compressed or damaged; expected a file as torch.save writes it"
-            )
-        _, name, extra = _LOCAL_HEADER.unpack(header)
-        return info.header_offset + _LOCAL_HEADER.size + name + extra
-
-    def _check_byte_order(self, archive: zipfile.ZipFile) -> None:
+    def _check_byte_order(self) -> None:
         entry = self._prefix + "byteorder"
-        if entry in self._entries and archive.read(entry) != b"little":
+        order = (
+            self._members.read(entry, 64) if self._members.size(entry) is not None else b"little"
+        )
+        if order != b"little":
             raise InputError(
-                f"{self.path}: was saved on a big-endian machine; save it again on a little-endian one"
+                f"{self.path}: was saved on a big-endian machine (byte order {shown(order.decode(errors='replace'))}); "
+                "save it again on a little-endian one"
             )
 
 
@@ -163,12 +148,12 @@ def _unpickle(data: bytes, path: Path) -> Any:
         return read_pickle(data, KNOWN, _storage)
     except ForbiddenName as name:
         raise InputError(
-            f"{path}: its pickle asks for {name}; expected only tensors and plain Python values, "
+            f"{path}: its pickle asks for {printable_name(str(name))}; expected only tensors and plain Python values, "
             "nothing was executed; save a dict of model, model_args and config without it"
         ) from None
     except (ValueError, TypeError, IndexError, KeyError) as error:
         raise InputError(
-            f"{path}: its data.pkl is damaged ({type(error).__name__}: {error}); copy or download it again"
+            f"{path}: its data.pkl is damaged ({type(error).__name__}: {printable(str(error))}); {AGAIN}"
         ) from None
 
 
@@ -186,10 +171,12 @@ def _storage(pid: Any) -> _Storage:
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> TorchTensor:
-    if type(storage) is not _Storage or not all(
-        type(n) is int for n in (storage.size, offset, *shape, *strides)
+    if type(storage) is not _Storage or len(shape) > MOST_AXES or len(strides) > MOST_AXES:
+        raise ValueError(f"a tensor without a storage or of more than {MOST_AXES} axes")
+    if not all(
+        type(n) is int and abs(n) < MOST_ELEMENTS for n in (storage.size, offset, *shape, *strides)
     ):
-        raise ValueError("a tensor without a storage or with sizes that are no integers")
+        raise ValueError("a tensor with sizes that are no integers below 2^63")
     return TorchTensor(*storage, offset, tuple(shape), tuple(strides))
 
 

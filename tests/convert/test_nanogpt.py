@@ -167,11 +167,12 @@ BAD = {
     "conv1d": (lambda w, a: w.update({"transformer.h.0.attn.c_attn.weight": np.ones((16, 48), np.float32)}), "is (16, 48), the config implies (48, 16)"),
     "integers": (lambda w, a: w.update({"transformer.ln_f.weight": np.ones(16, np.int8)}), "transformer.ln_f.weight is int8"),
     "too few layers": (lambda w, a: a.update(n_layer=1), "unexpected tensors: transformer.h.1."),
-    "a billion layers": (lambda w, a: a.update(n_layer=10**9), "implies 1000000000 layers"),
+    "a billion layers": (lambda w, a: a.update(n_layer=10**9), "n_layer is 1000000000; expected"),
+    "more layers than tensors": (lambda w, a: a.update(n_layer=10_000), "implies 10000 layers"),
     "a huge vocabulary": (lambda w, a: a.update(vocab_size=2**31 - 1), "wrong shapes: transformer.wte.weight"),
-    "a huge width": (lambda w, a: a.update(n_embd=2**28), "wrong shapes: transformer.wte.weight"),
-    "an impossible width": (lambda w, a: a.update(n_embd=2**62), "positive integer below 2^31"),
-    "no heads": (lambda w, a: a.update(n_head=0), "num_heads is 0"),
+    "a huge width": (lambda w, a: a.update(n_embd=2**24), "wrong shapes: transformer.wte.weight"),
+    "an impossible width": (lambda w, a: a.update(n_embd=2**62), "n_embd is 4611686018427387904; expected"),
+    "no heads": (lambda w, a: a.update(n_head=0), "n_head is 0; expected"),
     "heads that do not divide": (lambda w, a: a.update(n_head=5), "multiple of num_heads 5"),
     "layers in words": (lambda w, a: a.update(n_layer="two"), "'two'"),
     "a tensor as a number": (lambda w, a: a.update(n_layer=np.ones(1, np.float32)), "model_args.n_layer is a TorchTensor"),
@@ -213,7 +214,7 @@ def test_unknown_model_type(tmp_path):
     message = refusal(path)
     assert "'gpt2_new' is unknown" in message and all(name in message for name in PAPER_MODELS)
     path = write(tmp_path / "x.pt", ["gpt2_default"], random_weights("gpt2_default", 0))
-    assert "'list' is unknown" in refusal(path)
+    assert "a list of 1 is unknown" in refusal(path)
     path = write(tmp_path / "x.pt", "gpt2_default", random_weights("gpt2_vbias", 0))
     assert "unexpected tensors: transformer.h.0.attn.v_bias" in refusal(path)
 

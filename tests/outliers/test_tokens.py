@@ -92,8 +92,8 @@ def test_lists_can_be_replaced(tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (None, "No such file"),
-        ("{", "not JSON"),
+        (None, "no such file"),
+        ("{", "not readable JSON"),
         ("[]", "expected a JSON object"),
         ('{"a": "b"}', "expected a JSON object"),
         ('{"a": [1]}', "expected a JSON object"),
