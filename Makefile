@@ -1,13 +1,17 @@
 # make demo   the main job on what the repository itself holds
 # make test   formatting, lint, types and tests; needs no torch. Plain pytest runs the unit tests among them
 # make test-versions   a cross-section of the tests under each other Python (3.11, 3.12, 3.13) that this machine has
-# Both make a virtual environment on the first call and reuse it afterwards.
+# make fuzz   thousands of damaged inputs and a hundred kills: CASES=5000 KILLS=100 SEED=0, figures in out/fuzz.json
+# All make a virtual environment on the first call and reuse it afterwards.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CASES ?= 5000
+KILLS ?= 100
+SEED ?= 0
 
-.PHONY: demo test test-versions parity-deps clean
+.PHONY: demo test test-versions fuzz parity-deps clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m analyze.lifecycle --bos --out out/demo
@@ -40,6 +44,10 @@ test-versions:
 		done; \
 	done; \
 	echo "Pythons tested beside $$this:$${tested:- none, this machine has no other}"
+
+fuzz: $(VENV)/installed
+	@mkdir -p out
+	$(BIN)/python -m tests.adversary --cases $(CASES) --kills $(KILLS) --seed $(SEED) --json out/fuzz.json
 
 # torch, transformers and libtpu, with which the same test command also compares live with transformers and compiles for TPUs
 parity-deps: $(VENV)/installed
