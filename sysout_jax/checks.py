@@ -91,6 +91,19 @@ class Word:
 
 
 @dataclass(frozen=True)
+class Is:
+    """An object of a class."""
+
+    kind: type
+
+    def accepts(self, value: Any) -> bool:
+        return isinstance(value, self.kind)
+
+    def __str__(self) -> str:
+        return f"a {self.kind.__name__}"
+
+
+@dataclass(frozen=True)
 class OrNone:
     """What another rule accepts, or None."""
 

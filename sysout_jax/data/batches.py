@@ -13,22 +13,23 @@ import grain
 import jax
 import numpy as np
 
-from sysout_jax.data.token_files import bin_path, open_tokens
+from sysout_jax.data.token_files import bin_path, check_ids, open_tokens
 from sysout_jax.errors import InputError
 
 THREADS, BATCHES_AHEAD = 2, 8
 
 
 class _Windows:
-    """A grain data source: window i of a split, (T + 1,) int32."""
+    """A grain data source: window i of a split, (T + 1,) int32, its ids below `vocab_size` where one is given."""
 
-    def __init__(self, directory: Path, split: str, length: int):
+    def __init__(self, directory: Path, split: str, length: int, vocab_size: int | None = None):
         if length < 1:
             raise InputError(f"sequences of {length} tokens; expected at least 1")
         self._tokens, self._length = open_tokens(directory, split), length
+        self._path, self._vocab_size = bin_path(directory, split), vocab_size
         if not len(self):
             raise InputError(
-                f"{bin_path(directory, split)}: holds {len(self._tokens)} tokens, fewer than one sequence of {length} and its last target; "
+                f"{self._path}: holds {len(self._tokens)} tokens, fewer than one sequence of {length} and its last target; "
                 "prepare more text or train on shorter sequences"
             )
 
@@ -37,7 +38,10 @@ class _Windows:
 
     def __getitem__(self, index) -> np.ndarray:
         start = int(index) * self._length
-        return self._tokens[start : start + self._length + 1].astype(np.int32)
+        ids = self._tokens[start : start + self._length + 1]
+        if self._vocab_size is not None:
+            check_ids(ids, start, self._path, self._vocab_size)
+        return ids.astype(np.int32)
 
 
 def sequences_per_epoch(directory: Path, split: str, length: int) -> int:
@@ -53,6 +57,7 @@ def batches(
     seed: int,
     process_index: int | None = None,
     process_count: int | None = None,
+    vocab_size: int | None = None,
 ) -> grain.DatasetIterator[np.ndarray]:
     """This process's rows of every global batch, (batch_size / process_count, T + 1) int32, for ever.
 
@@ -62,7 +67,7 @@ def batches(
     also with another number of processes or threads. It says nothing of directory, batch size, length and seed: keep these.
 
     Raises InputError where the files are missing or damaged, or too short for one window, and where `process_count` does not
-    divide `batch_size` (the global one).
+    divide `batch_size` (the global one); while iterating, where a window holds an id that is not below `vocab_size`.
     """
     index = jax.process_index() if process_index is None else process_index
     count = jax.process_count() if process_count is None else process_count
@@ -70,7 +75,7 @@ def batches(
         raise InputError(
             f"a batch of {batch_size} sequences cannot be divided over {count} processes; name a multiple of {count}"
         )
-    windows = grain.MapDataset.source(_Windows(directory, split, length))
+    windows = grain.MapDataset.source(_Windows(directory, split, length, vocab_size))
     # without a remainder to drop, but the length of the endless data set overflows otherwise
     local = windows.seed(seed).shuffle().repeat().batch(batch_size // count, drop_remainder=True)
     return iter(
@@ -80,12 +85,14 @@ def batches(
     )
 
 
-def validation_slice(directory: Path, length: int, num_sequences: int) -> np.ndarray:
+def validation_slice(
+    directory: Path, length: int, num_sequences: int, vocab_size: int | None = None
+) -> np.ndarray:
     """Windows of val.bin spread evenly over it, (N, T + 1) int32, the same whenever and wherever asked.
 
     N is `num_sequences`, or all windows where val.bin holds fewer. Raises InputError as `batches` does.
     """
-    windows = _Windows(directory, "val", length)
+    windows = _Windows(directory, "val", length, vocab_size)
     if num_sequences < 1:
         raise InputError(f"{num_sequences} sequences for validation; ask for at least 1")
     count = min(num_sequences, len(windows))

@@ -4,19 +4,39 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sysout_jax.checks import Is, OrNone, Rule, Whole, Word, check, check_fields
 from sysout_jax.errors import InputError
+from sysout_jax.printable import printable
+from sysout_jax.serialise import read_json_object
 
 META = "meta.json"
 SPLITS = ("train", "val")
 DTYPES = {"uint16": "<u2", "uint32": "<u4"}  # little endian whatever the machine
-SCAN = 1 << 24  # tokens looked at in one go
+SCAN = 1 << 22  # tokens looked at in one go
+MOST_SCANNED = (
+    1 << 32
+)  # bytes of a file that are looked at before a run starts, at several GB a second
+
+_RULES: dict[str, Rule] = {
+    "tokenizer": Is(str),
+    "vocab_size": Whole(1, 2**32),
+    "dtype": Word(tuple(DTYPES)),
+    "eos_id": OrNone(Whole(0, 2**32 - 1)),
+    "eos_token": OrNone(Is(str)),
+    "splits": Is(dict),
+    "split_rule": Is(dict),
+    "sources": Is(list),
+    "command": Is(str),
+    "versions": Is(dict),
+}
 
 
 @dataclass(frozen=True)
@@ -34,6 +54,12 @@ class Meta:
     command: str
     versions: Mapping[str, str]
 
+    def __post_init__(self) -> None:
+        check_fields(self, _RULES)
+        for split, counts in self.splits.items():
+            check(f"splits.{split}", counts, Is(dict))
+            check(f"splits.{split}.tokens", counts.get("tokens"), Whole(0, 2**63 - 1))
+
     def write(self, directory: Path) -> None:
         (directory / META).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
@@ -48,18 +74,17 @@ def bin_path(directory: Path, split: str) -> Path:
 
 
 def read_meta(directory: Path) -> Meta | None:
-    """The directory's meta.json, None where there is none. Raises InputError when it cannot be read."""
+    """The directory's meta.json, None where there is none. Raises InputError when it cannot be read or holds what cannot be."""
     path = Path(directory) / META
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
+    todo = "remove it if the .bin files are uint16"
+    fields = read_json_object(path, todo)
     try:
-        meta = Meta(**json.loads(path.read_text()))
-        DTYPES[meta.dtype]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(
-            f"{path}: not written by train.prepare ({error!r}); remove it if the .bin files are uint16"
-        ) from None
-    return meta
+        return Meta(**fields)
+    except (TypeError, InputError) as error:
+        reason = printable(str(error), 300)
+        raise InputError(f"{path}: not written by train.prepare ({reason}); {todo}") from None
 
 
 def open_tokens(directory: Path, split: str) -> np.ndarray:
@@ -79,6 +104,8 @@ def open_tokens(directory: Path, split: str) -> np.ndarray:
         raise InputError(
             f"{path}: {size} bytes are no whole number of {dtype.name} token ids; copy it again"
         )
+    if meta and split not in meta.splits:
+        raise InputError(f"{path}: {META} beside it knows no {split}; prepare the data again")
     if meta and size // dtype.itemsize != meta.splits[split]["tokens"]:
         raise InputError(
             f"{path}: holds {size // dtype.itemsize} tokens, {META} says {meta.splits[split]['tokens']}; copy it again"
@@ -90,17 +117,30 @@ def open_tokens(directory: Path, split: str) -> np.ndarray:
 
 
 def check_vocab(directory: Path, split: str, vocab_size: int) -> None:
-    """Raises InputError when a token id is not below `vocab_size`.
+    """Raises InputError when a token id is not below `vocab_size`, whatever meta.json says.
 
-    Where meta.json names a vocabulary that fits, that settles it; else the file is read once, a few MiB at a time.
+    A file beyond `MOST_SCANNED` is looked at in parts, spread evenly over it; what is trained on is checked again as it is read.
     """
-    meta = read_meta(directory)
     tokens = open_tokens(directory, split)
-    if meta and meta.vocab_size <= vocab_size:
+    if np.iinfo(tokens.dtype).max < vocab_size:
         return
-    highest = max(int(tokens[i : i + SCAN].max()) for i in range(0, len(tokens), SCAN))
-    if highest >= vocab_size:
+    for start in _starts(len(tokens), MOST_SCANNED // tokens.itemsize):
+        check_ids(tokens[start : start + SCAN], start, bin_path(directory, split), vocab_size)
+
+
+def check_ids(ids: np.ndarray, start: int, path: Path, vocab_size: int) -> None:
+    """Raises InputError when one of the ids, which begin at position `start` of a file, is not below `vocab_size`."""
+    if int(ids.max()) >= vocab_size:
+        at = int(np.argmax(ids >= vocab_size))
         raise InputError(
-            f"{bin_path(directory, split)}: holds token id {highest}, the model's vocabulary has {vocab_size} entries; "
+            f"{path}: holds token id {ids[at]} at position {start + at:,}, the model's vocabulary has {vocab_size} entries; "
             "was the text prepared with this model's tokenizer?"
         )
+
+
+def _starts(size: int, most: int) -> Iterable[int]:
+    """Where pieces of `SCAN` tokens begin: all of them, or as many as `most` tokens make, the first and the last included."""
+    if size <= most:
+        return range(0, size, SCAN)
+    count = max(most // SCAN, 2)
+    return ((size - SCAN) * i // (count - 1) for i in range(count))

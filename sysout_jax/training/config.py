@@ -11,24 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from sysout_jax.checks import Flag, OrNone, Real, Rule, Whole, Word, check_fields
+from sysout_jax.checks import Flag, Is, OrNone, Real, Rule, Whole, Word, check_fields
 from sysout_jax.config import ModelConfig, config_from_dict, config_to_dict
 from sysout_jax.errors import InputError
 from sysout_jax.sharding import MeshConfig
-
-
-@dataclass(frozen=True)
-class _Is:
-    """An object of a class."""
-
-    kind: type
-
-    def accepts(self, value: Any) -> bool:
-        return isinstance(value, self.kind)
-
-    def __str__(self) -> str:
-        return f"a {self.kind.__name__}"
-
 
 # Steps compute in float32: what is 0, 1 or infinite there is meant by nobody
 _FLOAT32 = np.finfo(np.float32)
@@ -73,19 +59,19 @@ class OptimizerConfig:
 _COUNTS = """steps batch_size seq_len accumulate loss_chunk eval_every eval_sequences log_every save_every
     keep monitor_sequences"""
 _RULES: dict[str, Rule] = {name: Whole(1) for name in _COUNTS.split()} | {
-    "model": _Is(ModelConfig),
-    "data": _Is(Path),
+    "model": Is(ModelConfig),
+    "data": Is(Path),
     "tokens": OrNone(Whole(1, 2**63 - 1)),
-    "optimizer": _Is(OptimizerConfig),
+    "optimizer": Is(OptimizerConfig),
     "dtype": Word(("float32", "bfloat16")),
-    "kernel": _Is(str),
+    "kernel": Is(str),
     "remat": Flag(),
     "z_loss": _ZERO_OR_MORE,
     "monitor_every": Whole(0),
-    "mesh": _Is(MeshConfig),
+    "mesh": Is(MeshConfig),
     "seed": Whole(0, 2**32 - 1),  # jax drops higher bits in silence
     "tensorboard": Flag(),
-    "wandb": _Is(str),
+    "wandb": Is(str),
 }
 
 

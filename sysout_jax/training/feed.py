@@ -21,10 +21,15 @@ class Feed:
 
     def __init__(self, config: TrainConfig, program: Program):
         self._accumulate, self._program = config.accumulate, program
+        vocab_size = config.model.vocab_size
         self.iterator = batches(
-            config.data, "train", config.batch_size, config.seq_len, seed=config.seed
+            *(config.data, "train", config.batch_size, config.seq_len),
+            seed=config.seed,
+            vocab_size=vocab_size,
         )
-        self._validation = validation_slice(config.data, config.seq_len, config.eval_sequences)
+        self._validation = validation_slice(
+            config.data, config.seq_len, config.eval_sequences, vocab_size
+        )
         mesh = program.eval_sharding.mesh
         self._shards = mesh.size // mesh.shape["tensor"]
         self._rows = config.batch_size // config.accumulate  # that are on the devices at once

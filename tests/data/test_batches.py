@@ -173,9 +173,84 @@ def test_vocabulary(counted, tmp_path, monkeypatch):
     prepare([Source(tmp_path / "a.txt")], "bytes", tmp_path / "out", val_fraction=0, eos=None)
     check_vocab(tmp_path / "out", "train", 257)
     assert "token id 256" in refusal(check_vocab, tmp_path / "out", "train", 256)
-    # meta.json's vocabulary settles it, without reading the file
-    monkeypatch.setattr(token_files, "SCAN", None)
     check_vocab(tmp_path / "out", "train", 300)
+
+
+def test_ids_are_not_trusted_to_meta(tmp_path):
+    (tmp_path / "a.txt").write_text("abc " * 100)
+    prepare([Source(tmp_path / "a.txt")], "bytes", tmp_path / "out", val_fraction=0)
+    path = tmp_path / "out" / "train.bin"
+    ids = np.fromfile(path, "<u2")
+    ids[123] = 300
+    ids.tofile(path)
+    message = refusal(check_vocab, tmp_path / "out", "train", 280)
+    assert "train.bin: holds token id 300 at position 123, " in message and "280 entries" in message
+    check_vocab(tmp_path / "out", "train", 301)
+
+
+def test_large_files_are_looked_at_in_parts(counted, monkeypatch):
+    monkeypatch.setattr(token_files, "SCAN", 10)
+    monkeypatch.setattr(token_files, "MOST_SCANNED", 100)  # five parts of ten ids, of 1,003
+    assert list(token_files._starts(1003, 50)) == [0, 248, 496, 744, 993]
+    ids = np.zeros(1003, "<u2")
+    for at, seen in ((0, True), (505, True), (1002, True), (300, False)):
+        ids[:] = 0
+        ids[at] = 9
+        ids.tofile(counted / "train.bin")
+        if seen:
+            assert f"position {at:,}" in refusal(check_vocab, counted, "train", 9)
+        else:
+            check_vocab(counted, "train", 9)
+            rows = batches(counted, "train", 4, 10, 0, 0, 1, vocab_size=9)
+            message = refusal(take, rows, 26)  # an epoch, and no further
+            assert "train.bin: holds token id 9 at position 300, " in message
+
+
+def test_a_wide_vocabulary_needs_no_look(counted, monkeypatch):
+    monkeypatch.setattr(token_files, "check_ids", None)
+    check_vocab(counted, "train", 1 << 16)
+
+
+def test_validation_windows_are_checked(counted):
+    validation_slice(counted, 10, 8, vocab_size=1403)
+    message = refusal(validation_slice, counted, 10, 40, 1400)
+    assert "val.bin: holds token id 1400 at position 400, " in message
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"vocab_size": -1}, "vocab_size is -1; expected a whole number"),
+        ({"vocab_size": "257"}, "vocab_size is '257'"),
+        ({"vocab_size": 257.0}, "vocab_size is 257.0"),
+        ({"vocab_size": 10**400}, "vocab_size is an integer of 1,329 bits"),
+        ({"dtype": ["uint16"]}, "dtype is a list of 1"),
+        ({"dtype": "int64"}, "dtype is 'int64'; expected one of uint16, uint32"),
+        ({"eos_id": -2}, "eos_id is -2"),
+        ({"splits": None}, "splits is None"),
+        ({"splits": {"train": 3}}, "splits.train is 3"),
+        ({"splits": {"train": {"tokens": "401"}}}, "splits.train.tokens is '401'"),
+        ({"splits": {"val": {"tokens": 1}}}, "knows no train"),
+        ({"sources": "a.txt"}, "sources is 'a.txt'"),
+        ({"more\x1b[2J": 1}, "unexpected keyword argument"),
+    ],
+)
+def test_meta_with_what_cannot_be(fields, reason, tmp_path):
+    (tmp_path / "a.txt").write_text("abc " * 100)
+    prepare([Source(tmp_path / "a.txt")], "bytes", tmp_path / "out", val_fraction=0)
+    path = tmp_path / "out" / "meta.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    message = refusal(check_vocab, tmp_path / "out", "train", 300)
+    assert reason in message and message.isprintable() and len(message) < 500
+
+
+def test_meta_that_is_no_object(counted):
+    for text in ("[1]", "[" * 10**5, "\xff"):
+        (counted / "meta.json").write_text(text, encoding="latin-1")
+        assert "meta.json" in refusal(open_tokens, counted, "val")
+    (counted / "meta.json").unlink()
+    (counted / "meta.json").mkdir()
+    assert "not a file" in refusal(open_tokens, counted, "val")
 
 
 def test_files_that_cannot_be_trained_on(counted, tmp_path):
