@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sysout_jax.checks import shown
 from sysout_jax.data.tokenizers import Tokenizer
 from sysout_jax.errors import InputError
 from sysout_jax.files import check_readable
@@ -55,7 +56,7 @@ def prompt_sequence(tokenizer: Tokenizer, prompt: str, bos: bool) -> np.ndarray:
     """One prompt as (1, T) int32. Raises InputError when it gives no token."""
     ids = tokenizer.encode(prompt)
     if not ids:
-        raise InputError(f"--prompt {prompt!r} gives no token; expected some text")
+        raise InputError(f"the prompt {shown(prompt)} gives no token; expected some text")
     rows = np.array([ids], np.int32)
     return _with_bos(tokenizer, rows) if bos else rows
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from functools import cached_property
@@ -13,15 +14,20 @@ from typing import Any
 import tokenizers
 
 from sysout_jax.checks import shown
+from sysout_jax.data.tokenizer_guard import guarded, open_backend
 from sysout_jax.errors import InputError
 from sysout_jax.files import check_readable
-from sysout_jax.printable import printable, printable_name
+from sysout_jax.printable import printable_name
 
 FILE = "tokenizer.json"
 MOST_BYTES = 1 << 28  # the largest of public models have 34 MB
 BYTES = "bytes"  # names the tokenizer of `byte_tokenizer` where a path could stand
 END_OF_TEXT = "<|endoftext|>"
 END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")  # GPT-2, Llama 3, LLaMA, Gemma
+
+
+_BYTE_PIECE = re.compile("<0x[0-9A-Fa-f]{2}>")
+MOST_ID = 2**31 - 1  # tokens are int32
 
 
 class Tokenizer:
@@ -37,16 +43,7 @@ class Tokenizer:
     @classmethod
     def from_file(cls, path: Path, bos_id: int | None = None) -> Tokenizer:
         check_readable(path, f"expected a {FILE}, download it again", MOST_BYTES)
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception for every kind of damage
-            raise InputError(
-                f"{path}: not a readable {FILE} ({printable(str(error))}); download it again"
-            ) from None
-        # some files ask for both, for the models that they were made for
-        backend.no_truncation()
-        backend.no_padding()
-        return cls(backend, bos_id, path)
+        return cls(open_backend(path), bos_id, path)
 
     def save(self, path: Path) -> None:
         """Write a tokenizer.json: the one it was read from byte by byte, else a new one."""
@@ -57,8 +54,8 @@ class Tokenizer:
 
     @cached_property
     def vocab_size(self) -> int:
-        """The entries that a model needs: the highest id + 1."""
-        return max(self.backend.get_vocab().values()) + 1
+        """The entries that a model needs: the highest id + 1. InputError when no array of tokens holds that id."""
+        return _checked(list(self.backend.get_vocab().values())) + 1
 
     def end_token(self, name: str | None = None) -> str | None:
         """The token that ends a document: `name`, or the first of END_TOKENS in the vocabulary, or None.
@@ -73,8 +70,16 @@ class Tokenizer:
         return found[0] if found else None
 
     def encode(self, text: str) -> list[int]:
-        """Token ids, without BOS or other special tokens."""
-        return self.backend.encode(text, add_special_tokens=False).ids
+        """Token ids, without BOS or other special tokens. Raises InputError for what is no text, and when the tokenizer fails on it."""
+        if not isinstance(text, str):
+            raise InputError(f"a text is {shown(text)}; expected words")
+        ids: list[int] = guarded(
+            lambda: self.backend.encode(text, add_special_tokens=False).ids,
+            "the tokenizer cannot encode this text",
+            "expected valid characters and the model's own tokenizer",
+        )
+        _checked(ids)
+        return ids
 
     def decode(self, ids: list[int]) -> str:
         return self.backend.decode(list(ids), skip_special_tokens=False)
@@ -98,7 +103,7 @@ class Tokenizer:
                 return raw.decode()
             except UnicodeDecodeError:
                 return "".join(f"<0x{b:02X}>" for b in raw)
-        if piece.startswith("<0x") and len(piece) == 6:
+        if _BYTE_PIECE.fullmatch(piece):
             byte = chr(int(piece[3:5], 16))
             return byte if byte in "\n\t\r" or (byte.isprintable() and byte.isascii()) else piece
         return piece.replace("▁", " ")
@@ -122,6 +127,16 @@ def copy(name: str, target: Path) -> None:
         target.write_text(byte_tokenizer().backend.to_str(pretty=True), encoding="utf-8")
     else:
         shutil.copyfile(_file(name), target)
+
+
+def _checked(ids: list[int]) -> int:
+    """The highest of these ids, 0 where there is none."""
+    highest = max(ids, default=0)
+    if highest > MOST_ID:
+        raise InputError(
+            f"the tokenizer has the id {highest}; expected ids below 2^31, does it belong to this model?"
+        )
+    return highest
 
 
 def read_bos_id(fields: Mapping[str, Any], vocab_size: int, source: str) -> int | None:
