@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 import struct
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from sysout_jax.config import LlamaConfig
+from sysout_jax.checks import check
+from sysout_jax.config import RULES, LlamaConfig
 from sysout_jax.convert.foreign import ForeignSource, Held
 from sysout_jax.convert.forms import Shape
-from sysout_jax.errors import InputError
+from sysout_jax.errors import InputError, RunError
 from sysout_jax.models.layers import rotary_frequencies
 
 LAYOUT = "meta"
@@ -24,7 +25,17 @@ MAGIC = struct.pack("<I", 0x616B3432)
 BOS_ID = 1  # sentencepiece's, which run.c puts before every prompt
 _FLOAT = np.dtype("<f4")
 _HEADER, _HEADER_BYTES_V1 = struct.Struct("<7i"), 256
-_FIELDS = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")
+#: The header's names ← ours, in its order.
+_FIELDS = {
+    "dim": "d_model",
+    "hidden_dim": "d_ff",
+    "n_layers": "num_layers",
+    "n_heads": "num_heads",
+    "n_kv_heads": "num_kv_heads",
+    "vocab_size": "vocab_size",
+    "seq_len": "context_length",
+}
+ANGLES = 1 << 16  # of the rotary tables that are checked at once
 _REAL, _IMAG = "freq_cis_real", "freq_cis_imag"
 
 # The files' order of tensors, in the names of `names.META`. What has an {l} is there for all layers before the next begins.
@@ -69,20 +80,17 @@ def open_llama2c(path: Path) -> tuple[LlamaConfig, Llama2cSource]:
         header = file.read(_HEADER_BYTES_V1)
     version, start, fields, shared = _parse(path, header)
     try:
+        sizes: dict[str, Any] = {
+            ours: check(theirs, fields[theirs], RULES[ours]) for theirs, ours in _FIELDS.items()
+        }
+        if fields["dim"] % fields["n_heads"]:
+            raise InputError(f"dim {fields['dim']} is no multiple of n_heads {fields['n_heads']}")
         config = LlamaConfig(
-            vocab_size=fields["vocab_size"],
-            context_length=fields["seq_len"],
-            d_model=fields["dim"],
-            d_ff=fields["hidden_dim"],
-            num_layers=fields["n_layers"],
-            num_heads=fields["n_heads"],
-            num_kv_heads=fields["n_kv_heads"],
-            head_dim=fields["dim"] // max(fields["n_heads"], 1),
+            **sizes,
+            head_dim=fields["dim"] // fields["n_heads"],
             tied_embeddings=shared,
         )
-        if config.d_model % config.num_heads:
-            raise ValueError(f"dim {config.d_model} is no multiple of n_heads {config.num_heads}")
-    except ValueError as error:
+    except InputError as error:
         raise InputError(
             f"{path}: not a llama2.c model ({error}; its header reads {fields}); expected a file that export.py wrote"
         ) from None
@@ -163,16 +171,27 @@ def _count(config: LlamaConfig, order: list[str], shapes: dict[str, Shape]) -> i
 
 def _check_rotary(path: Path, config: LlamaConfig, real: _Section, imag: _Section) -> None:
     """The tables of version 0 must be those that run.c computes; other bases or scalings have no field in the header."""
-    freqs = rotary_frequencies(config.head_dim, config.rope_theta, None)
-    angle_TxHalf = np.arange(config.context_length)[:, None] * freqs.astype(np.float64)[None, :]
-    for section, want in ((real, np.cos(angle_TxHalf)), (imag, np.sin(angle_TxHalf))):
-        if not np.allclose(_read(path, section), want, atol=1e-2):
-            raise InputError(
-                f"{path}: its rotary tables are not those of base {config.rope_theta:g}; expected a file that "
-                "export.py wrote for run.c, other rotary settings need a Hugging Face directory"
-            )
+    freqs = rotary_frequencies(config.head_dim, config.rope_theta, None).astype(np.float64)
+    rows = max(ANGLES // len(freqs), 1)
+    for first in range(0, config.context_length, rows):
+        positions = np.arange(first, min(first + rows, config.context_length))
+        angle_TxHalf = positions[:, None] * freqs[None, :]
+        for section, want in ((real, np.cos(angle_TxHalf)), (imag, np.sin(angle_TxHalf))):
+            start = section.start + first * len(freqs) * _FLOAT.itemsize
+            if not np.allclose(_read(path, _Section(start, want.shape)), want, atol=1e-2):
+                raise InputError(
+                    f"{path}: its rotary tables are not those of base {config.rope_theta:g}; expected a file that "
+                    "export.py wrote for run.c, other rotary settings need a Hugging Face directory"
+                )
 
 
 def _read(path: Path, section: _Section) -> np.ndarray:
+    """RunError when the file is no longer what it was when it was opened."""
     count = math.prod(section.shape)
-    return np.fromfile(path, _FLOAT, count, offset=section.start).reshape(section.shape)
+    try:
+        numbers = np.fromfile(path, _FLOAT, count, offset=section.start)
+    except OSError as error:
+        raise RunError(f"{path}: can no longer be read ({error.strerror})") from None
+    if len(numbers) != count:
+        raise RunError(f"{path}: ends within a tensor; copy or download it again")
+    return numbers.reshape(section.shape)

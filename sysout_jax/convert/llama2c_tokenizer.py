@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from pathlib import Path
 
@@ -10,8 +11,13 @@ from tokenizers import AddedToken, decoders, models, normalizers
 
 from sysout_jax.data.tokenizers import Tokenizer
 from sysout_jax.errors import InputError
+from sysout_jax.files import check_readable
+from sysout_jax.printable import printable
 
 FILE = "tokenizer.bin"
+AGAIN = "copy or download it again"
+MOST_BYTES = 1 << 23  # a vocabulary of 128,000 takes 2 MiB
+MOST_PIECE = 128  # bytes; sentencepiece's own limit is 16 characters
 SPACE = "▁"
 _SPECIAL = ("<unk>", "<s>", "</s>")  # ids 0, 1, 2 of every sentencepiece LLaMA
 _FIRST_BYTE = len(_SPECIAL)
@@ -59,21 +65,23 @@ def read_tokenizer_bin(path: Path, vocab_size: int, bos_id: int) -> Tokenizer:
 
 def _read_pieces(path: Path) -> list[tuple[str, float]]:
     """The file: length of the longest piece, then for each piece its score, its length in bytes, its bytes."""
-    data = path.read_bytes()
+    data = check_readable(path, f"expected a {FILE}, {AGAIN}", MOST_BYTES).read_bytes()
     pieces, at = [], 4
     try:
         struct.unpack_from("<I", data)
         while at < len(data):
             score, length = struct.unpack_from("<fI", data, at)
             at += 8
+            if not 1 <= length <= MOST_PIECE:
+                raise ValueError(f"a piece of {length:,} bytes, expected 1 to {MOST_PIECE}")
+            if not math.isfinite(score):
+                raise ValueError(f"a piece with score {score}")
             if at + length > len(data):
                 raise ValueError("it ends within a piece")
             pieces.append((data[at : at + length].decode(), score))
             at += length
     except (struct.error, ValueError) as error:
-        raise InputError(
-            f"{path}: not a whole {FILE} ({error}); copy or download it again"
-        ) from None
+        raise InputError(f"{path}: not a whole {FILE} ({printable(str(error))}); {AGAIN}") from None
     return pieces
 
 
