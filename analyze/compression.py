@@ -7,15 +7,17 @@ import difflib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import tyro
 from tqdm import tqdm
 
 import sysout_jax as so
-from analyze.source import Expects, Prepared, Source, check_out, prepare, settings
-from sysout_jax.cli import run
+from analyze.limits import MOST, MOST_SEEDS, check_count
+from analyze.source import Expects, Prepared, Source, check_out, prepare, settings, tell
+from sysout_jax.arguments import parse
+from sysout_jax.cli import run, say
 from sysout_jax.compress.methods import METHODS, Settings
 from sysout_jax.compress.results import Compression
 from sysout_jax.compress.study import compression
@@ -23,7 +25,6 @@ from sysout_jax.data.text import read_text, text_windows
 from sysout_jax.perplexity import ROWS_JOINED_BY, joined_rows
 from sysout_jax.published.measured import measured_by_compression
 from sysout_jax.reports.compression import summary, write_compression_report
-from sysout_jax.reports.summary import fit
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Args(Expects, Source):
     methods: tuple[str, ...] = tuple(METHODS)
     """Which methods; an unknown name lists all."""
     attribute: tuple[str, ...] = ("w8_tensor", "w8a8_static")
-    """Methods whose error is attributed to layers and outliers; none skips this, which takes most of the time."""
+    """Methods whose error is attributed to layers and outliers; the word none skips this, which takes most of the time."""
     sparsity: tuple[float, ...] = (0.5,)
     """Shares of weights that the pruning methods remove."""
     group_size: int = 64
@@ -55,9 +56,11 @@ class Args(Expects, Source):
 
 
 def main() -> None:
-    args = tyro.cli(Args, prog="python -m analyze.compression")
+    args = parse(Args, "python -m analyze.compression")
     out = check_out(args.out)
     args.expected()
+    if args.attribute == ("none",):
+        args = dataclasses.replace(args, attribute=())
     _check(args)
     if args.calibration is not None:
         read_text(args.calibration)  # a missing file should not show after minutes
@@ -65,13 +68,14 @@ def main() -> None:
     sources = [dataclasses.replace(args, ckpt=ckpt) for ckpt in ckpts]
     prepared = [prepare(source, _reader(args)) for source in sources]
     for note in dict.fromkeys(note for one in prepared for note in one.notes):
-        print(note)
+        say(note)
     with tqdm(unit="layer", disable=not sys.stderr.isatty(), leave=False) as bar:
         results = [_measure(args, one, bar.update) for one in prepared]
-    print(fit(summary(results)))
-    expectation = args.check(measured_by_compression(results[0]))
-    paths = write_compression_report(out, results, settings(args, prepared[0]), expectation)
-    print(f"Report  {out / 'report.html'} ({len(paths)} files in {out})")
+    expectation = args.held_against(measured_by_compression(results[0]))
+    written = partial(
+        write_compression_report, out, results, settings(args, prepared[0]), expectation
+    )
+    tell(summary(results), written, out, expectation)
 
 
 def _measure(args: Args, prepared: Prepared, on_layer: Callable[[], object]) -> Compression:
@@ -126,9 +130,8 @@ def _check(args: Args) -> None:
         )
     if not 0 <= args.alpha <= 1:
         raise so.InputError(f"--alpha {args.alpha:g}: expected a migration strength from 0 to 1")
-    for flag, value in (("--group-size", args.group_size), ("--seeds", args.seeds)):
-        if value < 1:
-            raise so.InputError(f"{flag} {value}: expected at least 1")
+    check_count("--group-size", args.group_size, MOST)
+    check_count("--seeds", args.seeds, MOST_SEEDS)
 
 
 if __name__ == "__main__":

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import tyro
-
 import sysout_jax as so
-from analyze.source import Expects, Source, check_out, prepare, progress, settings
-from sysout_jax.cli import run
+from analyze.source import Expects, Source, check_out, prepare, progress, settings, tell
+from sysout_jax.arguments import parse
+from sysout_jax.cli import run, say
 from sysout_jax.published.measured import measured_by_consistency
 from sysout_jax.reports.consistency import consistency_summary, write_consistency_report
-from sysout_jax.reports.summary import fit
 
 
 @dataclass(frozen=True)
@@ -24,12 +23,12 @@ class Args(Expects, Source):
 
 
 def main() -> None:
-    args = tyro.cli(Args, prog="python -m analyze.consistency")
+    args = parse(Args, "python -m analyze.consistency")
     out = check_out(args.out)
     args.expected()
     prepared = prepare(args)
     for note in prepared.notes:
-        print(note)
+        say(note)
     with progress(2 * prepared.lm.num_layers) as bar:
         report = so.consistency(
             prepared.lm,
@@ -39,12 +38,16 @@ def main() -> None:
             batch_size=args.batch_size,
             on_layer=bar.update,
         )
-    print(fit(consistency_summary(report)))
-    expectation = args.check(measured_by_consistency(report))
-    paths = write_consistency_report(
-        out, report, prepared.token_text, settings(args, prepared), expectation
+    expectation = args.held_against(measured_by_consistency(report))
+    written = partial(
+        write_consistency_report,
+        out,
+        report,
+        prepared.token_text,
+        settings(args, prepared),
+        expectation,
     )
-    print(f"Report  {out / 'report.html'} ({len(paths)} files in {out})")
+    tell(consistency_summary(report), written, out, expectation)
 
 
 if __name__ == "__main__":

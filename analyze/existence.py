@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import tyro
-
 import sysout_jax as so
-from analyze.source import Expects, Source, check_out, prepare, progress, settings
-from sysout_jax.cli import run
+from analyze.source import Expects, Source, check_out, prepare, progress, settings, tell
+from sysout_jax.arguments import parse
+from sysout_jax.cli import run, say
 from sysout_jax.published.measured import measured_by_statistics
 from sysout_jax.reports.existence import existence_summary, write_existence_report
-from sysout_jax.reports.summary import fit
 
 PROMPT = "Summer is warm. Winter is cold.\n"  # the paper's
 
@@ -30,14 +29,14 @@ class Args(Expects, Source):
 
 
 def main() -> None:
-    args = tyro.cli(Args, prog="python -m analyze.existence")
+    args = parse(Args, "python -m analyze.existence")
     out = check_out(args.out)
     args.expected()
     if args.text is None and args.prompt is None and not (args.num_seqs or args.seq_len):
         args = dataclasses.replace(args, prompt=PROMPT)
     prepared = prepare(args)
     for note in prepared.notes:
-        print(note)
+        say(note)
     with progress(2 * prepared.lm.num_layers) as bar:
         report = so.existence(
             prepared.lm,
@@ -46,12 +45,18 @@ def main() -> None:
             batch_size=args.batch_size,
             on_layer=bar.update,
         )
-    print(fit(existence_summary(report, prepared.token_text)))
-    expectation = args.check(measured_by_statistics(report.stats, report.tau, prepared.token_text))
-    paths = write_existence_report(
-        out, report, prepared.token_text, settings(args, prepared), expectation
+    expectation = args.held_against(
+        measured_by_statistics(report.stats, report.tau, prepared.token_text)
     )
-    print(f"Report  {out / 'report.html'} ({len(paths)} files in {out})")
+    written = partial(
+        write_existence_report,
+        out,
+        report,
+        prepared.token_text,
+        settings(args, prepared),
+        expectation,
+    )
+    tell(existence_summary(report, prepared.token_text), written, out, expectation)
 
 
 if __name__ == "__main__":

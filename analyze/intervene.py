@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 import sysout_jax as so
-from analyze.source import Expects, Source, check_out, prepare, progress, settings
-from sysout_jax.cli import run
+from analyze.limits import MOST_SEEDS, check_count
+from analyze.source import Expects, Source, check_out, prepare, progress, settings, tell
+from sysout_jax.arguments import parse
+from sysout_jax.cli import run, say
 from sysout_jax.published.measured import measured_by_interventions
 from sysout_jax.reports.interventions import summary, write_interventions_report
-from sysout_jax.reports.summary import fit
 
 What = Literal["zero", "mean", "resample"]
 Where = Literal["birth", "all", "weight"]
@@ -34,17 +34,16 @@ class Args(Expects, Source):
 
 
 def main() -> None:
-    args = tyro.cli(Args, prog="python -m analyze.intervene")
+    args = parse(Args, "python -m analyze.intervene")
     out = check_out(args.out)
     args.expected()
     for flag, values in (("--what", args.what), ("--where", args.where)):
         if not values:
             raise so.InputError(f"{flag}: names nothing; give at least one")
-    if args.seeds < 1:
-        raise so.InputError(f"--seeds {args.seeds}: expected at least 1")
+    check_count("--seeds", args.seeds, MOST_SEEDS)
     prepared = prepare(args)
     for note in prepared.notes:
-        print(note)
+        say(note)
     with progress() as bar:
         result = so.intervene(
             prepared.lm,
@@ -58,10 +57,11 @@ def main() -> None:
             batch_size=args.batch_size,
             on_layer=bar.update,
         )
-    print(fit(summary(result)))
-    expectation = args.check(measured_by_interventions(result))
-    paths = write_interventions_report(out, result, settings(args, prepared), expectation)
-    print(f"Report  {out / 'report.html'} ({len(paths)} files in {out})")
+    expectation = args.held_against(measured_by_interventions(result))
+    written = partial(
+        write_interventions_report, out, result, settings(args, prepared), expectation
+    )
+    tell(summary(result), written, out, expectation)
 
 
 if __name__ == "__main__":

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import tyro
-
 import sysout_jax as so
-from analyze.source import ClassLists, Expects, Source, check_out, prepare, progress, settings
-from sysout_jax.cli import run
+from analyze.source import ClassLists, Expects, Source, check_out, prepare, progress, settings, tell
+from sysout_jax.arguments import parse
+from sysout_jax.cli import run, say
 from sysout_jax.outliers.length import SENTENCES, sweep_lengths
 from sysout_jax.published.measured import measured_by_length
 from sysout_jax.reports.length import length_summary, write_length_report
-from sysout_jax.reports.summary import fit
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Args(Expects, Source, ClassLists):
 
 
 def main() -> None:
-    args = tyro.cli(Args, prog="python -m analyze.length")
+    args = parse(Args, "python -m analyze.length")
     out, classes = check_out(args.out), args.load_classes()
     args.expected()
     prepared = prepare(dataclasses.replace(args, bos=False))  # the sweep adds BOS itself
@@ -38,7 +37,7 @@ def main() -> None:
             "--bos was given, but the model's config names no bos_token_id; use --no-bos"
         )
     for note in prepared.notes:
-        print(note)
+        say(note)
     texts = len(SENTENCES) + 2 * len(sweep_lengths(prepared.tokens.shape[1]))
     with progress(texts * prepared.lm.num_layers) as bar:
         report = so.by_length(
@@ -50,12 +49,11 @@ def main() -> None:
             batch_size=args.batch_size,
             on_layer=bar.update,
         )
-    print(fit(length_summary(report)))
-    expectation = args.check(measured_by_length(report, prepared.token_text))
-    paths = write_length_report(
-        out, report, prepared.token_text, settings(args, prepared), expectation
+    expectation = args.held_against(measured_by_length(report, prepared.token_text))
+    written = partial(
+        write_length_report, out, report, prepared.token_text, settings(args, prepared), expectation
     )
-    print(f"Report  {out / 'report.html'} ({len(paths)} files in {out})")
+    tell(length_summary(report), written, out, expectation)
 
 
 if __name__ == "__main__":

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import tyro
-
 import sysout_jax as so
-from analyze.source import Expects, Source, check_out, prepare, progress, settings
-from sysout_jax.cli import run
+from analyze.source import Expects, Source, check_out, prepare, progress, settings, tell
+from sysout_jax.arguments import parse
+from sysout_jax.cli import run, say
 from sysout_jax.published.measured import measured_by_lifecycle
 from sysout_jax.reports.lifecycle import write_lifecycle_report
-from sysout_jax.reports.summary import fit, lifecycle_summary
+from sysout_jax.reports.summary import lifecycle_summary
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class Args(Expects, Source):
 
 
 def main() -> None:
-    args = tyro.cli(Args, prog="python -m analyze.lifecycle")
+    args = parse(Args, "python -m analyze.lifecycle")
     out = check_out(args.out)
     args.expected()
     prepared = prepare(args)
     for note in prepared.notes:
-        print(note)
+        say(note)
     with progress(4 * prepared.lm.num_layers) as bar:
         report = so.lifecycle(
             prepared.lm,
@@ -39,12 +39,16 @@ def main() -> None:
             batch_size=args.batch_size,
             on_layer=bar.update,
         )
-    print(fit(lifecycle_summary(report, prepared.token_text)))
-    expectation = args.check(measured_by_lifecycle(report, prepared.token_text))
-    paths = write_lifecycle_report(
-        out, report, prepared.token_text, settings(args, prepared), expectation
+    expectation = args.held_against(measured_by_lifecycle(report, prepared.token_text))
+    written = partial(
+        write_lifecycle_report,
+        out,
+        report,
+        prepared.token_text,
+        settings(args, prepared),
+        expectation,
     )
-    print(f"Report  {out / 'report.html'} ({len(paths)} files in {out})")
+    tell(lifecycle_summary(report, prepared.token_text), written, out, expectation)
 
 
 if __name__ == "__main__":

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import tyro
-
 import sysout_jax as so
-from analyze.source import ClassLists, Expects, Source, check_out, prepare, progress, settings
-from sysout_jax.cli import run
+from analyze.source import ClassLists, Expects, Source, check_out, prepare, progress, settings, tell
+from sysout_jax.arguments import parse
+from sysout_jax.cli import run, say
 from sysout_jax.published.measured import measured_by_positions
 from sysout_jax.reports.positions import positions_summary, write_positions_report
-from sysout_jax.reports.summary import fit
 
 
 @dataclass(frozen=True)
@@ -24,12 +23,12 @@ class Args(Expects, Source, ClassLists):
 
 
 def main() -> None:
-    args = tyro.cli(Args, prog="python -m analyze.positions")
+    args = parse(Args, "python -m analyze.positions")
     out, classes = check_out(args.out), args.load_classes()
     args.expected()
     prepared = prepare(args)
     for note in prepared.notes:
-        print(note)
+        say(note)
     with progress(2 * prepared.lm.num_layers) as bar:
         report = so.positions(
             prepared.lm,
@@ -39,12 +38,17 @@ def main() -> None:
             batch_size=args.batch_size,
             on_layer=bar.update,
         )
-    print(fit(positions_summary(report, prepared.token_text)))
-    expectation = args.check(measured_by_positions(report, prepared.token_text))
-    paths = write_positions_report(
-        out, report, classes, prepared.token_text, settings(args, prepared), expectation
+    expectation = args.held_against(measured_by_positions(report, prepared.token_text))
+    written = partial(
+        write_positions_report,
+        out,
+        report,
+        classes,
+        prepared.token_text,
+        settings(args, prepared),
+        expectation,
     )
-    print(f"Report  {out / 'report.html'} ({len(paths)} files in {out})")
+    tell(positions_summary(report, prepared.token_text), written, out, expectation)
 
 
 if __name__ == "__main__":

@@ -16,18 +16,21 @@ import tyro
 from tqdm import tqdm
 
 import sysout_jax as so
+from analyze.limits import LEAST_TAU, MOST, MOST_TAU, check_count, prompt_text, short
+from sysout_jax.cli import say
 from sysout_jax.config import config_to_dict
 from sysout_jax.data.demo import demo_text
 from sysout_jax.data.text import prompt_sequence, read_text, text_windows
 from sysout_jax.outliers.definitions import TAU
 from sysout_jax.outliers.tokens import TokenClasses
+from sysout_jax.processes import start_processes
 from sysout_jax.provenance import run_settings
 from sysout_jax.published.expected import Expected
 from sysout_jax.published.values import published
 from sysout_jax.reports import report
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.summary import fit
-from sysout_jax.sharding import MeshConfig, make_mesh, start_processes
+from sysout_jax.sharding import MeshConfig, make_mesh
 from sysout_jax.testing import demo_model
 
 NUM_SEQS, SEQ_LEN = 10, 1024
@@ -74,13 +77,9 @@ class Expects:
         """What is expected, before anything is computed; InputError for an unknown name."""
         return published(self.expect) if self.expect is not None else ()
 
-    def check(self, measured: Mapping[str, Any]) -> Expectation | None:
-        """The report held against it, printed."""
-        if self.expect is None:
-            return None
-        expectation = Expectation(self.expect, self.expected(), measured)
-        print(fit(expectation.text()))
-        return expectation
+    def held_against(self, measured: Mapping[str, Any]) -> Expectation | None:
+        """The report held against it."""
+        return None if self.expect is None else Expectation(self.expect, self.expected(), measured)
 
 
 @dataclass(frozen=True)
@@ -99,28 +98,12 @@ class Prepared:
 
 def prepare(source: Source, read: Callable[[Path], str] = read_text) -> Prepared:
     """Load the model and cut the text, which `read` gets from its file; InputError for everything that cannot work."""
+    _check(source)
     start_processes()
     if jax.process_index() > 0:
         # all processes compute the same, the first one tells
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     mesh = make_mesh(source.mesh.data, source.mesh.fsdp, source.mesh.tensor)
-    if not source.tau > 0:
-        raise so.InputError(
-            f"--tau {source.tau:g}: expected a positive threshold, for example 1000"
-        )
-    for flag, value in (
-        ("--num-seqs", source.num_seqs),
-        ("--seq-len", source.seq_len),
-        ("--batch-size", source.batch_size),
-    ):
-        if value is not None and value < 1:
-            raise so.InputError(f"{flag} {value}: expected at least 1")
-    if source.text is not None and source.prompt is not None:
-        raise so.InputError("--text and --prompt exclude each other; give one of them")
-    if source.prompt is not None and (source.num_seqs or source.seq_len):
-        raise so.InputError(
-            "--num-seqs and --seq-len cut a --text into windows; a --prompt is one sequence"
-        )
     text = read(source.text) if source.text is not None else None
     notes = []
     if source.ckpt is None:
@@ -136,7 +119,7 @@ def prepare(source: Source, read: Callable[[Path], str] = read_text) -> Prepared
             f"{source.ckpt}: has no tokenizer.json, so no text can be read; put the model's tokenizer.json beside its config or file"
         )
     if source.prompt is not None:
-        tokens = prompt_sequence(lm.tokenizer, source.prompt, source.bos)
+        tokens = prompt_sequence(lm.tokenizer, prompt_text(source.prompt), source.bos)
     else:
         if text is None:
             text = demo_text()
@@ -157,6 +140,25 @@ def prepare(source: Source, read: Callable[[Path], str] = read_text) -> Prepared
     return Prepared(lm, lm.check_tokens(tokens), notes)
 
 
+def _check(source: Source) -> None:
+    """InputError for flags that cannot work, before a device is touched."""
+    if not LEAST_TAU <= source.tau <= MOST_TAU:  # NaN is neither
+        raise so.InputError(
+            f"--tau {source.tau:g}: expected a positive threshold from {LEAST_TAU:g} to {MOST_TAU:g}, for example 1000"
+        )
+    check_count("--num-seqs", source.num_seqs, MOST)
+    check_count("--seq-len", source.seq_len, MOST)
+    check_count("--batch-size", source.batch_size, MOST)
+    if not 0 <= source.seed <= MOST:
+        raise so.InputError(f"--seed {short(source.seed)}: expected a number from 0 to {MOST}")
+    if source.text is not None and source.prompt is not None:
+        raise so.InputError("--text and --prompt exclude each other; give one of them")
+    if source.prompt is not None and (source.num_seqs or source.seq_len):
+        raise so.InputError(
+            "--num-seqs and --seq-len cut a --text into windows; a --prompt is one sequence"
+        )
+
+
 def progress(total: int | None = None) -> tqdm:
     """A bar over layers on a terminal, nothing in a pipe."""
     return tqdm(
@@ -174,6 +176,22 @@ def check_out(out: Path) -> Path:
     except so.InputError as error:
         raise so.InputError(f"--out {error}") from None
     return out
+
+
+def tell(
+    summary: str,
+    write: Callable[[], list[Path]],
+    out: Path,
+    expectation: Expectation | None = None,
+) -> None:
+    """Write a report, then show its summary: nothing that befalls the terminal costs the report, nor a full disk the summary."""
+    try:
+        paths = write()
+    finally:
+        say(fit(summary))
+        if expectation:
+            say(fit(expectation.text()))
+    say(f"Report  {out / 'report.html'} ({len(paths)} files in {out})")
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import tyro
 from tqdm import tqdm
 
 import sysout_jax as so
-from analyze.source import Source, check_out, prepare, settings
-from sysout_jax.cli import run
+from analyze.source import Source, check_out, prepare, settings, tell
+from sysout_jax.arguments import parse
+from sysout_jax.cli import run, say
 from sysout_jax.figures.select import short_names
 from sysout_jax.figures.side_by_side import SideBySide
 from sysout_jax.reports.variants import summary, write_variants_report
@@ -31,7 +32,7 @@ class Args(Source):
 
 
 def main() -> None:
-    args = tyro.cli(Args, prog="python -m analyze.variants")
+    args = parse(Args, "python -m analyze.variants")
     out = check_out(args.out)
     ckpts = (args.ckpt, *args.compare)
     if args.labels and len(args.labels) != len(ckpts):
@@ -40,7 +41,7 @@ def main() -> None:
         )
     prepared = [prepare(dataclasses.replace(args, ckpt=ckpt)) for ckpt in ckpts]
     for note in dict.fromkeys(note for one in prepared for note in one.notes):
-        print(note)
+        say(note)
     total = sum(3 * one.lm.num_layers for one in prepared)
     with tqdm(total=total, unit="layer", disable=not sys.stderr.isatty(), leave=False) as bar:
         profiles = [
@@ -51,9 +52,8 @@ def main() -> None:
         ]
     names = args.labels or tuple(short_names([one.lm.name for one in prepared]))
     report = SideBySide(tuple(profiles), tuple(names), tuple(one.token_text for one in prepared))
-    print(summary(report))
-    paths = write_variants_report(out, report, settings(args, prepared[0]))
-    print(f"Report  {out / 'report.html'} ({len(paths)} files in {out})")
+    written = partial(write_variants_report, out, report, settings(args, prepared[0]))
+    tell(summary(report), written, out)
 
 
 if __name__ == "__main__":

@@ -1,58 +1,111 @@
-"""How every command line ends: 0 done, 2 bad input, 1 a run that cannot go on; one line on stderr, no traceback for what is no bug."""
+"""How every command line begins and ends. 0 done, 2 bad input, 1 a run that cannot go on: one line on stderr, no traceback for what is no bug.
+
+130 and 143, interrupted and terminated: `sysout_jax/interrupts.py`.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import os
-import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+import jax
+
+from sysout_jax import interrupts
 from sysout_jax.errors import InputError, RunError
+from sysout_jax.printable import escaped, printable
 
 CANNOT_GO_ON = 1
 BAD_INPUT = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 BROKEN_PIPE = 141  # 128 + SIGPIPE: the reader of our output (`| head`) has had enough
+#: Libraries that log what is no news to the user of a command.
+TALKATIVE = ("absl", "etils", "jax", "orbax")
+
+
+class Unprinted(Exception):
+    """What is printed cannot be written; its argument is the OSError."""
 
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Call `main` and leave the process with the status that its outcome stands for.
 
-    InputError becomes its one line on stderr and status 2, RunError the same with status 1; anything else that is raised is a bug and keeps its traceback.
+    InputError becomes its one line on stderr and status 2; RunError and want of memory the same with status 1, and so does a
+    standard output that takes nothing more (a full disk), except that a closed pipe is told by its status alone. Anything else
+    that is raised is a bug and keeps its traceback.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        _deliver_every_interrupt()
-    sys.exit(_status(main))
+    _ready_streams()
+    jax.config.update(
+        "jax_enable_x64", False
+    )  # results are of the dtypes that flags name, not of the environment's
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    interrupts.leave(_status(main))
 
 
-def _deliver_every_interrupt() -> None:
-    """Raise a KeyboardInterrupt again, a moment later, where Python dropped it: what is raised in a callback of the garbage
-    collector or of a weak reference, or in a `__del__`, goes to `sys.unraisablehook` alone, and jax has many of them."""
-    report = sys.unraisablehook
+def say(text: str) -> None:
+    """Print lines that may hold text from outside: what a terminal would obey is escaped."""
+    try:
+        print(escaped(text, kept="\n"))
+    except OSError as error:
+        raise Unprinted(error) from None
 
-    def unraisable(lost: sys.UnraisableHookArgs) -> None:
-        if issubclass(lost.exc_type, KeyboardInterrupt):
-            signal.setitimer(signal.ITIMER_REAL, 0.01)
-        else:
-            report(lost)
 
-    sys.unraisablehook = unraisable
-    signal.signal(signal.SIGALRM, signal.default_int_handler)
+def _ready_streams() -> None:
+    """Streams that take every character, whatever the terminal can show, also where whoever started us has closed them."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _status(main: Callable[[], None]) -> int:
+    status = 0
     try:
         main()
-        sys.stdout.flush()  # a broken pipe must show here, where it is caught, not at exit
-    except (InputError, RunError) as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return BAD_INPUT if isinstance(error, InputError) else CANNOT_GO_ON
+    except InputError as error:
+        status = _refuse(str(error), BAD_INPUT)
+    except RunError as error:
+        status = _refuse(str(error), CANNOT_GO_ON)
+    except SystemExit as ending:  # --help
+        status = ending.code if isinstance(ending.code, int) else 0
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        # the interpreter flushes stdout once more when it ends; give it somewhere to write
+        status = INTERRUPTED
+        _tell("interrupted")
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        status = _refuse(f"out of memory ({error}); ask for less at a time", CANNOT_GO_ON)
+    except Unprinted as error:
+        return _unprinted(error.args[0], status)
+    try:
+        # what is still in the buffer must fail here, where it is told, not when the interpreter ends
+        sys.stdout.flush()
+    except OSError as error:
+        return _unprinted(error, status)
+    return status
+
+
+def _unprinted(error: OSError, status: int) -> int:
+    with contextlib.suppress(OSError, ValueError):  # for the interpreter, which flushes once more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
-    return 0
+    if status or isinstance(error, BrokenPipeError):
+        return status or BROKEN_PIPE
+    return _refuse(f"standard output takes no more: {error.strerror}", CANNOT_GO_ON)
+
+
+def _refuse(message: str, status: int) -> int:
+    _tell("error: " + printable(message))
+    return status
+
+
+def _tell(line: str) -> None:
+    """One line on stderr; the status tells also those who do not listen."""
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=sys.stderr)

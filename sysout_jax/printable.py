@@ -14,8 +14,7 @@ def printable(text: str, most: int = LONGEST) -> str:
     Runs of white space become one space. Characters that turn the direction of writing are escaped too.
     """
     kept = text if len(text) <= 4 * most else text[: 2 * most] + text[-2 * most :]
-    line = " ".join(kept.split())
-    shown = "".join(c if c.isprintable() else _escaped(c) for c in line)
+    shown = escaped(" ".join(kept.split()))
     if len(shown) <= most and len(kept) == len(text):
         return shown
     half = (most - 1) // 2
@@ -32,6 +31,11 @@ def some(names: Iterable[str], most: int = 12) -> str:
     names = list(names)
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(map(printable_name, names[:most])) + more
+
+
+def escaped(text: str, kept: str = "") -> str:
+    """`text` at its length: only what a terminal would obey or could not show is escaped, except for the characters `kept`."""
+    return "".join(c if c.isprintable() or c in kept else _escaped(c) for c in text)
 
 
 def _escaped(character: str) -> str:

@@ -7,7 +7,7 @@ cut by the compiler; everything else is partitioned by the compiler from the tab
 
 from __future__ import annotations
 
-import os
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from jax.sharding import PartitionSpec as P
 from sysout_jax.checks import Whole, check_fields
 from sysout_jax.config import ModelConfig
 from sysout_jax.errors import InputError
+from sysout_jax.processes import all_devices
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -62,23 +63,23 @@ def make_mesh(
 
     Raises InputError when the axes do not multiply to the number of devices.
     """
-    found = list(jax.devices() if devices is None else devices)
+    found = list(all_devices() if devices is None else devices)
     sizes = [data, fsdp, tensor]
     given = f"mesh data={data} fsdp={fsdp} tensor={tensor}"
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise InputError(f"{given}: expected positive sizes, at most one of them -1")
-    rest = int(np.prod([size for size in sizes if size != -1]))
+    rest = math.prod(size for size in sizes if size != -1)
     if -1 in sizes:
         if len(found) % rest:
             raise InputError(f"{given}: {len(found)} devices do not divide by {rest}")
         sizes[sizes.index(-1)] = len(found) // rest
-    if int(np.prod(sizes)) > len(found):
+    if math.prod(sizes) > len(found):
         raise InputError(
-            f"{given}: needs {int(np.prod(sizes))} devices, there are {len(found)}; make the mesh smaller"
+            f"{given}: needs {math.prod(sizes)} devices, there are {len(found)}; make the mesh smaller"
         )
-    if int(np.prod(sizes)) < len(found):
+    if math.prod(sizes) < len(found):
         raise InputError(
-            f"{given}: uses {int(np.prod(sizes))} of {len(found)} devices; set one axis to -1 to use all"
+            f"{given}: uses {math.prod(sizes)} of {len(found)} devices; set one axis to -1 to use all"
         )
     kinds = (jax.sharding.AxisType.Auto,) * len(AXES)
     try:
@@ -176,27 +177,3 @@ def per_device(function: Callable, in_specs: Any, out_specs: Any) -> Callable:
     return jax.shard_map(
         function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
     )
-
-
-def start_processes() -> None:
-    """`jax.distributed` where this process is one of several: TPU pods, Slurm, MPI, or JAX_COORDINATOR_ADDRESS by hand.
-
-    Must run before anything touches a device. By hand: JAX_COORDINATOR_ADDRESS=host:port JAX_NUM_PROCESSES=n JAX_PROCESS_ID=i.
-    """
-    if jax.distributed.is_initialized():
-        return
-    environ = os.environ
-    if environ.get("JAX_PLATFORMS") == "cpu":
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    if "JAX_COORDINATOR_ADDRESS" in environ and "JAX_NUM_PROCESSES" in environ:
-        jax.distributed.initialize(
-            environ["JAX_COORDINATOR_ADDRESS"],
-            int(environ["JAX_NUM_PROCESSES"]),
-            int(environ["JAX_PROCESS_ID"]),
-        )
-    elif (
-        int(environ.get("SLURM_NTASKS", "1")) > 1
-        or int(environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
-        or environ.get("TPU_WORKER_HOSTNAMES", "").count(",") > 0
-    ):
-        jax.distributed.initialize()  # reads the rest from the same environment

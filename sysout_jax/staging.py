@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from sysout_jax import interrupts
 from sysout_jax.errors import InputError, RunError
 from sysout_jax.places import nearest, place_of, refusal
 from sysout_jax.workspaces import workspace
@@ -83,19 +84,24 @@ def check_out(
 @contextmanager
 def new_parents(directory: Path) -> Iterator[None]:
     """Make a directory and its parents; after an error those that were made here go again, unless somebody has filled them."""
-    made = []
-    try:
-        for folder in reversed([directory, *directory.parents]):
-            if not folder.exists():
-                with suppress(FileExistsError):  # of another process
-                    folder.mkdir()
-                    made.append(folder)
-        yield
-    except BaseException:
+    made: list[Path] = []
+
+    def remove() -> None:
         for folder in reversed(made):
             with suppress(OSError):
                 folder.rmdir()
-        raise
+
+    with interrupts.cleaning_up(remove):
+        try:
+            for folder in reversed([directory, *directory.parents]):
+                if not folder.exists():
+                    with suppress(FileExistsError):  # of another process
+                        folder.mkdir()
+                        made.append(folder)
+            yield
+        except BaseException:
+            remove()
+            raise
 
 
 def sync(directory: Path) -> None:

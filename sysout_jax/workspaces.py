@@ -13,10 +13,13 @@ import fcntl
 import os
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
+from sysout_jax import interrupts
 from sysout_jax.errors import InputError
 
 MARKER = ".sysout_jax"
@@ -57,7 +60,8 @@ def workspace(parent: Path, name: str, *, alone: bool = False) -> Iterator[Path]
                     stack.push(this.pop_all())
         if mine is None:
             raise FileExistsError(errno.EEXIST, "too many directories of this name", str(path))
-        yield mine
+        with interrupts.cleaning_up(partial(_remove_in_use, mine)):
+            yield mine
 
 
 def is_workspace(path: Path) -> bool:
@@ -154,6 +158,16 @@ def _empty(path: Path) -> None:
             shutil.rmtree(entry.path)
         else:
             os.unlink(entry.path)
+
+
+def _remove_in_use(path: Path) -> None:
+    """The same while other threads may still be writing into it."""
+    for _ in range(10):
+        with suppress(OSError):
+            _remove(path)
+        if not path.exists():
+            break
+        time.sleep(0.05)
 
 
 def _remove(path: Path) -> None:

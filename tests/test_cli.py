@@ -1,68 +1,131 @@
-"""How command lines end."""
+"""How command lines begin and end."""
 
 from __future__ import annotations
 
-import gc
-import signal
+import errno
+import io
+import os
 import sys
-import time
-import weakref
+from pathlib import Path
 
+import jax
 import pytest
 
 from sysout_jax import cli
+from sysout_jax.errors import InputError, RunError
 from sysout_jax.reports.summary import fit
 
 
-def in_the_garbage_collector():
-    def callback(phase, info):
-        if phase == "start":
-            gc.callbacks.remove(callback)
-            signal.raise_signal(signal.SIGINT)
-
-    gc.callbacks.append(callback)
-    gc.collect()
+def status(main) -> int:
+    with pytest.raises(SystemExit) as end:
+        cli.run(main)
+    return int(end.value.code or 0)
 
 
-def in_the_callback_of_a_weak_reference():
-    referred = {0}  # of the built-in containers only sets take weak references
-    reference = weakref.ref(referred, lambda _: signal.raise_signal(signal.SIGINT))
-    del referred
-    assert reference() is None
+def fail(error: BaseException):
+    def main():
+        raise error
+
+    return main
 
 
-def in_a_finaliser():
-    class Finalised:
-        def __del__(self):
-            signal.raise_signal(signal.SIGINT)
+ENDS = {
+    "well": (lambda: None, 0, ""),
+    "help": (fail(SystemExit(0)), 0, ""),
+    "bad input": (fail(InputError("given\n  this, expected that")), 2, "error: given this, expected that\n"),
+    "cannot go on": (fail(RunError("disk full")), 1, "error: disk full\n"),
+    "interrupted": (fail(KeyboardInterrupt()), 130, "interrupted\n"),
+    "out of memory": (fail(MemoryError("no 9 TB")), 1, "error: out of memory (no 9 TB); ask for less at a time\n"),
+    "out of the device's": (
+        fail(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 TB")), 1,
+        "error: out of memory (RESOURCE_EXHAUSTED: 9 TB); ask for less at a time\n",
+    ),
+    "escape codes": (fail(InputError("a\x1b[31mred\x07")), 2, "error: a\\x1b[31mred\\x07\n"),
+}  # fmt: skip
 
-    Finalised()
+
+@pytest.mark.parametrize("case", ENDS)
+def test_statuses_and_lines(case, capsys):
+    main, number, line = ENDS[case]
+    assert status(main) == number
+    assert capsys.readouterr().err == line
 
 
 @pytest.mark.parametrize(
-    "interrupted",
-    [in_the_garbage_collector, in_the_callback_of_a_weak_reference, in_a_finaliser],
+    "error", [ZeroDivisionError(), OSError(errno.EIO, "a disk"), jax.errors.JaxRuntimeError("bug")]
 )
-def test_interrupt_arrives_also_where_python_drops_what_is_raised(capsys, monkeypatch, interrupted):
-    """One in twenty interrupts hit jax's callback of the garbage collector."""
+def test_a_bug_keeps_its_traceback(error):
+    with pytest.raises(type(error)):
+        cli.run(fail(error))
 
+
+def test_an_endless_message_is_cut(capsys):
+    assert status(fail(InputError("name " + "x" * 1_000_000 + " end"))) == 2
+    line = capsys.readouterr().err
+    assert len(line) < 1100 and line.startswith("error: name xxx") and line.endswith("xxx end\n")
+
+
+@pytest.mark.parametrize("encoding, shown", [("ascii", b"\\u03c4 > \\xe9"), ("latin-1", b"\\u03c4 > \xe9"), ("utf-8", "τ > é".encode())])  # fmt: skip
+def test_no_terminal_is_too_poor_for_a_character(encoding, shown, monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+    assert status(lambda: print("τ > é")) == 0
+    assert raw.getvalue() == shown + b"\n"
+
+
+def test_closed_streams_are_no_obstacle(monkeypatch):
     def main():
-        interrupted()
-        end = time.monotonic() + 10
-        while time.monotonic() < end:
-            time.sleep(0.01)
+        print("a line")
+        raise InputError("bad")
 
-    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # put back afterwards
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGALRM)}
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
-    try:
-        with pytest.raises(SystemExit) as end:
-            cli.run(main)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    assert end.value.code == cli.INTERRUPTED
-    assert capsys.readouterr().err == "interrupted\n"
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert status(main) == cli.BAD_INPUT
+
+
+def closed_pipe():
+    read, write = os.pipe()
+    os.close(read)
+    return os.fdopen(write, "w")
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_reader_that_leaves_early_is_told_by_the_status_alone(lines, capsys, monkeypatch):
+    with capsys.disabled(), closed_pipe() as stdout, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stdout)
+        patch.setattr(sys, "stderr", io.StringIO())
+        assert status(lambda: [cli.say("line") for _ in range(lines)]) == cli.BROKEN_PIPE
+        assert sys.stderr.getvalue() == ""
+        assert status(lambda: [cli.say("line"), fail(InputError("bad"))()]) == cli.BAD_INPUT
+
+
+def test_a_listener_to_errors_that_left_changes_no_status(monkeypatch):
+    with closed_pipe() as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        assert status(fail(InputError("bad"))) == cli.BAD_INPUT
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stderr.fileno())  # so that it can be closed
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_full_disk_below_the_output_costs_one_line(lines, capsys, monkeypatch):
+    with open("/dev/full", "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert status(lambda: [cli.say("line") for _ in range(lines)]) == cli.CANNOT_GO_ON
+        monkeypatch.undo()
+    line = capsys.readouterr().err
+    assert line == "error: standard output takes no more: No space left on device\n"
+
+
+def test_results_do_not_depend_on_the_64_bit_mode_of_the_environment():
+    with jax.enable_x64(False):
+        seen = []
+        jax.config.update("jax_enable_x64", True)
+        try:
+            status(lambda: seen.append(jax.config.jax_enable_x64))
+        finally:
+            jax.config.update("jax_enable_x64", False)
+    assert seen == [False]
 
 
 def test_long_lines_are_broken_for_a_terminal_and_short_ones_left_alone():
@@ -74,3 +137,9 @@ def test_long_lines_are_broken_for_a_terminal_and_short_ones_left_alone():
     assert lines[0].startswith("  word") and lines[1].startswith(" " * 10 + "word")
     assert all(len(line) <= 100 or " " not in line.strip() for line in lines)
     assert " ".join(" ".join(lines).split()) == " ".join(f"{sentence} end".split())
+
+
+def test_lines_from_outside_hold_no_escape_codes(capsys):
+    assert fit("model \x1b[2J\x9b1m\n\u202efin") == "model \\x1b[2J\\x9b1m\n\\u202efin"
+    cli.say("a\x1b\nb")
+    assert capsys.readouterr().out == "a\\x1b\nb\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 import threading
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ import jax
 import tyro
 from tqdm import tqdm
 
-from sysout_jax.cli import run
-from sysout_jax.sharding import start_processes
+from sysout_jax import interrupts
+from sysout_jax.cli import run, say
+from sysout_jax.processes import start_processes
 from sysout_jax.training.host_memory import keep_freed_memory
 from sysout_jax.training.loop import Progress, fit
 from train.settings import Settings, parse
@@ -37,8 +37,6 @@ def main() -> None:
     command = parse(Command, "python -m train", __doc__, sys.argv[1:], workdir=tyro.MISSING)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     stop = threading.Event()
-    if jax.process_count() == 1:
-        signal.signal(signal.SIGTERM, lambda *_: stop.set())
     bar = tqdm(
         total=command.settings.last_step,
         unit="step",
@@ -46,6 +44,8 @@ def main() -> None:
     )
 
     def report(progress: Progress) -> None:
+        if jax.process_count() == 1:  # several leave together, see sysout_jax/training/loop.py
+            interrupts.on_terminate(stop.set)  # from the first step on there is something to save
         bar.update(progress.step - bar.n)
         shown = {"loss": f"{progress.loss:.3f}", "tokens/s": f"{progress.tokens_per_second:,.0f}"}
         if progress.val_loss is not None:
@@ -58,7 +58,7 @@ def main() -> None:
         outcome = fit(command.settings, command.workdir, report, stop.is_set)
     if jax.process_index() == 0:
         loss = "" if outcome.val_loss is None else f", validation loss {outcome.val_loss:.4f}"
-        print(f"{outcome.status} at step {outcome.step}{loss}: {command.workdir}")
+        say(f"{outcome.status} at step {outcome.step}{loss}: {command.workdir}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from sysout_jax.cli import run
+from sysout_jax.cli import run, say
 from sysout_jax.planning import GIB, Plan, plan_analysis, plan_training
 from train.settings import Settings, parse
 
@@ -32,7 +32,7 @@ def main() -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # libtpu is there to compile, not to run
     command = parse(Command, "python -m train.plan", __doc__, sys.argv[1:], topology=tyro.MISSING)
     plan = plan_analysis if command.analyze else plan_training
-    print(describe(plan(command.settings, command.topology)))
+    say(describe(plan(command.settings, command.topology)))
 
 
 def describe(found: Plan) -> str:

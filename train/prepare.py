@@ -6,10 +6,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from tqdm import tqdm
 
-from sysout_jax.cli import run
+from sysout_jax.arguments import parse
+from sysout_jax.cli import run, say
 from sysout_jax.data.documents import Source
 from sysout_jax.data.prepare import prepare
 
@@ -38,7 +38,7 @@ class Args:
 
 
 def main() -> None:
-    args = tyro.cli(Args, prog="python -m train.prepare")
+    args = parse(Args, "python -m train.prepare")
     sources = [Source(path, args.field) for path in args.source]
     quiet = not sys.stderr.isatty()
     total = sum(source.size for source in sources)
@@ -54,16 +54,14 @@ def main() -> None:
             on_bytes=bar.update,
         )
     for split, count in meta.splits.items():
-        print(f"{split:6}{count['tokens']:>16,} tokens{count['documents']:>12,} documents")
+        say(f"{split:6}{count['tokens']:>16,} tokens{count['documents']:>12,} documents")
     if meta.split_rule["rule"] == "tail":
-        print(
+        say(
             f"The last {args.val_fraction:g} of the tokens is for validation: the documents are too few to divide."
         )
     if meta.eos_id is None:
-        print(
-            "The tokenizer names no end of text (see --eos): documents follow each other unmarked."
-        )
-    print(f"{args.out}: vocabulary {meta.vocab_size:,}, {meta.dtype}")
+        say("The tokenizer names no end of text (see --eos): documents follow each other unmarked.")
+    say(f"{args.out}: vocabulary {meta.vocab_size:,}, {meta.dtype}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from sysout_jax import arguments
+from sysout_jax.cli import say
 from sysout_jax.errors import InputError
 from sysout_jax.training.config import TrainConfig, load_config
 
@@ -21,28 +23,19 @@ class _Which:
     config: Path | None = None
 
 
-def parse(
-    command: type, prog: str, usage: str | None, arguments: list[str], **required: Any
-) -> Any:
+def parse(command: type, prog: str, usage: str | None, given: list[str], **required: Any) -> Any:
     """Build `command(config, **required, settings)` from flags, the config file's values being the defaults of `settings`.
 
     InputError without --config and for values that cannot be.
     """
-    bare = [a for a in arguments if a not in ("-h", "--help")]
-    which, _ = tyro.cli(_Which, args=bare, return_unknown_args=True, add_help=False)
+    bare = [a for a in given if a not in ("-h", "--help")]
+    which, _ = arguments.parse(_Which, prog, bare, return_unknown_args=True, add_help=False)
     if which.config is None:
-        if len(bare) < len(arguments):
-            print(f"{usage}\n\nWith --config FILE, --help lists all settings and their values.")
+        if len(bare) < len(given):
+            say(f"{usage}\n\nWith --config FILE, --help lists all settings and their values.")
             sys.exit(0)
         raise InputError("--config is missing; name a file of configs/")
     default = command(config=which.config, settings=load_config(which.config), **required)
-    try:
-        return tyro.cli(
-            command,
-            args=arguments,
-            prog=prog,
-            default=default,
-            config=(tyro.conf.AvoidSubcommands,),
-        )
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    return arguments.parse(
+        command, prog, given, default=default, config=(tyro.conf.AvoidSubcommands,)
+    )

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
 from tqdm import tqdm
 
 from sysout_jax import checkpoint, loading, staging
-from sysout_jax.cli import run
+from sysout_jax.arguments import parse
+from sysout_jax.cli import run, say
 from sysout_jax.convert.hf_export import check_exportable, save_hugging_face
 from sysout_jax.errors import InputError
 from sysout_jax.weights import expected_shapes, groups
@@ -35,7 +35,7 @@ class Args:
 
 
 def main() -> None:
-    args = tyro.cli(Args, prog="python -m sysout_jax.convert")
+    args = parse(Args, "python -m sysout_jax.convert")
     _check_out(args)
     path = loading.find(args.src)
     if args.format == "orbax" and path.is_dir() and checkpoint.is_converted(path):
@@ -53,7 +53,7 @@ def main() -> None:
         SAVE[args.format](args.out, config, source, dtype, tokenizer, bos_id, bar.update)
 
     count = sum(math.prod(shape) for shape in expected_shapes(config).values())
-    print(
+    say(
         f"{args.out}: {config.family}, {config.num_layers} layers, {count:,} parameters in {dtype}, "
         f"{'with' if tokenizer else 'without a'} tokenizer"
     )

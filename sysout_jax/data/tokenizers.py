@@ -17,7 +17,7 @@ from sysout_jax.checks import shown
 from sysout_jax.data.tokenizer_guard import guarded, open_backend
 from sysout_jax.errors import InputError
 from sysout_jax.files import check_readable
-from sysout_jax.printable import printable_name
+from sysout_jax.printable import escaped, printable_name
 
 FILE = "tokenizer.json"
 MOST_BYTES = 1 << 28  # the largest of public models have 34 MB
@@ -109,11 +109,12 @@ class Tokenizer:
         return piece.replace("▁", " ")
 
     def token(self, token_id: int) -> str:
-        """The token as a reader should see it: its text with spaces as `_` and line ends as `\\n`."""
+        """The token as a reader should see it: its text with spaces as `_`, line ends as `\\n` and control codes as `\\x1b`, at most
+        `LONGEST_NAME` characters."""
         shown = self.text(token_id)
         for character, visible in ((" ", "_"), ("\n", "\\n"), ("\t", "\\t"), ("\r", "\\r")):
             shown = shown.replace(character, visible)
-        return shown
+        return printable_name(escaped(shown))
 
 
 def load(name: str) -> Tokenizer:

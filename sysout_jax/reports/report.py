@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from sysout_jax import staging
+from sysout_jax import interrupts, staging
 from sysout_jax.errors import InputError, RunError
 from sysout_jax.figures import Figure, FigureSpec, TokenText, save_figure
 from sysout_jax.places import nearest
@@ -133,7 +133,8 @@ def _write(
         files = [f"{FIGURES}/{figure}.{suffix}" for figure in figures for suffix in _FORMATS]
         files += [PAGE, f"{name}.json"]
         staging.sync(staged)
-        _replace(staged, out, files, _outdated(out, name, files), work / "old")
+        with interrupts.whole():
+            _replace(staged, out, files, _outdated(out, name, files), work / "old")
     return [out / file for file in files]
 
 

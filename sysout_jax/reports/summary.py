@@ -12,6 +12,7 @@ import numpy as np
 from sysout_jax.figures.select import digits
 from sysout_jax.outliers.definitions import SINK_SHARE
 from sysout_jax.outliers.results import Birth, BirthEvent, Lifecycle, Spread
+from sysout_jax.printable import escaped
 
 TokenText = Callable[[int, int], str]
 _MOST = 6  # members of a list that are printed
@@ -57,9 +58,9 @@ def _lines(row: Sequence[str], most: Sequence[int]) -> list[tuple[str, ...]]:
 
 
 def fit(text: str, width: int = 100) -> str:
-    """Lines that are too long for a terminal broken at spaces, what follows a break indented."""
+    """Lines that are too long for a terminal broken at spaces, what follows a break indented. Control characters are escaped."""
     lines = []
-    for line in text.split("\n"):
+    for line in escaped(text, kept="\n").split("\n"):
         indent = " " * (len(line) - len(line.lstrip()) + 8)
         wrapped = textwrap.wrap(
             line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
