@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from sysout_jax.data.xz import open_xz
 from sysout_jax.errors import InputError
 
 FORMATS = (".txt", ".md", ".jsonl")
 UNPACK: dict[str, Callable[[IO[bytes]], Any]] = {
     "": lambda raw: raw,
     ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
-    ".xz": lzma.LZMAFile,
+    ".xz": open_xz,
 }
 BLOCK = 1 << 20  # bytes read at a time
 LONGEST_PIECE = 1 << 24  # characters; a longer run without a word's end is cut where it stands

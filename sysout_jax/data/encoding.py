@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+import tokenizers
 
 from sysout_jax.data.tokenizers import BYTES, Tokenizer
-from sysout_jax.errors import RunError
+from sysout_jax.data.workers import answers
 
 PROBE = ("The year", " 1923", "\nand so", "\r\n  on")
 
@@ -69,61 +62,23 @@ class Encoder:
         return np.array_equal(self.encode("".join(PROBE)), np.concatenate(parts))
 
 
-_encoder: Encoder  # of this worker process
-
-
 def encode_in_order(
-    tasks: Iterable[Task], encoder: Encoder, file: Path, arguments: tuple, workers: int
-) -> Iterator[tuple[Task, dict[str, np.ndarray]]]:
+    tasks: Iterable[Task], encoder: Encoder, arguments: tuple, workers: int
+) -> Generator[tuple[Task, dict[str, np.ndarray]], None, None]:
     """Each task with its ids, in order. At most two tasks per worker are read ahead.
 
-    One worker is this process itself. Others build their encoder from the tokenizer `file` and the remaining `arguments`.
+    One worker is this process itself with `encoder`. Others make their own by `encoder_of(*arguments)`.
     """
-    if workers == 1:
-        for task in tasks:
-            yield task, encoder(task)
+    if workers > 1:
+        yield from answers(tasks, encoder_of, arguments, workers)
         return
-    pool = ProcessPoolExecutor(workers, _context(), _start_worker, (file, arguments))
-    waiting: deque = deque()
-    try:
-        for task in tasks:
-            waiting.append((task, pool.submit(_encode, task)))
-            if len(waiting) > 2 * workers:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        for first, future in waiting:
-            yield first, future.result()
-    except BrokenProcessPool:
-        raise RunError(
-            f"one of {workers} workers was killed, perhaps for want of memory; use fewer --workers"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+    for task in tasks:
+        yield task, encoder(task)
 
 
-def _context():
-    """Not a fork of this process, whose threads may hold locks; one clean process that has imported us and is forked."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
-
-
-def _start_worker(file: Path, arguments: tuple) -> None:
-    global _encoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _encoder = Encoder(Tokenizer.from_file(file), *arguments)
-
-
-def _end_with_parent() -> None:
-    """A killed parent closes no queue, and a worker would wait for its next task for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _encode(task: Task) -> dict[str, np.ndarray]:
-    return _encoder(task)
+def encoder_of(tokenizer_json: str, name: str, eos_id: int | None, dtype: str) -> Encoder:
+    """The encoder of a tokenizer.json's text: a file could be gone before a worker has started."""
+    backend = tokenizers.Tokenizer.from_str(tokenizer_json)
+    backend.no_truncation()
+    backend.no_padding()
+    return Encoder(Tokenizer(backend), name, eos_id, dtype)

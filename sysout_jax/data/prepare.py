@@ -8,7 +8,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,11 @@ from sysout_jax.data.documents import LONGEST_PIECE, Source, pieces
 from sysout_jax.data.encoding import Encoder, Piece, Task, encode_in_order
 from sysout_jax.data.token_files import DTYPES, SPLITS, Meta, bin_path, token_dtype
 from sysout_jax.errors import InputError
+from sysout_jax.printable import printable_name
 from sysout_jax.version import __version__
 
 TASK_SIZE = 1 << 18  # characters; 0.2 s of a BPE tokenizer
+MOST_WORKERS = 256
 BYTES_PER_WORKER = 1 << 22  # of the sources; below that, starting one takes longer than its work
 
 
@@ -52,8 +54,18 @@ def prepare(
     """
     if not 0 <= val_fraction < 1:
         raise InputError(f"--val-fraction {val_fraction:g}: expected at least 0 and less than 1")
-    if workers is not None and workers < 1:
-        raise InputError(f"--workers {workers}: expected at least 1")
+    if workers is not None and not 1 <= workers <= MOST_WORKERS:
+        raise InputError(
+            f"--workers {printable_name(str(workers))}: expected 1 to {MOST_WORKERS}, about one for each core"
+        )
+    if not 0 <= seed < 2**64:
+        raise InputError(
+            f"seed {printable_name(str(seed))}: expected a whole number from 0 to 2^64 - 1"
+        )
+    if eos is not None and (not eos or not _is_text(eos)):
+        raise InputError(
+            f"end token {printable_name(repr(eos))}: no text; name a token of the vocabulary"
+        )
     if not sources:
         raise InputError("no source files; name at least one .txt, .md or .jsonl file")
     staging.check_out(out, new=True)
@@ -69,9 +81,13 @@ def prepare(
         file = directory / tokenizers.FILE
         tokenizers.copy(tokenizer, file)
         encoded = encode_in_order(
-            tasks, encoder, file, arguments, workers or _workers(sources, tokenizer)
+            tasks,
+            encoder,
+            (file.read_text(encoding="utf-8"), *arguments),
+            workers or _workers(sources, tokenizer),
         )
-        documents = _write(directory, encoded, on_bytes)
+        with closing(encoded):
+            documents = _write(directory, encoded, on_bytes)
         rule = "hash"
         if val_fraction and not all(documents.values()):
             rule, documents = "tail", {"train": sum(documents.values()), "val": 0}
@@ -160,6 +176,14 @@ def _cut_tail(directory: Path, dtype: np.dtype, val_fraction: float) -> None:
         raise InputError(f"the sources hold {total} tokens; expected enough for train and val")
     np.memmap(train, dtype, mode="r")[keep:].tofile(val)
     os.truncate(train, keep * dtype.itemsize)
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
 
 
 def _workers(sources: Sequence[Source], tokenizer: str) -> int:
