@@ -1,31 +1,33 @@
 """Our own checkpoint directory: `model.json` (config, BOS id), `tokenizer.json`, and `params/<group>/` written by Orbax.
 
-Each group (`embed`, `layer_0`, …) is an Orbax checkpoint of its own, so that neither writing nor reading one ever holds the model.
+Each group (`embed`, `layer_0`, …) is an Orbax checkpoint of its own, so that neither writing nor reading one ever holds the model. `model.json`
+also says what was written: a checksum of every parameter's values, the size of every file, and a checksum of itself.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
-from flax.traverse_util import flatten_dict
 
 from sysout_jax.config import ModelConfig, config_from_dict, config_to_dict
 from sysout_jax.data import tokenizers
 from sysout_jax.data.tokenizers import Tokenizer, read_bos_id
 from sysout_jax.errors import InputError
+from sysout_jax.narrowing import Narrowing
+from sysout_jax.notices import warn_once
+from sysout_jax.orbax_groups import write_group
+from sysout_jax.orbax_source import OrbaxSource, file_sizes
 from sysout_jax.serialise import read_json_object
 from sysout_jax.staging import new_directory, write_file
-from sysout_jax.weights import WeightSource, expected_shapes, groups
+from sysout_jax.weights import WeightSource, groups
 
 CONFIG = "model.json"
 PARAMS = "params"
+CHECKSUM = "checksum"
+ENTRIES = {"config", "bos_token_id", "fingerprints", "files", CHECKSUM}  # of `CONFIG`
 RUN = "checkpoints"  # of a training run: one directory of groups per step
 
 
@@ -40,30 +42,58 @@ def save(
 ) -> None:
     """Write a checkpoint directory; it appears whole or not at all, and in memory there is one group at a time.
 
-    `source` gives the weights, written in `dtype`; the tokenizer goes along. `on_group` is called after each group.
-    Raises InputError when `directory` exists and is not an empty directory.
+    `source` gives the weights, written in `dtype`; the tokenizer goes along. `on_group` is called after each group. All of it is read
+    again before this returns. Raises InputError when `directory` exists and is not an empty directory, or `dtype` has no numbers as
+    large as some weights; RunError when it cannot be written.
     """
-    with new_directory(directory) as staging, ocp.StandardCheckpointer() as checkpointer:
+    source = Narrowing(source, config)
+    with new_directory(directory) as staging:
+        (staging / PARAMS).mkdir()
+        written: dict[str, int] = {}
         for group in groups(config):
-            checkpointer.save(staging / PARAMS / group, source.read(group, dtype))
-            checkpointer.wait_until_finished()
+            written |= write_group(staging / PARAMS, group, source.read(group, dtype))
             if on_group:
                 on_group()
         if tokenizer:
             tokenizer.save(staging / tokenizers.FILE)
-        write_config(staging, config, bos_id)
+        write_config(staging, config, bos_id, written, file_sizes(staging / PARAMS))
+        _read_back(staging, config)
 
 
-def write_config(directory: Path, config: ModelConfig, bos_id: int | None = None) -> None:
-    """The model's config and BOS id, beside its parameters or its training checkpoints."""
-    fields = {"config": config_to_dict(config), "bos_token_id": bos_id}
+def _read_back(directory: Path, config: ModelConfig) -> None:
+    """OSError when what has just been written is not what is read."""
+    try:
+        if read_config(directory)[0] != config:
+            raise InputError(f"{CONFIG} reads as another config")
+        source = open_converted(directory, config)
+        for group in groups(config):
+            source.read(group, source.stored_dtype)
+    except InputError as error:
+        raise OSError(f"read again, it is not what was written: {error}") from None
+
+
+def write_config(
+    directory: Path,
+    config: ModelConfig,
+    bos_id: int | None = None,
+    written: Mapping[str, int] | None = None,
+    files: Mapping[str, int] | None = None,
+) -> None:
+    """The model's config and BOS id, beside its parameters or its training checkpoints.
+
+    `written` and `files` say what lies below `PARAMS`, see `OrbaxSource`.
+    """
+    fields: dict[str, Any] = {"config": config_to_dict(config), "bos_token_id": bos_id}
+    if written is not None:
+        fields |= {"fingerprints": written, "files": files}
+    fields[CHECKSUM] = _checksum(fields)
     write_file(Path(directory) / CONFIG, (json.dumps(fields, indent=2) + "\n").encode())
 
 
 def read_config(directory: Path) -> tuple[ModelConfig, int | None]:
     """Config and BOS id of a checkpoint directory; InputError when they cannot be read."""
     path = Path(directory) / CONFIG
-    fields = read_json_object(path, "convert the checkpoint again")
+    fields = _read_fields(directory)
     try:
         config = config_from_dict(fields.get("config"))
     except InputError as error:
@@ -71,15 +101,47 @@ def read_config(directory: Path) -> tuple[ModelConfig, int | None]:
     return config, read_bos_id(fields, config.vocab_size, str(path))
 
 
+def open_converted(directory: Path, config: ModelConfig) -> OrbaxSource:
+    """The weights of a directory that `save` wrote; InputError when they are not there or not what was written."""
+    fields = _read_fields(directory)
+    written, files = fields.get("fingerprints"), fields.get("files")
+    if written is None or files is None:
+        warn_once(
+            f"{Path(directory) / CONFIG}: has no checksums, damage to the weights would not be noticed; "
+            "convert the model again to have them"
+        )
+    return OrbaxSource(Path(directory) / PARAMS, config, written, files=files)
+
+
+def _read_fields(directory: Path) -> dict[str, Any]:
+    """What `write_config` wrote; InputError when it is something else."""
+    path = Path(directory) / CONFIG
+    fields = read_json_object(path, "convert the checkpoint again")
+    if fields.get(CHECKSUM, _checksum(fields)) != _checksum(fields) or set(fields) - ENTRIES:
+        raise InputError(
+            f"{path}: is not as it was written; convert the checkpoint again or, if the change was meant, "
+            f"remove the entry {CHECKSUM!r} from it"
+        )
+    for name in ("fingerprints", "files"):
+        entries = fields.get(name)
+        if entries is not None and not (
+            isinstance(entries, dict) and all(type(value) is int for value in entries.values())
+        ):
+            raise InputError(
+                f"{path}: {name} is no object of numbers; convert the checkpoint again"
+            )
+    return fields
+
+
+def _checksum(fields: Mapping[str, Any]) -> int:
+    """Of all entries but itself."""
+    kept = {name: value for name, value in fields.items() if name != CHECKSUM}
+    return zlib.crc32(json.dumps(kept, sort_keys=True).encode())
+
+
 def is_converted(directory: Path) -> bool:
     """Whether `save` wrote this directory; a training run holds more than one checkpoint."""
     return (directory / CONFIG).is_file() and not (directory / RUN).is_dir()
-
-
-# The groups of a training checkpoint are items of one checkpoint, which alone has such a file; Orbax warns once per group.
-logging.getLogger("absl").addFilter(
-    lambda record: "Metadata file does not exist" not in record.getMessage()
-)
 
 
 class Found(NamedTuple):
@@ -108,49 +170,3 @@ def locate(directory: Path) -> Found | None:
     if directory.name.isdigit() and directory.parent.name == RUN and (home / CONFIG).is_file():
         return Found(home, directory)
     return None
-
-
-class OrbaxSource:
-    """Weights that lie in one Orbax directory per group below `params`. Strict like the safetensors reader."""
-
-    def __init__(self, params: Path, config: ModelConfig):
-        self._path = Path(params).absolute()
-        layers = sum(1 for _ in self._path.glob("layer_*"))
-        if layers < config.num_layers:  # before anything is built for thousands of layers
-            raise InputError(
-                f"{self._path}: holds {layers} layers, {CONFIG} names {config.num_layers}; convert the checkpoint again"
-            )
-        self._checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-        try:
-            held = {
-                f"{group}/{name}": tuple(leaf.shape)
-                for group in groups(config)
-                for name, leaf in flatten_dict(self._tree(group), sep="/").items()
-            }
-        except (FileNotFoundError, ValueError, AttributeError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{self._path}: not a whole Orbax checkpoint ({error}); convert it again"
-            ) from None
-        want = expected_shapes(config)
-        if held != want:
-            wrong = sorted(set(held.items()) ^ set(want.items()))
-            raise InputError(
-                f"{self._path}: {len(wrong)} parameters differ from what {CONFIG} implies, first "
-                f"{wrong[0][0]} {wrong[0][1]}; convert the checkpoint again"
-            )
-
-    @property
-    def stored_dtype(self) -> str:
-        """The dtype that the embedding, and with it practically everything else, is stored in."""
-        return jax.tree.leaves(self._tree("embed"))[0].dtype.name
-
-    def read(self, group: str, dtype: Any) -> dict:
-        restore_args = jax.tree.map(
-            lambda _: ocp.RestoreArgs(restore_type=np.ndarray, dtype=dtype), self._tree(group)
-        )
-        return self._checkpointer.restore(
-            self._path / group, args=ocp.args.PyTreeRestore(restore_args=restore_args)
-        )
-
-    def _tree(self, group: str) -> dict:
-        return self._checkpointer.metadata(self._path / group).item_metadata.tree

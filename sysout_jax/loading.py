@@ -102,7 +102,10 @@ def _open_orbax(path: Path) -> Opened:
     found = checkpoint.locate(path)
     assert found is not None
     config, bos_id = checkpoint.read_config(found.home)
-    source = checkpoint.OrbaxSource(found.params, config)
+    if found.params == found.home / checkpoint.PARAMS:
+        source = checkpoint.open_converted(found.home, config)
+    else:
+        source = checkpoint.OrbaxSource(found.params, config)
     return Opened(config, source, bos_id, _tokenizer(found.home, bos_id))
 
 
@@ -172,7 +175,10 @@ def _download(repo_id: str) -> Path:
             f"{repo_id}: no such file or directory; to fetch it from the hub, pip install 'sysout_jax[hf]'"
         ) from None
     try:
-        folder = snapshot_download(repo_id, allow_patterns=["*.json", "*.safetensors"])
+        # some repositories hold the weights twice, as consolidated.safetensors, or other models in folders
+        folder = snapshot_download(
+            repo_id, allow_patterns=["*.json", "model*.safetensors"], ignore_patterns=["*/*"]
+        )
     except (
         Exception
     ) as error:  # the hub client raises dozens of types; to the user all mean "not fetched"

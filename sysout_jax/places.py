@@ -9,7 +9,7 @@ from pathlib import Path
 from sysout_jax.errors import InputError, RunError
 from sysout_jax.printable import printable, printable_name
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def place_of(out: Path, *, new: bool) -> Path:

@@ -15,7 +15,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +26,7 @@ MARKER = ".sysout_jax"
 TEXT = b"Unfinished output of sysout_jax. Unless a process holds a lock on this file, its directory can be removed.\n"
 # nobody gives a directory these by chance: before it has its marker, it is known by them
 MODE = stat.S_ISVTX | stat.S_IRWXU
+PATIENCE = 20  # attempts to remove one, over a second
 MOST = 100  # workspaces of one name
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
@@ -60,7 +61,7 @@ def workspace(parent: Path, name: str, *, alone: bool = False) -> Iterator[Path]
                     stack.push(this.pop_all())
         if mine is None:
             raise FileExistsError(errno.EEXIST, "too many directories of this name", str(path))
-        with interrupts.cleaning_up(partial(_remove_in_use, mine)):
+        with interrupts.cleaning_up(partial(_remove, mine)):
             yield mine
 
 
@@ -100,8 +101,7 @@ def _lock(path: Path, make: bool) -> int | None:
                     if not locks and not made:
                         os.close(lock)
                         return None
-                    if not os.fstat(lock).st_size:
-                        os.write(lock, TEXT)
+                    _mark(path, lock)
                     return lock
             except BaseException:
                 os.close(lock)
@@ -111,6 +111,16 @@ def _lock(path: Path, make: bool) -> int | None:
             pass  # it has just been removed
         finally:
             os.close(directory)
+
+
+def _mark(path: Path, lock: int) -> None:
+    """Write into a new marker what it is; a workspace that cannot even take that (disk full) is removed."""
+    if not os.fstat(lock).st_size:
+        try:
+            os.write(lock, TEXT)
+        except OSError:
+            _remove(path)
+            raise
 
 
 def _made(path: Path) -> bool:
@@ -160,19 +170,18 @@ def _empty(path: Path) -> None:
             os.unlink(entry.path)
 
 
-def _remove_in_use(path: Path) -> None:
-    """The same while other threads may still be writing into it."""
-    for _ in range(10):
-        with suppress(OSError):
-            _remove(path)
-        if not path.exists():
-            break
-        time.sleep(0.05)
-
-
 def _remove(path: Path) -> None:
-    """Remove a workspace, its marker last: whatever ends us on the way, the rest is still recognised."""
-    with suppress(OSError):
-        _empty(path)
-        os.unlink(path / MARKER)
-        os.rmdir(path)
+    """Remove a workspace, its marker last: whatever ends us on the way, the rest is still recognised.
+
+    Threads of an interrupted write may still put files into it.
+    """
+    for _ in range(PATIENCE):
+        try:
+            _empty(path)
+            os.unlink(path / MARKER)
+            os.rmdir(path)
+            return
+        except FileNotFoundError:
+            return
+        except OSError:
+            time.sleep(0.05)

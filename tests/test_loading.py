@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
+import types
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 
 import ml_dtypes
@@ -267,6 +270,40 @@ def test_what_is_not_a_model_directory(tmp_path):
     assert "no such file or directory" in refusal("nothing")
     (tmp_path / "ckpt_100.pt").write_text("x")
     assert "it holds ckpt_100.pt; name that file" in refusal(tmp_path)
+
+
+def test_what_is_fetched_from_the_hub(hf_copy, monkeypatch):
+    """What a repository holds twice, or for other programs, is left there."""
+    whole = hf_copy("gpt2")
+    kept = {"config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"}
+    kept |= {
+        "model.safetensors",
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+    }
+    left = {"consolidated.safetensors", "consolidated-00001-of-2.safetensors", "pytorch_model.bin"}
+    left |= {
+        "adapter_model.safetensors",
+        "onnx/model.safetensors",
+        "onnx/config.json",
+        "model.gguf",
+    }
+    fetched = set()
+
+    def snapshot_download(repo_id, allow_patterns=("*",), ignore_patterns=()):
+        assert repo_id == "some/model"
+        for file in kept | left:
+            if any(fnmatch(file, p) for p in allow_patterns) and not any(
+                fnmatch(file, p) for p in ignore_patterns
+            ):
+                fetched.add(file)
+        return str(whole)
+
+    hub = types.ModuleType("huggingface_hub")
+    hub.snapshot_download = snapshot_download  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    assert so.load("some/model").config == so.load(whole).config
+    assert fetched == kept
 
 
 def test_damaged_tokenizer(hf_copy):

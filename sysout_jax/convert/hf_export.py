@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +16,15 @@ from flax.traverse_util import flatten_dict
 
 from sysout_jax.config import Gpt2Config, LlamaConfig, ModelConfig
 from sysout_jax.convert.forms import Shape
-from sysout_jax.convert.hf_config import ACTIVATIONS, GPT2_FIELDS, LLAMA_FIELDS
+from sysout_jax.convert.hf_config import ACTIVATIONS, GPT2_FIELDS, LLAMA_FIELDS, read_config
 from sysout_jax.convert.names import Stored, stored_names
+from sysout_jax.convert.safetensors import SafetensorsSource
 from sysout_jax.convert.safetensors_writer import Announced, write_safetensors
 from sysout_jax.data import tokenizers
 from sysout_jax.data.tokenizers import Tokenizer
 from sysout_jax.errors import InputError
+from sysout_jax.fingerprint import fingerprint, fingerprints
+from sysout_jax.narrowing import Narrowing
 from sysout_jax.staging import new_directory
 from sysout_jax.weights import WeightSource, expected_shapes, groups
 
@@ -40,10 +43,12 @@ def save_hugging_face(
 ) -> None:
     """Write config.json, safetensors (in several files beyond `shard_bytes`) and tokenizer.json.
 
-    The directory appears whole or not at all; in memory there is one group of weights at a time. Raises InputError for models
-    that transformers has no class for, and when `directory` exists and is not an empty directory.
+    The directory appears whole or not at all; in memory there is one group of weights at a time. All of it is read again before
+    this returns. Raises InputError for models that transformers has no class for, when `directory` exists and is not an empty
+    directory, and when `dtype` has no numbers as large as some weights; RunError when it cannot be written.
     """
     check_exportable(config)
+    source = Narrowing(source, config)
     theirs = _with_their_biases(config)
     dtype = np.dtype(dtype)
     plan = _plan(theirs)
@@ -53,13 +58,36 @@ def save_hugging_face(
         for _, shape, stored in tensors
     ]
     with new_directory(directory) as staging:
-        arrays = _arrays(plan, theirs, source, dtype, on_group)
+        written: dict[str, int] = {}
+        arrays = _arrays(plan, theirs, source, dtype, written, on_group)
         write_safetensors(staging, announced, arrays, dtype, shard_bytes)
         fields = {"bos_token_id": bos_id, "torch_dtype": dtype.name, **_fields(theirs)}
         _write_json(staging / "config.json", fields)
         if tokenizer:
             tokenizer.save(staging / tokenizers.FILE)
             _write_json(staging / "tokenizer_config.json", _tokenizer_fields(config, tokenizer))
+        _read_back(staging, theirs, fields, dtype, written)
+
+
+def _read_back(
+    directory: Path,
+    config: ModelConfig,
+    fields: dict[str, Any],
+    dtype: np.dtype,
+    written: Mapping[str, int],
+) -> None:
+    """OSError when what has just been written is not what is read."""
+    try:
+        layout, read = read_config(fields, "config.json")
+        if read != config:
+            raise InputError("config.json reads as another config")
+        source = SafetensorsSource(directory, layout, config)
+        for group in groups(config):
+            for path, mark in fingerprints({group: source.read(group, dtype)}).items():
+                if mark != written[path]:
+                    raise InputError(f"{path} holds other numbers")
+    except InputError as error:
+        raise OSError(f"read again, it is not what was written: {error}") from None
 
 
 def check_exportable(config: ModelConfig) -> None:
@@ -154,13 +182,15 @@ def _arrays(
     config: ModelConfig,
     source: WeightSource,
     dtype: np.dtype,
+    written: dict[str, int],
     on_group: Callable[[], object] | None,
 ) -> Iterator[np.ndarray]:
-    """The tensors of the plan in their form; biases that the model does not have are zero."""
+    """The tensors of the plan in their form; biases that the model does not have are zero. Their checksums go into `written`."""
     for group, tensors in plan.items():
         held = flatten_dict({group: source.read(group, dtype)}, sep="/")
         for path, shape, stored in tensors:
             array = np.asarray(held[path]) if path in held else np.zeros(shape, dtype)
+            written[path] = fingerprint(array)
             yield stored.form.theirs(array, config)
         if on_group:
             on_group()

@@ -50,7 +50,7 @@ class Tokenizer:
         if self._file:
             shutil.copyfile(self._file, path)
         else:
-            self.backend.save(str(path))
+            path.write_text(self.backend.to_str(pretty=True), encoding="utf-8")
 
     @cached_property
     def vocab_size(self) -> int:

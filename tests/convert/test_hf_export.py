@@ -18,6 +18,7 @@ import sysout_jax as so
 from sysout_jax import checkpoint, cli
 from sysout_jax.config import Gpt2Config, LlamaConfig, ModelConfig, RopeScaling
 from sysout_jax.convert.hf_export import save_hugging_face
+from sysout_jax.errors import RunError
 from sysout_jax.models import build
 from sysout_jax.weights import InMemory
 from tests.convert.command import assert_same_model, everything_below, run_here
@@ -223,3 +224,26 @@ def test_transformers_reads_the_tokenizer(shared_data, tmp_path):
 def test_status_of_a_wrong_format(monkeypatch, tmp_path):
     args = ("--src", FIXTURES / "gpt2", "--out", tmp_path / "out", "--format", "gguf")
     assert run_here(monkeypatch, *args) == cli.BAD_INPUT
+
+
+@pytest.mark.parametrize("damage", ["weights", "config"])
+def test_what_does_not_read_back_is_no_success(damage, tmp_path, monkeypatch):
+    """Whatever the cause: here other numbers, or another setting, reach the disk."""
+    from sysout_jax.convert import hf_export
+
+    if damage == "weights":
+        write = hf_export.write_safetensors
+
+        def wrong(directory, tensors, arrays, *args):
+            write(directory, tensors, (array + array.dtype.type(1) for array in arrays), *args)
+
+        monkeypatch.setattr(hf_export, "write_safetensors", wrong)
+    else:
+        fields = hf_export._fields
+        monkeypatch.setattr(
+            hf_export, "_fields", lambda config: fields(config) | {"layer_norm_epsilon": 0.1}
+        )
+    lm = random_model(MODELS["gpt2"])
+    with pytest.raises(RunError, match="read again, it is not what was written"):
+        export(lm, tmp_path / "out")
+    assert not everything_below(tmp_path)
