@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sysout_jax.fingerprint import CHUNK, SPREAD, fingerprint, fingerprints
+from sysout_jax.fingerprint import CHUNK, SPREAD, _on_device, fingerprint, fingerprints
 
 
 def written_out(array: np.ndarray) -> int:
@@ -32,11 +32,13 @@ def test_equals_the_formula_on_host_and_device(dtype, shape):
     assert fingerprint(array) == want
     with jax.enable_x64(array.dtype.itemsize == 8):
         assert fingerprint(jnp.asarray(array)) == want
+        assert int(_on_device(jnp.asarray(array))) == want
 
 
 def test_arrays_longer_than_one_chunk():
     array = np.random.default_rng(0).standard_normal(2 * CHUNK + 17).astype(np.float32)
     assert fingerprint(array) == written_out(array) == fingerprint(jnp.asarray(array))
+    assert int(_on_device(jnp.asarray(array))) == written_out(array)
 
 
 def test_layout_in_memory_does_not_count():
