@@ -12,14 +12,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sysout_jax import run_checkpoints
 from sysout_jax.config import ModelConfig, config_from_dict, config_to_dict
 from sysout_jax.data import tokenizers
 from sysout_jax.data.tokenizers import Tokenizer, read_bos_id
 from sysout_jax.errors import InputError
+from sysout_jax.held import Held
 from sysout_jax.narrowing import Narrowing
 from sysout_jax.notices import warn_once
 from sysout_jax.orbax_groups import write_group
 from sysout_jax.orbax_source import OrbaxSource, file_sizes
+from sysout_jax.run_checkpoints import RUN
+from sysout_jax.seal import Damaged
 from sysout_jax.serialise import read_json_object
 from sysout_jax.staging import new_directory, write_file
 from sysout_jax.weights import WeightSource, groups
@@ -28,7 +32,6 @@ CONFIG = "model.json"
 PARAMS = "params"
 CHECKSUM = "checksum"
 ENTRIES = {"config", "bos_token_id", "fingerprints", "files", CHECKSUM}  # of `CONFIG`
-RUN = "checkpoints"  # of a training run: one directory of groups per step
 
 
 def save(
@@ -149,24 +152,77 @@ class Found(NamedTuple):
 
     home: Path
     params: Path
+    is_of_run: bool
+
+
+def home_of(directory: Path) -> Path | None:
+    """Where config and tokenizer lie of a converted model, a training run, or one checkpoint of a run; None when it is none of them."""
+    directory = Path(directory).absolute()
+    if (directory / CONFIG).is_file():
+        return directory
+    home = directory.parent.parent
+    in_run = directory.name.isdigit() and directory.parent.name == RUN
+    return home if in_run and (home / CONFIG).is_file() else None
 
 
 def locate(directory: Path) -> Found | None:
-    """A converted model, a training run (its latest checkpoint), or one checkpoint of a run; None when it is none of them.
+    """A converted model, a training run (its latest whole checkpoint), or one checkpoint of a run; None when it is none of them.
 
     Raises InputError for a run without a whole checkpoint.
     """
     directory = Path(directory).absolute()
-    if (directory / CONFIG).is_file():
-        if (directory / RUN).is_dir():
-            steps = [int(p.name) for p in (directory / RUN).iterdir() if p.name.isdigit()]
-            if not steps:
+    home = home_of(directory)
+    if home is None:
+        return None
+    if home != directory:
+        return Found(home, directory, True)
+    if (home / RUN).is_dir():
+        return Found(home, _latest(home / RUN), True)
+    return Found(home, home / PARAMS, False)
+
+
+def _latest(checkpoints: Path) -> Path:
+    try:
+        latest, wrong = run_checkpoints.latest_whole(checkpoints)
+    except OSError as error:
+        raise InputError(f"{checkpoints}: cannot be read ({error.strerror}); see to it") from None
+    if latest is None:
+        held = f"; {wrong[0]}" if wrong else ""
+        raise InputError(
+            f"{checkpoints}: holds no whole checkpoint{held}; wait for the run's next save"
+        )
+    for line in wrong:
+        warn_once(f"{line}; reading {latest.name} instead")
+    return latest
+
+
+class Opened(NamedTuple):
+    """A checkpoint that no run removes while `held` lives, and the checksums of its values (None: it has none)."""
+
+    found: Found
+    held: Held | None
+    fingerprints: dict[str, int] | None
+
+
+def open_run(directory: Path) -> Opened:
+    """What `locate` finds at a place where it finds a checkpoint of a run; the latest one anew where the run removed it meanwhile.
+
+    Raises InputError when it is damaged or cannot be read.
+    """
+    while True:
+        found = locate(directory)
+        assert found is not None and found.is_of_run
+        try:
+            run_checkpoints.check_whole(found.params)
+            held = run_checkpoints.hold(found.params)
+            record = run_checkpoints.read_record(found.params)
+            return Opened(found, held, record.get("fingerprints"))
+        except (Damaged, FileNotFoundError) as error:
+            if isinstance(error, Damaged) and found.params.exists():
                 raise InputError(
-                    f"{directory / RUN}: holds no whole checkpoint yet; wait for the run's first save"
-                )
-            return Found(directory, directory / RUN / str(max(steps)))
-        return Found(directory, directory / PARAMS)
-    home = directory.parent.parent
-    if directory.name.isdigit() and directory.parent.name == RUN and (home / CONFIG).is_file():
-        return Found(home, directory)
-    return None
+                    f"{found.params}: is damaged ({error}); name another checkpoint of the run"
+                ) from None
+            if found.params == Path(directory).absolute():
+                raise InputError(f"{directory}: no such checkpoint; name the run") from None
+        except OSError as error:
+            raise InputError(f"{found.params}: cannot be read ({error.strerror})") from None

@@ -101,11 +101,14 @@ def open_checkpoint(path: Path) -> Opened:
 def _open_orbax(path: Path) -> Opened:
     found = checkpoint.locate(path)
     assert found is not None
+    held, written = None, None
+    if found.is_of_run:
+        found, held, written = checkpoint.open_run(path)
     config, bos_id = checkpoint.read_config(found.home)
-    if found.params == found.home / checkpoint.PARAMS:
-        source = checkpoint.open_converted(found.home, config)
+    if found.is_of_run:
+        source = checkpoint.OrbaxSource(found.params, config, written, held)
     else:
-        source = checkpoint.OrbaxSource(found.params, config)
+        source = checkpoint.open_converted(found.home, config)
     return Opened(config, source, bos_id, _tokenizer(found.home, bos_id))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 
 from sysout_jax.attention import resolve_kernel
+from sysout_jax.data.identity import check_identity, identity
 from sysout_jax.data.token_files import check_vocab
 from sysout_jax.errors import InputError, RunError
 from sysout_jax.provenance import run_settings
@@ -21,9 +23,10 @@ from sysout_jax.training.checkpoints import Checkpoints
 from sysout_jax.training.clock import Clock
 from sysout_jax.training.config import TrainConfig, to_dict
 from sysout_jax.training.feed import Feed
+from sysout_jax.training.metrics_file import JsonLines
 from sysout_jax.training.monitor import Monitor
 from sysout_jax.training.step import Program, State, make_program
-from sysout_jax.training.workdir import claim
+from sysout_jax.training.workdir import alone_in, check, claim
 
 
 @dataclass
@@ -57,8 +60,11 @@ def fit(
     """Train until `config.last_step`, going on from the latest whole checkpoint in `workdir` if there is one.
 
     `should_stop` is asked between steps (a signal came); the run then saves and returns. Raises InputError for a config, data
-    or mesh that cannot work and for a workdir of another config, RunError for a loss, gradient or validation loss that is not finite and failed writes.
+    or mesh that cannot work, for a workdir of another config or other data and for one that another training works in; nothing is written
+    then. RunError for a loss, gradient or validation loss that is not finite, failed writes and checkpoints that cannot be read.
     """
+    workdir = Path(workdir)
+    sinks.check_extras(config.tensorboard, config.wandb)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     try:
         kernel = resolve_kernel(config.kernel, config.dtype, variant=config.model.attention)
@@ -69,40 +75,47 @@ def fit(
     with jax.set_mesh(mesh):
         program = make_program(config, mesh)
         feed = Feed(config, program)
-        claim(config, workdir)
-        checkpoints = Checkpoints(workdir, config.keep)
-        try:
-            run = _Run(config, workdir, program, feed, checkpoints, report, should_stop)
+        check(config, workdir)
+        with alone_in(workdir), closing(Checkpoints(workdir, config.keep)) as checkpoints:
+            check(config, workdir)  # again: another training may have begun it meanwhile
+            data = identity(config.data)
+            restored = checkpoints.restore(program.shapes)
+            if restored:
+                check_identity(config.data, data, restored.data)
+            claim(config, workdir)
+            run = _Run(
+                config, workdir, program, feed, checkpoints, restored, data, report, should_stop
+            )
             run.write({"run": run_settings(kernel, mesh=dict(mesh.shape))})
             return run.run()
-        finally:
-            checkpoints.close()
 
 
 class _Run:
-    def __init__(self, config, workdir, program, feed, checkpoints, report, should_stop):
+    def __init__(
+        self, config, workdir, program, feed, checkpoints, restored, data, report, should_stop
+    ):
         self.config: TrainConfig = config
         self.program: Program = program
         self.feed: Feed = feed
         self.checkpoints: Checkpoints = checkpoints
+        self.data: dict = data
         self.report, self.should_stop = report, should_stop
-        restored = checkpoints.restore(program.shapes)
         if restored is None:
             self.state: State = program.init(jax.random.key(config.seed))
             self.step = 0
         else:
-            self.state, position = restored
+            self.state = restored.state
             self.step = int(self.state["step"])
-            feed.iterator.set_state(position)
-        self.saved = self.step if restored else -1
-        self.sinks = self._open_sinks(Path(workdir)) if jax.process_index() == 0 else []
+            feed.iterator.set_state(restored.position)
+        self.saved = self.resumed_at = self.step if restored else -1
+        self.sinks = self._open_sinks(workdir) if jax.process_index() == 0 else []
         self.monitor = Monitor(config.model, config.dtype) if config.monitor_every else None
         self.clock = Clock(config, program)
         self.pending: tuple[int, dict] | None = None
         self.loss, self.val_loss = float("nan"), None
 
     def _open_sinks(self, workdir: Path) -> list[sinks.Sink]:
-        opened: list[sinks.Sink] = [sinks.JsonLines(workdir, self.step)]
+        opened: list[sinks.Sink] = [JsonLines(workdir, self.step)]
         if self.config.tensorboard:
             opened.append(sinks.TensorBoard(workdir))
         if self.config.wandb:
@@ -132,6 +145,8 @@ class _Run:
             self._settle()
             self._save()
             self.checkpoints.wait()
+            if status == "finished" and self.saved != self.resumed_at:
+                self.checkpoints.confirm(self.step)
         finally:
             for sink in self.sinks:
                 sink.close()
@@ -217,7 +232,7 @@ class _Run:
                 self._evaluate()
             assert self.val_loss is not None
             self.checkpoints.save(
-                self.step, self.state, self.feed.iterator.get_state(), self.val_loss
+                self.step, self.state, self.feed.iterator.get_state(), self.val_loss, self.data
             )
         self.saved = self.step
 

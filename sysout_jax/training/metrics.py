@@ -1,19 +1,17 @@
-"""Where the numbers of a run go: metrics.jsonl always, TensorBoard and Weights & Biases on request; and model FLOPs utilisation."""
+"""Where the numbers of a run go besides metrics.jsonl: TensorBoard and Weights & Biases on request; and model FLOPs utilisation."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 
 from sysout_jax.config import ModelConfig
-from sysout_jax.errors import InputError
-from sysout_jax.staging import write_file
-
-METRICS = "metrics.jsonl"
+from sysout_jax.errors import InputError, RunError
+from sysout_jax.printable import printable
 
 #: Dense bfloat16 FLOP/s of a chip, from the vendors' data sheets; matched by the start of jax's device_kind.
 PEAK_FLOPS = {
@@ -51,46 +49,24 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
-class JsonLines:
-    """metrics.jsonl, one record a line. Lines behind `step` are dropped first: a resumed run writes them again."""
-
-    def __init__(self, workdir: Path, step: int):
-        path = Path(workdir) / METRICS
-        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
-        write_file(path, "".join(kept).encode())
-        self._file = path.open("a", buffering=1)
-
-    def write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _whole_lines(path: Path) -> Iterable[str]:
-    if not path.exists():
-        return
-    with path.open() as file:
-        for line in file:
-            if line.endswith("\n"):  # a killed run may leave half a line
-                yield line
-
-
-def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """All records of a run, in order."""
-    return [json.loads(line) for line in _whole_lines(Path(workdir) / METRICS)]
+def check_extras(tensorboard: bool, wandb: str) -> None:
+    """InputError when a sink that is asked for is not installed."""
+    if tensorboard and find_spec("tensorboardX") is None:
+        raise InputError(
+            "TensorBoard needs tensorboardX; pip install 'sysout_jax[tensorboard]' or leave it out"
+        )
+    if wandb and find_spec("wandb") is None:
+        raise InputError(
+            "Weights & Biases needs wandb; pip install 'sysout_jax[wandb]' or leave it out"
+        )
 
 
 class TensorBoard:
     """Scalars by name; a list over layers becomes one scalar per layer, counted from 1."""
 
     def __init__(self, workdir: Path):
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError:
-            raise InputError(
-                "--tensorboard needs tensorboardX; pip install 'sysout_jax[tensorboard]'"
-            ) from None
+        from tensorboardX import SummaryWriter
+
         self._writer = SummaryWriter(str(Path(workdir) / "tensorboard"))
 
     def write(self, record: dict[str, Any]) -> None:
@@ -105,17 +81,20 @@ class WeightsAndBiases:
     """The same scalars in a W&B project."""
 
     def __init__(self, project: str, workdir: Path, config: dict[str, Any]):
+        import wandb
+
         try:
-            import wandb
-        except ImportError:
-            raise InputError("--wandb needs wandb; pip install 'sysout_jax[wandb]'") from None
-        self._run = wandb.init(
-            project=project,
-            dir=str(workdir),
-            id=Path(workdir).absolute().name,
-            resume="allow",
-            config=config,
-        )
+            self._run = wandb.init(
+                project=project,
+                dir=str(workdir),
+                id=Path(workdir).absolute().name,
+                resume="allow",
+                config=config,
+            )
+        except Exception as error:  # of its own types, the network's and the operating system's
+            raise RunError(
+                f"Weights & Biases did not start ({printable(str(error), 300)}); log in to it, or leave it out"
+            ) from None
 
     def write(self, record: dict[str, Any]) -> None:
         self._run.log(dict(_scalars(record)), step=record["step"])

@@ -1,52 +1,132 @@
-"""The directory of a run: whose it is, and what makes it a checkpoint for every analysis."""
+"""The directory of a run: whose it is, who works in it, and what makes it a checkpoint for every analysis."""
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import jax
 
 from sysout_jax.checkpoint import write_config
 from sysout_jax.data import tokenizers
-from sysout_jax.errors import InputError
+from sysout_jax.errors import InputError, RunError
+from sysout_jax.held import check_name
+from sysout_jax.run_checkpoints import RUN
+from sysout_jax.serialise import read_json_object
 from sysout_jax.staging import write_file
 from sysout_jax.training.config import TrainConfig, differences, from_dict, to_dict
+from sysout_jax.training.metrics_file import METRICS
 from sysout_jax.workspaces import is_workspace
 
 CONFIG = "train.json"
+LOCK = ".lock"
 
 
-def claim(config: TrainConfig, workdir: Path) -> None:
-    """Make the workdir this config's; InputError when it is another's, or no run's, or cannot be written."""
-    path = workdir / CONFIG
-    if path.exists():
-        changed = differences(_read_config(path), config)
+def check(config: TrainConfig, workdir: Path) -> None:
+    """InputError when the workdir is another config's, or no run's, or holds something else under the name of one of a run's parts.
+
+    Nothing is written.
+    """
+    check_name(workdir)
+    if os.path.lexists(workdir) and not workdir.is_dir():
+        raise InputError(f"{workdir}: is not a directory; name a new one")
+    for name in (CONFIG, METRICS, LOCK):
+        if os.path.lexists(workdir / name) and not (workdir / name).is_file():
+            raise InputError(f"{workdir / name}: is not a file; move it away")
+    if os.path.lexists(workdir / RUN) and not (workdir / RUN).is_dir():
+        raise InputError(f"{workdir / RUN}: is not a directory; move it away")
+    try:
+        names = set(os.listdir(workdir)) if workdir.is_dir() else set()
+    except OSError as error:
+        raise InputError(f"{workdir}: {error.strerror}; name another directory") from None
+    if CONFIG in names:
+        changed = differences(_read_config(workdir / CONFIG), config)
         if changed:
             raise InputError(
                 f"{workdir}: holds a run of another config ({'; '.join(changed)}); name a new --workdir or "
                 "take the differences back"
             )
-    elif workdir.exists() and (
-        not workdir.is_dir() or not all(map(is_workspace, workdir.iterdir()))
-    ):
+        if METRICS in names and RUN not in names:
+            raise InputError(
+                f"{workdir / RUN}: is missing, though the run has begun; bring it back, or name a new directory"
+            )
+    elif any(name != LOCK and not is_workspace(workdir / name) for name in names):
         raise InputError(f"{workdir}: exists and is no training run; name a new --workdir")
+
+
+@contextmanager
+def alone_in(workdir: Path) -> Iterator[None]:
+    """No other training works in `workdir` during this block. It is made, and removed again when the block ends without having filled it.
+
+    Raises InputError when another process is at work there, or it cannot be made.
+    """
+    if jax.process_index():  # the first process of a run locks for all
+        yield
+        return
+    made = [path for path in (workdir, *workdir.parents) if not path.exists()]
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / LOCK).open("ab")
+    except OSError as error:
+        raise InputError(f"{workdir}: {error.strerror}; name another directory") from None
+    with lock:  # ends with the process, however it ends
+        if not _locked(lock, workdir / LOCK):
+            raise InputError(
+                f"{workdir}: another training is at work in it; wait for it or name a new directory"
+            )
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # somebody else has filled or removed it
+                if os.listdir(workdir) == [LOCK]:
+                    (workdir / LOCK).unlink()
+                    for path in made:
+                        path.rmdir()
+
+
+def _locked(lock: IO, path: Path) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    try:
+        return os.path.samestat(os.fstat(lock.fileno()), path.stat())
+    except FileNotFoundError:  # the other training was refused just now, and has removed it
+        return False
+
+
+def claim(config: TrainConfig, workdir: Path) -> None:
+    """Make the workdir this config's; InputError as `check` raises it, RunError when it cannot be written."""
+    check(config, workdir)
     if jax.process_index():
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         # first, so that a run killed between these files is still this config's
-        write_file(path, (json.dumps(to_dict(config), indent=2) + "\n").encode())
+        write_file(workdir / CONFIG, (json.dumps(to_dict(config), indent=2) + "\n").encode())
+        (workdir / RUN).mkdir(exist_ok=True)
         write_config(workdir, config.model)
         tokenizer = config.data / tokenizers.FILE
         if tokenizer.is_file():
             write_file(workdir / tokenizers.FILE, tokenizer.read_bytes())
     except OSError as error:
-        raise InputError(f"--workdir {workdir}: {error.strerror}; name another directory") from None
+        raise RunError(
+            f"{workdir}: cannot be written ({error.strerror}); free some space or name another directory"
+        ) from None
 
 
 def _read_config(path: Path) -> TrainConfig:
+    todo = "name a new directory"
     try:
-        return from_dict(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable training config ({error})") from None
+        return from_dict(read_json_object(path, todo))
+    except InputError:
+        raise
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise InputError(f"{path}: not a readable training config ({error}); {todo}") from None

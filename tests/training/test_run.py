@@ -20,7 +20,7 @@ from sysout_jax.errors import InputError, RunError
 from sysout_jax.training.checkpoints import Checkpoints
 from sysout_jax.training.config import MeshConfig, load_config
 from sysout_jax.training.loop import fit
-from sysout_jax.training.metrics import read_metrics
+from sysout_jax.training.metrics_file import read_metrics
 
 pytestmark = [pytest.mark.optimised, pytest.mark.slow]
 
@@ -164,7 +164,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(config, tmp_path, capl
     for path in damaged:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert fit(config, tmp_path / "run").step == 12
-    assert "step 12 cannot be read" in caplog.text
+    assert "checkpoint of step 12 is damaged" in caplog.text
     assert parameters(tmp_path / "run") == want
 
 
@@ -217,7 +217,7 @@ def test_a_full_disk_leaves_the_state_whole(config, tmp_path, monkeypatch):
     def full(self, *args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", full)
+    monkeypatch.setattr("orbax.checkpoint.AsyncCheckpointer.save", full)
     with pytest.raises(RunError, match=r"No space left.*whole up to step 8"):
         fit(config, tmp_path / "run")
     monkeypatch.undo()

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +15,7 @@ from sysout_jax import checkpoint, staging, workspaces
 from sysout_jax.errors import InputError
 from sysout_jax.training import workdir
 from sysout_jax.training.config import from_dict
-from sysout_jax.training.workdir import claim
+from sysout_jax.training.workdir import LOCK, alone_in, check, claim
 
 
 @pytest.mark.parametrize("survived", [0, 1, 2])
@@ -38,7 +42,7 @@ def test_killed_between_its_files_and_claimed_again(config, tmp_path, monkeypatc
     claim(config, tmp_path / "run")
     assert from_dict(json.loads((tmp_path / "run/train.json").read_text())) == config
     names = {p.name for p in (tmp_path / "run").iterdir()}
-    assert {"train.json", "model.json", "tokenizer.json"} == names
+    assert {"train.json", "model.json", "tokenizer.json", "checkpoints"} == names
 
 
 def test_another_config_and_another_directory_are_refused(config, tmp_path):
@@ -52,3 +56,116 @@ def test_another_config_and_another_directory_are_refused(config, tmp_path):
     (tmp_path / "notes/a.txt").write_text("mine")
     with pytest.raises(InputError, match="no training run"):
         claim(config, tmp_path / "notes")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("train.json", "directory"),
+        ("metrics.jsonl", "directory"),
+        ("checkpoints", "file"),
+        (".lock", "directory"),
+        ("checkpoints", "dangling link"),
+        ("metrics.jsonl", "dangling link"),
+    ],
+)
+@pytest.mark.parametrize("begun", [True, False])
+def test_something_else_under_the_name_of_a_part(config, tmp_path, name, kind, begun):
+    run = tmp_path / "run"
+    run.mkdir()
+    if begun:
+        claim(config, run)
+    path = run / name
+    if path.is_file():
+        path.unlink()
+    elif path.is_dir():
+        path.rmdir()
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "file":
+        path.write_text("mine")
+    else:
+        path.symlink_to(tmp_path / "nothing")
+    before = sorted(p.name for p in run.iterdir())
+    with pytest.raises(InputError, match=name) as raised:
+        check(config, run)
+    assert "\n" not in str(raised.value)
+    assert sorted(p.name for p in run.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"model": 1}', b"\xff", b"[" * 100_000, b"null"]
+)
+def test_a_damaged_config_is_one_line(config, tmp_path, content):
+    claim(config, tmp_path / "run")
+    (tmp_path / "run/train.json").write_bytes(content)
+    with pytest.raises(InputError, match="train.json") as raised:
+        check(config, tmp_path / "run")
+    assert "\n" not in str(raised.value)
+
+
+def test_checkpoints_that_were_lost_are_no_new_run(config, tmp_path):
+    claim(config, tmp_path / "run")
+    (tmp_path / "run/metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n')
+    (tmp_path / "run/checkpoints").rmdir()
+    with pytest.raises(InputError, match="checkpoints: is missing"):
+        check(config, tmp_path / "run")
+
+
+def test_a_file_and_a_dangling_link_are_no_workdir(config, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    for name in ("file", "link", "file/below"):
+        with pytest.raises(InputError, match=name), alone_in(tmp_path / name):
+            check(config, tmp_path / name)
+    assert {p.name for p in tmp_path.iterdir()} == {"file", "link", "data"}
+
+
+def test_one_training_at_a_time(tmp_path):
+    run = tmp_path / "run"
+    with alone_in(run):
+        with (
+            pytest.raises(InputError, match="run: another training is at work in it"),
+            alone_in(run),
+        ):
+            pass
+        (run / "something").touch()
+    with alone_in(run):
+        pass
+
+
+def test_the_lock_ends_with_its_process(tmp_path):
+    code = f"""
+import os, sys
+from pathlib import Path
+from sysout_jax.training.workdir import alone_in
+with alone_in(Path({str(tmp_path / "run")!r})):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+    root = Path(__file__).resolve().parents[2]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"locked\n"
+    with pytest.raises(InputError, match="another training"), alone_in(tmp_path / "run"):
+        pass
+    process.kill()
+    process.communicate()
+    with alone_in(tmp_path / "run"):
+        pass
+
+
+def test_a_refused_run_leaves_no_directory(tmp_path):
+    with pytest.raises(InputError), alone_in(tmp_path / "new/run"):
+        assert (tmp_path / "new/run" / LOCK).is_file()
+        raise InputError("refused")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError), alone_in(tmp_path / "empty"):
+        raise InputError("refused")
+    assert list((tmp_path / "empty").iterdir()) == []
