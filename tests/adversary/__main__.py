@@ -49,7 +49,10 @@ def main() -> int:
             bar.set_postfix(faults=len(figures.faults))
         bar.close()
         if args.kills:
-            figures.kills = run_kills(args.kills, args.seed, originals, scratch, args.workers)
+            with tqdm(total=args.kills, unit="kill", disable=not sys.stderr.isatty()) as bar:
+                figures.kills = run_kills(
+                    args.kills, args.seed, originals, scratch, args.workers, on_kill=bar.update
+                )
     print(figures.table())
     if args.json:
         args.json.write_text(json.dumps(figures.to_dict(), indent=2) + "\n")

@@ -85,13 +85,13 @@ def _written(case: Case, outcome: dict[str, Any]) -> list[Fault]:
     touched = outcome["new"] + outcome["changed"] + outcome["gone"]
     if outcome["status"] != 0 and case.command[0] != "train" and touched:
         faults.append(Fault("written though refused", case.command[0]))
+    lost = outcome["lost"]
     if case.command[0] == "train":
-        # what a resumed run may touch is its own; a checkpoint it cannot read goes aside, never away
-        lost = [name for name in outcome["lost"] if "/checkpoints/" in name or outcome["status"]]
-        if outcome["status"] in (1, 2) and [n for n in outcome["new"] if not n.startswith("in/run")]:  # fmt: skip
+        # what a resumed run may touch is its own; a checkpoint that it cannot read goes aside, never away
+        if outcome["status"] != 2:
+            lost = [name for name in lost if "/checkpoints/" in name]
+        elif any(not name.startswith("in/run/") for name in outcome["new"]):
             faults.append(Fault("written though refused", case.command[0]))
-    else:
-        lost = outcome["lost"]
     if lost:
         faults.append(Fault("lost", f"{case.command[0]} {_kind_of_file(lost[0])}"))
     left = [name for name in outcome["new"] if LEFT.search(name) or name.startswith("tmp/")]
@@ -114,7 +114,9 @@ def _values(case: Case, outcome: dict[str, Any], normal: dict[str, Any]) -> list
 
 
 def _place(case: Case) -> str:
-    return re.sub(r"\d+", "N", "/".join(Path(str(case.edits[0][1])).parts[1:3]))
+    """The damaged file, without numbers; of a spoiled command line there is none."""
+    parts = [Path(str(edit[1])).parts[1:3] for edit in case.edits[:1]]
+    return re.sub(r"\d+", "N", "/".join(*parts)) if parts else "nothing"
 
 
 def _frame(trace: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -216,6 +217,6 @@ def schedule(count: int, seed: int, only: list[str] | None = None) -> list[tuple
     """(kind, seed) of `count` cases, every kind by its share, in an order that mixes them."""
     names = [name for name in KINDS if not only or name in only]
     total = sum(KINDS[name].share for name in names)
-    chosen = [(name, seed * 1_000_000 + i) for name in names for i in range(max(1, round(count * KINDS[name].share / total)))]  # fmt: skip
+    chosen = [(name, seed * 1_000_000 + i) for name in names for i in range(math.ceil(count * KINDS[name].share / total))]  # fmt: skip
     Random(seed).shuffle(chosen)
     return chosen

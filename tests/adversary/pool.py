@@ -21,7 +21,7 @@ from tests.adversary.judge import Fault, judge
 from tests.adversary.kinds import Case
 from tests.adversary.worker import ROOT
 
-START = 180.0  # seconds until a worker is ready, on a loaded machine
+START = 600.0  # seconds until a worker is ready, or an undisturbed command has ended, on a loaded machine
 HANG = 10.0  # seconds beyond the undamaged run, times how much slower this machine may be at the moment
 LOADED = 6.0
 CASES_PER_WORKER = 400
@@ -39,7 +39,11 @@ class Worker:
     def judged(self, case: Case) -> tuple[dict[str, Any], list[Fault]]:
         """A case's outcome beside that of the same command undamaged."""
         usual = self.normal(case.original, case.command, case.kind == "arguments")
-        right = [self.normal(case.original, c.split(" "))["values"] for c in case.same_values]
+        rights = [self.normal(case.original, c.split(" ")) for c in case.same_values]
+        for outcome in (usual, *rights):
+            if outcome.get("status") != 0:
+                return outcome, [Fault("fails undamaged", case.command[0])]
+        right = [outcome["values"] for outcome in rights]
         seconds = HANG * LOADED + 3 * usual["wall"]
         outcome = self.run(case, seconds)
         return outcome, judge(case, outcome, {"cpu": usual["cpu"], "values": right})
@@ -53,8 +57,6 @@ class Worker:
         key = (original, " ".join(command))
         if key not in self._normal:
             outcome = self.run(Case("normal", 0, original, [], command), START)
-            if outcome.get("status") != 0:
-                raise RuntimeError(f"{key}: fails undamaged: {outcome}")
             outcome.setdefault("values", None)
             self._normal[key] = outcome
         return self._normal[key]

@@ -73,12 +73,18 @@ def test_the_only_right_status():
     assert promises(REFUSED, status=0) == ["status 2"]
 
 
+def test_a_spoiled_command_line_has_no_damaged_place():
+    assert promises(GOOD | {"values": "x"}, edits=[], same_values=("x",)) == ["wrong in silence"]
+
+
 def test_a_train_run_may_set_damaged_checkpoints_aside_but_lose_none():
     resume = {"command": ["train", "--workdir", "run"]}
     lost = GOOD | {"lost": ["in/run/checkpoints/4/embed/x"]}
     assert promises(lost, **resume) == ["lost"]
     assert promises(GOOD | {"lost": ["in/run/metrics.jsonl"]}, **resume) == []
     assert promises(REFUSED | {"lost": ["in/run/metrics.jsonl"]}, **resume) == ["lost"]
+    assert promises(REFUSED | {"new": ["in/run/checkpoints/4.damaged"]}, **resume) == []
+    assert promises(REFUSED | {"new": ["in/run2"]}, **resume) == ["written though refused"]
 
 
 def test_one_fault_has_one_signature():

@@ -7,11 +7,13 @@ import faulthandler
 import gc
 import hashlib
 import json
+import multiprocessing.util
 import os
 import resource
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
 import xml.etree.ElementTree as ET
@@ -44,6 +46,10 @@ def main() -> None:
 
     import sysout_jax  # noqa: F401
 
+    # kept for the life of this process, so not in a directory of a case
+    os.environ["TMPDIR"] = tempfile.tempdir = str(scratch)
+    multiprocessing.util.get_temp_dir()
+
     jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_numpy_rank_promotion", "raise")
     actions.make_fast()
@@ -64,7 +70,7 @@ def main() -> None:
 def _run(case: dict[str, Any], originals: Path, place: Path) -> dict[str, Any]:
     shutil.copytree(originals / case["original"], place / "in", symlinks=True)
     (place / "tmp").mkdir()
-    os.environ["TMPDIR"] = str(place / "tmp")
+    os.environ["TMPDIR"] = tempfile.tempdir = str(place / "tmp")
     apply(case["edits"], place / "in")
     os.chdir(place / "in")
     before = tree(place)
