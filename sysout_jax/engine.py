@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from sysout_jax import capture as cap
 from sysout_jax.language_model import LanguageModel
+from sysout_jax.nonfinite import Nonfinite, Watch, count_activations
 from sysout_jax.sharding import BATCH, BATCH_AXES, batch_shards, constrain, per_device, whole_rows
 
 #: `observe(x_in, taps, extra) -> pytree of arrays with leading axis B`; pure, traced once. One with settings is a frozen dataclass with
@@ -53,6 +54,7 @@ class Stream:
             self.batches = [jnp.asarray(padded[i : i + size]) for i in range(0, len(padded), size)]
             params = {name: lm.read(name) for name in ("embed", "positions") if self._has(name)}
             self.hidden = [_embed(lm.module, params, batch) for batch in self.batches]
+        self._watch = Watch(len(self.tokens))
 
     def _has(self, group: str) -> bool:
         return group != "positions" or self.lm.config.family == "gpt2"
@@ -63,7 +65,7 @@ class Stream:
         if self.lm.mesh is None:
             params = self.lm.read(group)
             return params, params
-        whole = self.lm.source.read(group, self.lm.dtype)
+        whole = self.lm.fetch(group)
         return self.lm.put(group, whole), whole
 
     def layers(
@@ -83,17 +85,22 @@ class Stream:
         """
         block, num_layers = self.lm.block(), self.lm.num_layers
         count = len(self.tokens)
+        self._watch = self._watch.before(
+            first
+        )  # anew: a branch of this stream must not write into what it left
         coming = _PREFETCH.submit(self._read, first)
         for layer in range(first, num_layers):
             params, whole = coming.result()
             if layer + 1 < num_layers:
                 coming = _PREFETCH.submit(self._read, layer + 1)
+            self.lm.check(f"layer_{layer}", params)
             seen, start = [], 0
             with self.lm.computing():
                 for i, x in enumerate(self.hidden):
                     part = None if extra is None else _slice(extra[layer], start, len(x))
-                    self.hidden[i], found = block_step(block, observe, edit, params, x, part)
+                    self.hidden[i], found, bad = block_step(block, observe, edit, params, x, part)
                     seen.append(jax.device_get(found))
+                    self._watch.add(layer, bad)
                     start += len(x)
             yield layer, whole, jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *seen)
             if on_layer:
@@ -107,14 +114,21 @@ class Stream:
             return jnp.concatenate(parts)[: len(self.tokens)]
 
     def nll(self) -> np.ndarray:
-        """(N, T-1) negative log-likelihood in nats of every next token, without ever holding (N, T, V) logits."""
+        """(N, T-1) negative log-likelihood in nats of every next token, without ever holding (N, T, V) logits; NaN where it is not finite."""
         params = self._head()
         with self.lm.computing():
             parts = [
                 _next_token_nll(self.lm.module, params, x, tokens)
                 for x, tokens in zip(self.hidden, self.batches, strict=True)
             ]
-        return np.concatenate([np.asarray(part) for part in parts])[: len(self.tokens)]
+        nll_NxT = np.concatenate([np.asarray(part) for part in parts])[: len(self.tokens)]
+        self._watch.nll_NxT = np.where(np.isfinite(nll_NxT), nll_NxT, np.nan)
+        return self._watch.nll_NxT
+
+    def nonfinite(self) -> Nonfinite:
+        """NaN and inf in all of the model's weights, in the layers that were run, and in the likelihoods where `nll` was asked for."""
+        length = self.tokens.shape[1]
+        return self._watch.join(self.lm.config, length, self.lm.dtype, self.lm.damaged())
 
     def states(self) -> Iterator[jax.Array]:
         """The hidden states of one batch after the other, without what only fills up the devices."""
@@ -170,18 +184,22 @@ class _Raw:
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def block_step(block, observe: Observe, edit: Edit | None, params: dict, x_BxTxD, extra):
-    """One layer on one batch: its output (B, T, D) and what was observed, leading axis B."""
+    """One layer on one batch: its output (B, T, D), what was observed, and what is not finite (`count_activations`); leading axis B."""
 
     def one_each(x_SxTxD, extra):
         y, state = block.apply({"params": params}, x_SxTxD, mutable=[cap.COLLECTION])
         taps = cap.flatten_taps(state[cap.COLLECTION])
         if edit is not None:
             y = taps["h"] = edit(y, extra)
-        return y, per_device(observe, (BATCH, BATCH, BATCH), BATCH)(x_SxTxD, taps, extra)
+        return y, per_device(watch, (BATCH, BATCH, BATCH), BATCH)(x_SxTxD, taps, extra)
 
-    y_BxTxD, found = _one_by_one(one_each, (x_BxTxD, extra))
+    def watch(x_SxTxD, taps, extra):
+        return observe(x_SxTxD, taps, extra), count_activations(taps)
+
+    y_BxTxD, seen = _one_by_one(one_each, (x_BxTxD, extra))
     # whole on every device and process: whoever observes wants to read it
-    return constrain(y_BxTxD, BATCH), jax.tree.map(lambda a: constrain(a, P()), found)
+    found, bad = jax.tree.map(lambda a: constrain(a, P()), seen)
+    return constrain(y_BxTxD, BATCH), found, bad
 
 
 def _one_by_one(function: Callable, args: tuple) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 
 from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
+from sysout_jax.nonfinite import Nonfinite
 from sysout_jax.outliers.cause import sink_heads
 from sysout_jax.outliers.definitions import TAU
 from sysout_jax.outliers.edited_runs import WHAT, WHERE, Bench, Run, plan, possible_runs
@@ -40,6 +41,7 @@ class Outcome:
     mass_later: Interval  # the same, mean over all heads after the first birth
     perplexity: Interval
     ratio: Interval  # perplexity over that of the unedited model, sequences paired
+    nonfinite: int  # elements of h that are NaN or inf, all layers; most of any seed
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Interventions:
     baseline: Outcome
     outcomes: tuple[Outcome, ...]
     notes: tuple[str, ...]
+    nonfinite: Nonfinite  # of the unedited model
 
     def to_dict(self) -> dict:
         """JSON-ready."""
@@ -96,9 +99,13 @@ def intervene(
         report = lifecycle(lm, tokens, tau, cause=False, batch_size=batch_size, on_layer=on_layer)
     life = report if report.found else report.candidate
     if life is None or life.trace is None or not life.birth.events:
+        why = (
+            "all of h is NaN or inf"
+            if report.nonfinite.everything
+            else f"no activation is larger than others (largest |h| is {report.largest_h.ratio:g} times the mean)"
+        )
         raise InputError(
-            f"{report.model}: no activation is larger than others (largest |h| is {report.largest_h.ratio:g} times the mean), so there "
-            "is nothing to intervene on; give a model with finite weights and a text of some tokens"
+            f"{report.model}: {why}, so there is nothing to intervene on; give a model with finite weights and a text of some tokens"
         )
     bench = Bench(lm, life, seed, batch_size, on_layer)
     runs, notes = possible_runs(bench, runs)
@@ -131,6 +138,7 @@ def intervene(
             outcome(kind, [r for run, r in results.items() if _kind(run) == kind]) for kind in kinds
         ),
         notes=notes,
+        nonfinite=bench.baseline.nonfinite,
     )
 
 
@@ -172,4 +180,5 @@ def _outcome(
         mass_later=mass(later),
         perplexity=interval(np.exp(mean_nll(nll_NxS))),
         ratio=interval(np.exp(mean_nll(nll_NxS - baseline.nll[:, None]))),
+        nonfinite=max(m.nonfinite.h.total for m in found),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -18,6 +18,7 @@ from sysout_jax.config import ModelConfig
 from sysout_jax.data.tokenizers import Tokenizer
 from sysout_jax.errors import InputError
 from sysout_jax.models import build
+from sysout_jax.nonfinite import Damaged, count_weights, suspicious
 from sysout_jax.sharding import put
 from sysout_jax.weights import InMemory, WeightSource, groups
 
@@ -39,6 +40,8 @@ class LanguageModel:
     """Replaces the block that streaming runs layer by layer, see `block`."""
     mesh: Mesh | None = None
     """Devices that weights and sequences are spread over (`sysout_jax.sharding.make_mesh`); None: jax's default device."""
+    checked: dict[str, tuple[Damaged, ...]] = field(default_factory=dict, repr=False)
+    """What `check` found in the groups that were read."""
 
     @property
     def num_layers(self) -> int:
@@ -58,15 +61,39 @@ class LanguageModel:
     @cached_property
     def params(self) -> dict:
         """All parameters as one nested dict of device arrays."""
-        params = {
-            name: self.put(name, self.source.read(name, self.dtype)) for name in groups(self.config)
-        }
+        params = {name: self.read(name) for name in groups(self.config)}
         self.source = InMemory(params)
         return params
 
     def read(self, group: str) -> dict:
-        """Parameters below one top-level name, in the model's dtype, as device arrays."""
-        return self.put(group, self.source.read(group, self.dtype))
+        """Parameters below one top-level name, in the model's dtype, as device arrays; checked."""
+        params = self.put(group, self.fetch(group))
+        self.check(group, params)
+        return params
+
+    def fetch(self, group: str, dtype: Any = None) -> dict:
+        """The same as they come from their source, in the model's dtype or another one. Where that leaves NaN or inf, `check` tells."""
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            return self.source.read(group, dtype or self.dtype)
+
+    def check(self, group: str, params: dict) -> None:
+        """Look once for NaN and inf in a group's parameters, which `read` gave."""
+        if group in self.checked:
+            return
+        with self.computing():
+            bad = bool(suspicious(params))
+        # nothing that weights are stored in is wider than float64
+        self.checked[group] = (
+            count_weights(group, self.fetch(group), self.fetch(group, "float64")) if bad else ()
+        )
+
+    def damaged(self) -> tuple[Damaged, ...]:
+        """Every tensor that holds NaN or inf; reads the groups that no pass has read."""
+        names = groups(self.config)
+        for name in names:
+            if name not in self.checked:
+                self.read(name)
+        return tuple(tensor for name in names for tensor in self.checked[name])
 
     def put(self, group: str, params: dict) -> dict:
         """Those parameters, wherever they are, on the model's devices."""
@@ -89,7 +116,8 @@ class LanguageModel:
 
     def with_edits(self, edits: Mapping[str, Callable[[dict], dict]]) -> LanguageModel:
         """The same model with some groups changed as they are read; the original stays as it is."""
-        return dataclasses.replace(self, source=_Edited(self.source, edits))
+        checked = {group: found for group, found in self.checked.items() if group not in edits}
+        return dataclasses.replace(self, source=_Edited(self.source, edits), checked=checked)
 
     def wrapped(self, wrap: Callable[[Any], Any]) -> LanguageModel:
         """The same model with `wrap(block)` in place of its block wherever layers are streamed; `params` and `module` stay."""

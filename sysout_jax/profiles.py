@@ -91,6 +91,7 @@ class VariantProfile:
             "first_token_share": self.first_token_share,
             "sink_rate": self.sink_rate,
             "sinks": [np.flatnonzero(row) for row in self.sinks],
+            "nonfinite": self.stats.nonfinite,
             "existence": self.existence.to_dict(),
             "record": self.record,
         }
@@ -148,11 +149,18 @@ def _reduced(name: str, value: np.ndarray, sinks_NxT: np.ndarray):
     if name == "near_zero":
         return value.mean()
     # (N, H, T) to what `Scale` keeps of a layer
-    chosen, others = value.swapaxes(0, 1)[:, ~sinks_NxT], value.swapaxes(0, 1)[:, sinks_NxT]
-    if not chosen.size:
-        return np.full(len(chosen), np.nan), np.full(len(QUANTILES), np.nan), others.mean(axis=1)
-    wide = chosen.astype(np.float64)
-    return wide.mean(axis=1), np.quantile(wide, QUANTILES), others.mean(axis=1, dtype=np.float64)
+    wide = value.swapaxes(0, 1).astype(np.float64)
+    chosen, others = wide[:, ~sinks_NxT], wide[:, sinks_NxT]
+    finite = chosen[np.isfinite(chosen)]
+    quantiles = np.quantile(finite, QUANTILES) if finite.size else np.full(len(QUANTILES), np.nan)
+    return _mean_of_finite(chosen), quantiles, _mean_of_finite(others)
+
+
+def _mean_of_finite(values_HxX: np.ndarray) -> np.ndarray:
+    """(H,); NaN for a head without any."""
+    seen = np.isfinite(values_HxX)
+    total, number = np.where(seen, values_HxX, 0.0).sum(axis=1), seen.sum(axis=1)
+    return total / np.where(number > 0, number, np.nan)
 
 
 def _joined(layers: list | None) -> Scale | None:

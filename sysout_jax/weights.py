@@ -39,8 +39,12 @@ class InMemory:
 
 
 def _cast(tree: dict, dtype: Any) -> dict:
+    # jax has no float64 unless asked for it
+    wide = np.dtype(dtype) == np.float64
     return {
-        key: _cast(value, dtype) if isinstance(value, dict) else value.astype(dtype)
+        key: _cast(value, dtype)
+        if isinstance(value, dict)
+        else (np.asarray(value) if wide else value).astype(dtype)
         for key, value in tree.items()
     }
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from sysout_jax.compress.errors import HiddenErrors
 from sysout_jax.compress.methods import Settings
+from sysout_jax.nonfinite import Nonfinite
 from sysout_jax.outliers.intervals import Interval
 from sysout_jax.perplexity import Protocol
 from sysout_jax.serialise import plain
@@ -23,6 +24,7 @@ class Outcome:
     perplexity: Interval
     ratio: Interval  # over that of full precision
     error: float  # ‖h' − h‖ / ‖h‖ after the last layer, mean over tokens
+    nonfinite: int  # elements of h that are NaN or inf, all layers
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Compression:
     outliers: Outliers | None
     attributions: tuple[Attribution, ...]
     notes: tuple[str, ...]
+    nonfinite: Nonfinite  # in full precision
 
     def to_dict(self) -> dict:
         """JSON-ready."""

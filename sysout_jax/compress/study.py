@@ -89,6 +89,7 @@ def compression(
             study.attribution(name, METHODS[name], made, life, seeds, seed) for name in followed
         ),
         notes=tuple(notes),
+        nonfinite=study.stream.nonfinite(),
     )
 
 
@@ -186,6 +187,7 @@ class _Study:
             perplexity=self.interval([found]),
             ratio=self.interval([found], self.exact.window_nll),
             error=self.error(stream),
+            nonfinite=stream.nonfinite().h.total,
         )
 
     def attribution(

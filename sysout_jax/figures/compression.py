@@ -12,6 +12,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from sysout_jax.compress.results import Attribution, Compression
 from sysout_jax.figures import style
 from sysout_jax.figures.select import change, digits, number, percent, short_names
+from sysout_jax.nonfinite import finite_or
 
 KEPT_LABELS = {
     "birth_weights": "birth weights W_down[d*, c*]",
@@ -40,7 +41,7 @@ def perplexity(results: Sequence[Compression]) -> Figure:
     labels = list(dict.fromkeys(o.label for r in results for o in r.outcomes[1:]))
     figure = style.new_figure(1.5 + 0.3 * len(labels))
     panels = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-    shown, names = [], short_names([r.model for r in results])
+    shown, errors, names = [], 0, short_names([r.model for r in results])
     for i, result in enumerate(results):
         colour, marker = _MODELS[i % len(_MODELS)]
         look = {"color": colour, "marker": marker, "mec": style.BLACK, "ls": "", "ms": 6}
@@ -54,7 +55,11 @@ def perplexity(results: Sequence[Compression]) -> Figure:
                 shown += [ratio.value, ratio.low, ratio.high]
             else:
                 _write(panels[0], y, number(ratio.value))
-            panels[1].plot(outcome.error, y, **look)
+            if np.isfinite(outcome.error) and outcome.error > 0:
+                panels[1].plot(outcome.error, y, **look)
+                errors += 1
+            else:
+                _write(panels[1], y, "none" if outcome.error == 0 else number(outcome.error))
         panels[1].plot([], [], label=style.label_text(names[i], 40), **look)
     panels[0].set_yticks(range(len(labels)), labels)
     panels[0].set_ylim(len(labels) - 0.5, -0.5)
@@ -62,7 +67,11 @@ def perplexity(results: Sequence[Compression]) -> Figure:
     panels[0].axvline(1, color=style.BLACK, ls="--", lw=1.2)
     _ratio_axis(panels[0], shown)
     panels[1].set_title("error of the last h")
-    _error_axis(panels[1])
+    if errors:
+        _log_axis(panels[1], subs=(1.0, 3.0))
+    else:
+        panels[1].set_xticks([])
+    panels[1].set_xlabel("‖h' − h‖ / ‖h‖, mean over tokens")
     for axes in panels:
         axes.grid(axis="x")
         for y in range(len(labels)):
@@ -81,11 +90,11 @@ def layers(result: Compression) -> Figure:
     for panels, found in zip(grid, rows, strict=True):
         every = style.mark_every(len(x))
         full = result.outcomes[0].perplexity.value
-        ratio = found.perplexity_alone / full
+        ratio = finite_or(found.perplexity_alone / full, np.nan)
         panels[0].plot(x, ratio, "o-", color=style.BLUE, markevery=every, label="perplexity")
         panels[0].axhline(1, color=style.BLACK, ls="--", lw=1)
         panels[0].set_ylabel(f"{found.label}\nperplexity ratio")
-        if np.nanmax(ratio) > _LOG_FROM:
+        if finite_or(ratio).max() > _LOG_FROM:
             panels[0].set_yscale("log")
         else:
             panels[0].ticklabel_format(axis="y", useOffset=False)
@@ -103,6 +112,8 @@ def layers(result: Compression) -> Figure:
             panels[2].plot(x, share, markevery=every, mfc="white", label=label, **look)
         panels[2].set_ylim(-0.04, 1.04)
         for axes, title in zip(panels, _LAYER_TITLES, strict=True):
+            if not any(np.isfinite(line.get_ydata()).any() for line in axes.get_lines()):
+                style.nothing_to_draw(axes)
             if found is rows[0]:
                 axes.set_title(title)
             style.layer_axis(axes, result.num_layers, label=found is rows[-1])
@@ -131,8 +142,10 @@ def kept(result: Compression) -> Figure:
 
 
 def _kept_panel(axes: Axes, attribution: Attribution, full: float) -> None:
-    axes.axvline(full, color=style.BLACK, ls="--", lw=1.2, label="full precision")
-    axes.axvline(attribution.perplexity, color=style.GREY, lw=3, label="nothing kept")
+    if np.isfinite(full):
+        axes.axvline(full, color=style.BLACK, ls="--", lw=1.2, label="full precision")
+    if np.isfinite(attribution.perplexity):
+        axes.axvline(attribution.perplexity, color=style.GREY, lw=3, label="nothing kept")
     values = [full, attribution.perplexity]
     for y, one in enumerate(attribution.kept):
         looks = (
@@ -150,6 +163,8 @@ def _kept_panel(axes: Axes, attribution: Attribution, full: float) -> None:
     axes.set_title(attribution.label)
     axes.set_xlabel("perplexity")
     finite = np.array([v for v in values if np.isfinite(v)] or [1.0])
+    if not np.isfinite(values).any():
+        style.nothing_to_draw(axes)
     if finite.max() > _LOG_FROM * finite.min():
         _log_axis(axes)
     else:
@@ -179,11 +194,6 @@ def _log_axis(axes: Axes, subs: tuple[float, ...] = (1.0, 2.0, 5.0)) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _error_axis(axes: Axes) -> None:
-    _log_axis(axes, subs=(1.0, 3.0))
-    axes.set_xlabel("‖h' − h‖ / ‖h‖, mean over tokens")
-
-
 def _widen(axes: Axes, ratio: np.ndarray) -> None:
     """Rounding is no effect: the axis never spans less than one per cent."""
     low, high = np.nanmin([*ratio, 1.0]), np.nanmax([*ratio, 1.0])
@@ -199,7 +209,7 @@ def perplexity_sentence(results: Sequence[Compression]) -> str:
     """Best and worst method of every model."""
     parts = []
     for name, result in zip(short_names([r.model for r in results]), results, strict=True):
-        ranked = sorted(result.outcomes[1:], key=lambda o: np.nan_to_num(o.ratio.value, nan=np.inf))
+        ranked = sorted(result.outcomes[1:], key=lambda o: finite_or(o.ratio.value, np.inf))
         if not ranked:
             continue
         best, worst = ranked[0], ranked[-1]
@@ -225,7 +235,7 @@ def layers_sentence(result: Compression) -> str:
             f"{found.label}: the largest error of its own has layer {worst + 1} ({percent(own[worst])} of h), {percent(shares[0])} of it at "
             f"outlier tokens and {percent(shares[1])} in outlier dims"
         )
-    return "; ".join(parts) + "."
+    return ("; ".join(parts) or "No error of h is finite: there is nothing to see") + "."
 
 
 def kept_sentence(result: Compression) -> str:
@@ -234,7 +244,7 @@ def kept_sentence(result: Compression) -> str:
     for found in result.attributions:
         if not found.kept:
             continue
-        best = min(found.kept, key=lambda k: np.nan_to_num(k.perplexity.value, nan=np.inf))
+        best = min(found.kept, key=lambda k: finite_or(k.perplexity.value, np.inf))
         parts.append(
             f"{found.label}: perplexity {digits(found.perplexity)} falls to {digits(best.perplexity.value)} with {best.weights:,} weights kept "
             f"({KEPT_LABELS[best.what]}), to {digits(best.control.value)} with as many random others"

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from sysout_jax.figures import style
 from sysout_jax.figures.select import TokenText, joined, number, percent
 from sysout_jax.figures.spec import FigureSpec
+from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.consistency import MEASURES, ROWS, Consistency
 
 _LOOKS: Any = {
@@ -45,7 +46,7 @@ def table(report: Consistency, token_text: TokenText) -> Figure:
         axes.errorbar(
             value,
             y + offset,
-            xerr=np.nan_to_num(np.maximum(span, 0)),
+            xerr=finite_or(np.maximum(span, 0)),
             ls="",
             capsize=3,
             **_LOOKS[measure],

@@ -23,6 +23,7 @@ from sysout_jax.figures.select import (
     subtitle,
     traced,
 )
+from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.results import Lifecycle, Opposition
 from sysout_jax.outliers.trace import Trace
 
@@ -72,7 +73,7 @@ def death(report: Lifecycle, token_text: TokenText) -> Figure:
 
 def strongest_dims(life: Lifecycle, path: Trace) -> list[int]:
     """Followed dims by their largest magnitude in any layer; those that the strongest opposition removes come first."""
-    size = np.nan_to_num(np.abs(path.h)).max(axis=(0, 1, 2))
+    size = finite_or(np.abs(path.h)).max(axis=(0, 1, 2))
     if life.death.oppositions:
         removed = max(life.death.oppositions, key=lambda o: o.removed).dims
         size = size + np.where(np.isin(path.targets.dims, removed), size.max(), 0)
@@ -205,7 +206,7 @@ def cause(report: Lifecycle, token_text: TokenText) -> Figure:
     for axes, field, title, text in (
         (panels[0], "outliers", "outliers (layer × token)", number),
         (panels[1], "mass", "attention on them", number),
-        (panels[2], "perplexity", "perplexity", digits),
+        (panels[2], "perplexity", "perplexity", lambda value: digits(value, report.length)),
     ):
         _bars(axes, [float(getattr(effect, field)) for effect in effects], text)
         axes.set_title(title)
@@ -243,9 +244,12 @@ def cause_sentence(report: Lifecycle, token_text: TokenText) -> str:
     found = report.cause
     assert found is not None
     one = found.weights == 1
+    before, after, control = (
+        digits(effect.perplexity, report.length)
+        for effect in (found.baseline, found.zeroed, found.control)
+    )
     return (
         f"With the {'one birth weight' if one else f'{found.weights} birth weights'} at zero {percent(found.outliers_gone)} of the "
         f"outliers are gone (random control: {percent(found.outliers_gone_in_control)}), and perplexity goes from "
-        f"{digits(found.baseline.perplexity)} to {digits(found.zeroed.perplexity)} "
-        f"(control: {digits(found.control.perplexity)})."
+        f"{before} to {after} (control: {control})."
     )

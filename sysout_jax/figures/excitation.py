@@ -19,6 +19,7 @@ from sysout_jax.figures.select import (
     subtitle,
     traced,
 )
+from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.results import Lifecycle
 
 MAX_BARS = 5  # dims in a bar panel
@@ -37,7 +38,7 @@ class _Shown:
 
     def parts(self, name: str) -> np.ndarray:
         """(D,) what each dim gives to the row's product with the input."""
-        return np.nan_to_num(self.rows[name] * self.x)
+        return finite_or(self.rows[name] * self.x)
 
     def main_dims(self, name: str) -> np.ndarray:
         """Dims that give most, largest first; at most `MAX_BARS`, and only those over `NAMED_SHARE` of all magnitudes."""
@@ -100,7 +101,7 @@ def excitation(report: Lifecycle, token_text: TokenText) -> Figure:
 
 
 def _line(axes: Axes, values_D: np.ndarray, marked: np.ndarray) -> None:
-    values, dims = np.nan_to_num(values_D), np.arange(len(values_D))
+    values, dims = finite_or(values_D), np.arange(len(values_D))
     axes.vlines(dims, 0, values, color=style.GREY, lw=1, rasterized=len(dims) > 2000)
     axes.vlines(marked, 0, values[marked], color=style.ORANGE, lw=2)
     axes.plot(marked, values[marked], "o", color=style.ORANGE, mec=style.BLACK, zorder=3)

@@ -83,6 +83,8 @@ def landscape(
         )
     position = dict(zip((int(line) for line in pooled.lines), y, strict=True))
     _highlight(axes, surface, position if tokens else None)
+    if not pooled.values.any():
+        axes.text2D(0.5, 0.5, style.NOTHING, transform=axes.transAxes, ha="center")
     right = max(surface.channels - 1, 1)
     axes.set_xlim(0, right)
     axes.set_ylim(0, max(y.max(), 1) if tokens else max(surface.lines - 1, 1))

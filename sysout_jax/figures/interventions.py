@@ -213,9 +213,7 @@ def effects_sentence(result: Interventions) -> str:
     def change(outcome: Outcome) -> str:
         mass = percent(getattr(outcome, field).value)
         left = number(outcome.outliers.value)
-        return (
-            f"{left} left, {mass} attention on them, perplexity {digits(outcome.perplexity.value)}"
-        )
+        return f"{left} left, {mass} attention on them, perplexity {digits(outcome.perplexity.value, result.length)}"
 
     return (
         f"{called(result).capitalize()}s set {WORDS[first.what]} ({PLACES[first.where]}): {change(first)}; "

@@ -18,6 +18,7 @@ from sysout_jax.figures.select import (
     outlier_layers,
     percent,
 )
+from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.results import Lifecycle
 
 _TOP_STYLES: Any = (
@@ -77,7 +78,7 @@ def magnitudes(axes: Axes, report: Measured, place: str) -> None:
     if np.isfinite(_positive(top_LxK)).any():
         axes.set_yscale("log")
     else:
-        axes.text(0.5, 0.5, "all zero or not finite", transform=axes.transAxes, ha="center")
+        style.nothing_to_draw(axes)
     axes.grid(axis="y")
     axes.set_ylabel("magnitude\n(mean over sequences)")
 
@@ -130,6 +131,8 @@ def weights(report: Measured, token_text: TokenText) -> Figure:
             mfc=colour if strong else "white",
         )
     style.log_or_linear(axes, stats.column_ratio)
+    if not stats.column_ratio.any():
+        style.nothing_to_draw(axes)
     style.layer_axis(axes, report.num_layers)
     axes.grid(axis="y")
     axes.set_ylabel("extremal ratio of columns")
@@ -162,6 +165,8 @@ def head_shares(mass_LxH: np.ndarray, what: str, birth: int | None) -> Figure:
     L, H = mass_LxH.shape
     figure = style.new_figure(5.0 + min(1.6, 0.05 * H))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    if not mass_LxH.any():
+        style.nothing_to_draw(upper)
     image = upper.imshow(
         mass_LxH.T,
         aspect="auto",
@@ -217,11 +222,9 @@ def _largest(values: np.ndarray) -> float:
 def attention_mass(report: Lifecycle) -> tuple[np.ndarray, str]:
     """(L, H) share of attention, and on what."""
     if report.found:
-        return np.nan_to_num(report.spread.mass), "outlier tokens"
+        return finite_or(report.spread.mass), "outlier tokens"
     cumulative = report.stats.attention.cumulative
-    return np.nan_to_num(
-        cumulative[:, :, 0] / cumulative.shape[2]
-    ), "the first token (no outlier at τ)"
+    return finite_or(cumulative[:, :, 0] / cumulative.shape[2]), "the first token (no outlier at τ)"
 
 
 def attention_sentence(report: Lifecycle, token_text: TokenText) -> str:

@@ -78,6 +78,8 @@ def _strips(
             origin="lower",
             extent=(-0.5, T - 0.5, 0.5, L + 0.5),
         )
+        if not shown.any():
+            style.nothing_to_draw(axes)
         layers, tokens = np.nonzero(marked)
         strong_T = np.isin(np.arange(T), tokens)
         axes.plot(tokens, layers + 1, "o", ms=4.5, color=style.ORANGE, mec="white", mew=0.7, ls="")
@@ -158,6 +160,8 @@ def _ratios(axes: Axes, report: ByLength, points: list[Point]) -> None:
     ):
         y = [float(getattr(point.reading, place).max()) for point in points]
         axes.plot(x, y, color=colour, ls=line, marker=marker, label=name)
+    if not any(np.any(line.get_ydata()) for line in axes.get_lines()):
+        style.nothing_to_draw(axes)
     axes.axhline(report.tau, color=style.GREEN, lw=1, label=f"τ = {report.tau:g}")
     axes.set_yscale("log")
     axes.grid(axis="y")

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure, SubFigure
 
 from sysout_jax.figures import style
 from sysout_jax.figures.select import TokenText, listed, percent, subtitle
+from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.results import BirthEvent, Lifecycle, Opposition
 from sysout_jax.outliers.trace import Trace
 
@@ -40,7 +41,7 @@ def strongest_element(
     path: Trace, values_ExMxP: np.ndarray, dims: tuple[int, ...]
 ) -> tuple[int, int, int]:
     """Indices of the largest magnitude among the followed tokens and the chosen dims."""
-    size = np.nan_to_num(np.abs(values_ExMxP), posinf=0.0)
+    size = finite_or(np.abs(values_ExMxP))
     size = np.where(path.targets.valid[..., None] & np.isin(path.targets.dims, dims), size, -1.0)
     e, m, p = np.unravel_index(np.argmax(size), size.shape)
     return int(e), int(m), int(p)
@@ -99,7 +100,7 @@ def _contributions(axes: Axes, shown: CloseUp) -> None:
     channels = path.channels[event.layer]
     whole = path.h if shown.of == "h" else path.x_in
     added, value = channels.added[e, m, p], whole[event.layer, e, m, p]
-    order = np.argsort(-np.nan_to_num(np.abs(added)), kind="stable")[:MAX_BARS]
+    order = np.argsort(-finite_or(np.abs(added)), kind="stable")[:MAX_BARS]
     born = {c.index for c in event.channels}
     for row, c in enumerate(order):
         special = int(channels.indices[c]) in born

@@ -19,6 +19,7 @@ from sysout_jax.figures.select import (
 )
 from sysout_jax.figures.spec import FigureSpec
 from sysout_jax.figures.token_classes import tokens, tokens_sentence
+from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.positions import Place, Positions, code_threshold, strongest
 
 MAX_NAMED = 3  # channels named in a panel
@@ -167,6 +168,8 @@ def matrices(report: Positions, token_text: TokenText) -> Figure:
         ratio_I = report.stats.weights.column_ratios[matrix.module][matrix.layer]
         _stems(axes, ratio_I, np.array([matrix.column]))
         axes.set_ylim(0, 1.25 * max(ratio_I.max(), 1e-12))
+        if not ratio_I.any():
+            style.nothing_to_draw(axes)
         axes.set_title(f"layer {matrix.layer + 1}, {matrix.module}")
         axes.set_ylabel("extremal ratio")
     panels[-1].set_xlabel("column (input channel of the matrix)")
@@ -200,6 +203,8 @@ def keys(report: Positions, token_text: TokenText) -> Figure:
     if report.keys.rule != "candidate":
         axes.fill_between([], [], color=style.BAND, label="has outliers")
     axes.set_ylim(0, max(1.08 * report.keys.top.max() / T, 0.12))
+    if not report.keys.top.any():
+        style.nothing_to_draw(axes)
     axes.set_ylabel("column sum / T\n(mean over heads, sequences)")
     axes.grid(axis="y")
     style.layer_axis(axes, report.num_layers)
@@ -234,14 +239,12 @@ def heads(report: Positions, token_text: TokenText) -> Figure:
     """Attention on the outlier tokens of h, head by head, and its range over the heads of a layer."""
     what = "outlier tokens of h" if report.h.found else "the candidates' tokens"
     births = np.flatnonzero(report.h.tokens.born)
-    return head_shares(
-        np.nan_to_num(report.keys.share), what, int(births[0]) if len(births) else None
-    )
+    return head_shares(finite_or(report.keys.share), what, int(births[0]) if len(births) else None)
 
 
 def heads_sentence(report: Positions, token_text: TokenText) -> str:
     """Range over heads in the layer of most attention."""
-    share = np.nan_to_num(report.keys.share)
+    share = finite_or(report.keys.share)
     layer = int(share.mean(axis=1).argmax())
     row = share[layer]
     what = "outlier" if report.h.found else "candidate"

@@ -94,8 +94,8 @@ def listed(items: Iterable, most: int = 4) -> str:
 
 
 def joined(items: list[str]) -> str:
-    """`a, b and c`."""
-    return " and ".join(part for part in (", ".join(items[:-1]), items[-1]) if part)
+    """`a, b and c`; nothing for no item."""
+    return " and ".join(part for part in (", ".join(items[:-1]), *items[-1:]) if part)
 
 
 def plural(count: int, noun: str) -> str:
@@ -119,9 +119,17 @@ def number(value: float | None) -> str:
     return text.replace("-", "−")
 
 
-def digits(value: float) -> str:
-    """Five significant digits, for what is compared closely (perplexity)."""
+def digits(value: float, length: int = 2) -> str:
+    """Five significant digits, for what is compared closely: perplexity, over windows of `length` tokens. `n/a (NaN)` where it
+    was measured and is NaN, `n/a` where one token predicts nothing."""
+    if np.isnan(value):
+        return "n/a (NaN)" if length > 1 else "n/a"
     return f"{value:,.5g}" if np.isfinite(value) and value < 1e5 else number(value)
+
+
+def nats(loss: float) -> str:
+    """A loss with three digits behind the point."""
+    return f"{loss:.3f}" if np.isfinite(loss) else "n/a (NaN)"
 
 
 def percent(share: float | None) -> str:

@@ -16,6 +16,7 @@ from sysout_jax.figures.select import (
     subtitle,
     traced,
 )
+from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.results import Lifecycle, SinkHead
 from sysout_jax.outliers.trace import Trace
 
@@ -97,7 +98,7 @@ def _labels(path: Trace, view: slice, token_text: TokenText) -> list[str]:
 def _signed(axes: Axes, values_WxDh: np.ndarray, mask: np.ndarray, report: Lifecycle) -> None:
     """Every dim: the range over ordinary tokens, and the mean over outlier tokens."""
     dims = np.arange(values_WxDh.shape[1])
-    values = np.nan_to_num(values_WxDh)
+    values = finite_or(values_WxDh)
     if (~mask).any():
         others = values[~mask]
         many = len(dims) > MANY
@@ -132,7 +133,7 @@ def _signed(axes: Axes, values_WxDh: np.ndarray, mask: np.ndarray, report: Lifec
 
 def _name_dims(axes: Axes, values_WxD: np.ndarray, mask: np.ndarray) -> None:
     """Write the numbers of the dims that stand out most in outlier tokens beside their marks."""
-    values = np.nan_to_num(values_WxD)
+    values = finite_or(values_WxD)
     if not mask.any() or mask.all():
         return
     mean = values[mask].mean(0)
@@ -151,7 +152,7 @@ def _name_dims(axes: Axes, values_WxD: np.ndarray, mask: np.ndarray) -> None:
 
 
 def _dims(axes: Axes, path: Trace) -> None:
-    parts = np.nan_to_num(path.qk[path.close_up.layer, path.close_up.head])
+    parts = finite_or(path.qk[path.close_up.layer, path.close_up.head])
     strong = np.argsort(-parts, kind="stable")[:MAX_NAMED]
     strong = strong[parts[strong] > 0.1 * max(parts.max(), 1e-30)]
     axes.bar(np.arange(len(parts)), parts, 0.9, color=style.GREY, rasterized=len(parts) > 512)
@@ -174,7 +175,7 @@ def _dims(axes: Axes, path: Trace) -> None:
 
 
 def _value_norms(axes: Axes, path: Trace, mask: np.ndarray, report: Lifecycle) -> None:
-    norms = np.linalg.norm(np.nan_to_num(path.close_up.v), axis=1)
+    norms = np.linalg.norm(finite_or(path.close_up.v), axis=1)
     positions = path.close_up.start + np.arange(len(norms))
     axes.bar(positions, norms, 0.9, color=style.GREY)
     axes.bar(

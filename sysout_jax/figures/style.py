@@ -135,6 +135,14 @@ def log_or_linear(axes: Axes, values, least_span: float = 20.0) -> None:
         axes.yaxis.set_major_locator(MaxNLocator(5))
 
 
+NOTHING = "all zero or not finite"  # words in place of data
+
+
+def nothing_to_draw(axes: Axes) -> None:
+    """Say so in the middle of an empty panel."""
+    axes.text(0.5, 0.5, NOTHING, transform=axes.transAxes, ha="center", va="center")
+
+
 def legend_above(axes: Axes, columns: int, **more) -> None:
     """A legend over the panel, where it covers no data; the panel's title moves into the figure's margin above it."""
     axes.legend(
@@ -158,6 +166,8 @@ def token_map(
     """A heat map over queries × keys with the keys' names below, those of `mask_W` in orange. The title names the colour bar,
     which starts at `least` where it is given."""
     image = axes.imshow(values, cmap=HEAT, interpolation="nearest", aspect="auto", vmin=least)
+    if not np.isfinite(values).any():
+        nothing_to_draw(axes)
     bar = axes.figure.colorbar(image, ax=axes, pad=0.02, aspect=25, location="top", shrink=0.9)
     bar.set_label(title, fontweight="bold")
     axes.set_xticks(range(len(labels)), labels, rotation=90)

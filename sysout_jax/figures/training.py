@@ -8,8 +8,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from sysout_jax.figures import style
-from sysout_jax.figures.select import TokenText, joined, number, percent
+from sysout_jax.figures.select import TokenText, joined, nats, number, percent
 from sysout_jax.figures.side_by_side import SideBySide, grid, look
+from sysout_jax.nonfinite import finite_or
 from sysout_jax.training.record import Record
 
 
@@ -57,7 +58,7 @@ def _differences(report: SideBySide) -> list[tuple[int, np.ndarray, np.ndarray]]
 def loss_sentence(report: SideBySide, token_text: TokenText) -> str:
     """Last validation losses."""
     parts = [
-        f"{name} {record.val_loss[-1]:.3f} after {int(record.val_steps[-1]):,} steps"
+        f"{name} {nats(record.val_loss[-1])} after {int(record.val_steps[-1]):,} steps"
         for _, name, record in report.recorded
         if len(record.val_loss)
     ]
@@ -83,8 +84,10 @@ def _curves(record: Record, key: str) -> np.ndarray | None:
     if key == "ratio":
         if not {"h_top1", "h_mean"} <= set(record.monitor):
             return None
-        return record.monitor["h_top1"] / np.maximum(record.monitor["h_mean"], 1e-30)
-    return record.monitor.get(key)
+        top, mean = (finite_or(record.monitor[name], np.nan) for name in ("h_top1", "h_mean"))
+        return np.asarray(top / np.maximum(mean, 1e-30))
+    values = record.monitor.get(key)
+    return None if values is None else finite_or(values, np.nan)
 
 
 def _monitored(report: SideBySide) -> list[tuple[str, str, Callable[[np.ndarray], np.ndarray]]]:

@@ -82,7 +82,9 @@ def join_attention(layers: list[dict[str, np.ndarray]]) -> AttentionStats:
 
 
 def near_zero_updates(attn_out_BxTxD: jax.Array, h_mid_BxTxD: jax.Array) -> jax.Array:
-    """(B,) share of tokens whose attention update is shorter than `NEAR_ZERO` of the residual stream that it leads to."""
+    """(B,) share of the tokens with finite values whose attention update is shorter than `NEAR_ZERO` of the residual stream it leads to."""
     update = jnp.linalg.norm(attn_out_BxTxD.astype(jnp.float32), axis=-1)
     stream = jnp.linalg.norm(h_mid_BxTxD.astype(jnp.float32), axis=-1)
-    return (update < NEAR_ZERO * stream).mean(-1, dtype=jnp.float32)
+    finite = jnp.isfinite(update) & jnp.isfinite(stream)
+    near = (update < NEAR_ZERO * stream) & finite
+    return near.sum(-1) / jnp.maximum(finite.sum(-1), 1).astype(jnp.float32)

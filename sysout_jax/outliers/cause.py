@@ -42,6 +42,7 @@ def find_cause(
         perplexity=of_mean_nll(np.mean(path.nll, dtype=np.float64))
         if path.nll.size
         else float("nan"),
+        nonfinite=path.nonfinite.h.total,
     )
 
     def zeroed(entries: Entries) -> Effect:
@@ -49,7 +50,8 @@ def find_cause(
         tokens = stats.tokens[path.targets.sequences]
         found = measure(edited, tokens, path.targets.mask, tau, on_layer=on_layer)
         mass = float(found.mass[sinks].mean()) if sinks.any() else float("nan")
-        return Effect(int(found.outliers.sum()), mass, found.perplexity)
+        outliers, nonfinite = int(found.outliers.sum()), found.nonfinite.h.total
+        return Effect(outliers, mass, found.perplexity, nonfinite)
 
     return Cause(
         weights=sum(len(channels) * len(dims) for channels, dims in born.values()),

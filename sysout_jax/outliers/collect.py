@@ -10,6 +10,7 @@ import numpy as np
 
 from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
+from sysout_jax.nonfinite import Nonfinite
 from sysout_jax.outliers.activations import ActivationStats, join_activations, reduce_activations
 from sysout_jax.outliers.attention import AttentionStats, join_attention, reduce_attention
 from sysout_jax.outliers.definitions import TAU, TAUS
@@ -29,6 +30,7 @@ class Stats:
     x_down: ActivationStats
     attention: AttentionStats
     weights: WeightStats
+    nonfinite: Nonfinite
 
     def to_dict(self) -> dict:
         """JSON-ready numbers of every layer, without what has one value per token or sequence."""
@@ -82,6 +84,7 @@ def collect(
         x_down=join_activations(x_down, TOP),
         attention=join_attention(attention),
         weights=join_weights(weights),
+        nonfinite=stream.nonfinite(),
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
+from sysout_jax.nonfinite import Nonfinite, finite_or
 from sysout_jax.outliers import definitions as rules
 from sysout_jax.outliers.activations import reduce_activations
 from sysout_jax.outliers.definitions import TAU, TAUS
@@ -86,6 +87,7 @@ class Consistency:
     at_tau: Agreement
     others: dict[float, Agreement]  # at the thresholds of TAUS
     candidate: Agreement | None
+    nonfinite: Nonfinite
 
     @property
     def found(self) -> bool:
@@ -104,7 +106,9 @@ class Consistency:
 
     def to_dict(self) -> dict:
         """JSON-ready numbers, samples averaged."""
-        names = "model tau seed num_layers num_sequences length found ratios missing".split()
+        names = (
+            "model tau seed num_layers num_sequences length found ratios missing nonfinite".split()
+        )
         result = {name: getattr(self, name) for name in names} | {"rows": ROWS}
         tables = {"at_tau": self.at_tau, "candidate": self.candidate}
         tables |= {f"at_{tau:g}": agreement for tau, agreement in self.others.items()}
@@ -142,13 +146,13 @@ def consistency(
     if not tau > 0:
         raise ValueError(f"tau is {tau}; expected a positive threshold")
     levels = [dict.fromkeys(KINDS, float(each)) for each in (tau, *TAUS)]
-    (at_tau, *others), ratios = _pass(lm, tokens, levels, batch_size, on_layer)
+    (at_tau, *others), ratios, nonfinite = _pass(lm, tokens, levels, batch_size, on_layer)
     candidate = None
     lowered = {
         kind: tau if ratio > tau else CANDIDATE_SHARE * ratio for kind, ratio in ratios.items()
     }
     if lowered != levels[0] and all(lowered.values()):
-        (candidate,), _ = _pass(lm, tokens, [lowered], batch_size, on_layer)
+        (candidate,), *_ = _pass(lm, tokens, [lowered], batch_size, on_layer)
     N, T = np.shape(tokens)
     return Consistency(
         model=lm.name,
@@ -161,20 +165,21 @@ def consistency(
         at_tau=at_tau,
         others=dict(zip(TAUS, others, strict=True)),
         candidate=candidate,
+        nonfinite=nonfinite,
     )
 
 
 def _pass(
     lm: LanguageModel, tokens, levels: list[dict[str, float]], batch_size, on_layer
-) -> tuple[list[Agreement], dict[str, float]]:
-    """One agreement for each choice of thresholds, and the largest ratio of each kind."""
+) -> tuple[list[Agreement], dict[str, float], Nonfinite]:
+    """One agreement for each choice of thresholds, the largest ratio of each kind, and what is not finite."""
     stream = Stream(lm, tokens, batch_size)
     found: list[list[dict[str, np.ndarray]]] = [[] for _ in levels]
     before: list[np.ndarray | None] = [None for _ in levels]
     ratios = dict.fromkeys(KINDS, 0.0)
     for _, params, seen in stream.layers(_observe, on_layer=on_layer):
         kernel = params["mlp"]["down_proj"]["kernel"]
-        seen["sums"] = np.nan_to_num(seen["sums"], posinf=0.0).astype(np.float64)
+        seen["sums"] = finite_or(seen["sums"]).astype(np.float64)
         for i, level in enumerate(levels):
             lines = jax.device_get(outlier_lines(kernel, np.float32(level["W_down"])))
             for kind, ratio in _ratios(lines, seen).items():
@@ -182,13 +187,14 @@ def _pass(
             sets = _sets(lines, seen, level, before[i])
             before[i] = sets[3][0]
             found[i].append(_compare(sets))
-    return [
+    agreements = [
         Agreement(
             levels=level,
             **{name: np.stack([layer[name] for layer in layers], axis=1) for name in layers[0]},
         )
         for level, layers in zip(levels, found, strict=True)
-    ], ratios
+    ]
+    return agreements, ratios, stream.nonfinite()
 
 
 def _observe(x_in, taps, extra):

@@ -11,6 +11,7 @@ import numpy as np
 
 from sysout_jax.engine import Edit, Stream
 from sysout_jax.language_model import LanguageModel
+from sysout_jax.nonfinite import Nonfinite, finite_or
 from sysout_jax.perplexity import of_mean_nll, perplexity_of
 
 
@@ -22,6 +23,7 @@ class Measured:
     attention: np.ndarray  # (L, H, N) sum over queries of the attention on the marked tokens
     queries: np.ndarray  # (N,) int: queries that can see a marked token
     nll: np.ndarray  # (N,) nats, mean over next tokens; NaN for sequences of one token
+    nonfinite: Nonfinite
 
     @property
     def mass(self) -> np.ndarray:
@@ -50,21 +52,24 @@ def measure(
     outliers, attention = [], []
     for _, _, seen in stream.layers(_observe, extra, on_layer, edit):
         outliers.append((seen["token_max"] > tau * seen["mean"][:, None]).sum(1))
-        attention.append((np.nan_to_num(seen["sums"]) * marked[:, None]).sum(2).T)
+        attention.append((finite_or(seen["sums"]) * marked[:, None]).sum(2).T)
     length = tokens.shape[1]
+    nll = perplexity_of(stream).window_nll if length > 1 else np.full(len(tokens), np.nan)
     return Measured(
         outliers=np.stack(outliers),
         attention=np.stack(attention).astype(np.float64),
         queries=np.maximum.accumulate(marked, axis=1).sum(1),
-        nll=perplexity_of(stream).window_nll if length > 1 else np.full(len(tokens), np.nan),
+        nll=nll,
+        nonfinite=stream.nonfinite(),
     )
 
 
 def _observe(x_in, taps, extra):
     magnitude = jnp.abs(taps["h"].astype(jnp.float32))
-    magnitude = jnp.where(jnp.isfinite(magnitude), magnitude, 0.0)
+    finite = jnp.isfinite(magnitude)
+    magnitude = jnp.where(finite, magnitude, 0.0)
     return {
         "token_max": magnitude.max(2),
-        "mean": magnitude.mean((1, 2)),
+        "mean": magnitude.sum((1, 2)) / jnp.maximum(finite.sum((1, 2)), 1),
         "sums": taps["attn_sums"],
     }

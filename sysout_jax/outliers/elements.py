@@ -40,7 +40,7 @@ def find_outliers(
 
     Beside them their values (L, K), and the mean of h over all sequences and positions (L, D). One pass.
     """
-    N, T = stats.tokens.shape
+    N = len(stats.tokens)
     at = np.argwhere(stats.h.outlier_tokens(tau).any(0))  # (A, 2): no other token can hold one
     # one shape, hence one compilation, for any number of dims
     wanted = np.resize(dims, max(len(dims), MAX_DIMS)).astype(np.int32)
@@ -48,7 +48,7 @@ def find_outliers(
     values, mean = [], []
     for _, _, seen in Stream(lm, stats.tokens, batch_size).layers(_read_dims, extra, on_layer):
         values.append(seen["at"][at[:, 0], at[:, 1], : len(dims)])
-        mean.append(seen["sum"].sum(0, dtype=np.float64) / (N * T))
+        mean.append(seen["sum"].sum(0, dtype=np.float64) / np.maximum(seen["finite"].sum(0), 1))
     values_LxAxP = np.stack(values)
     level = tau * stats.h.sequence_mean[:, at[:, 0], None]
     active = (np.abs(values_LxAxP) > level) & np.isfinite(values_LxAxP)
@@ -133,6 +133,7 @@ def _read_dims(x_in, taps, dims_BxP):
     return {
         "at": jnp.take_along_axis(h, dims_BxP[:, None, :], axis=2),
         "sum": jnp.where(jnp.isfinite(h), h, 0.0).sum(1),
+        "finite": jnp.isfinite(h).sum(1),
     }
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from sysout_jax.attention import attention_map, sigmoid_bias
 from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
+from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.collect import Stats, collect
 from sysout_jax.outliers.definitions import TAU
 from sysout_jax.outliers.lifecycle import CANDIDATE_SHARE
@@ -84,6 +85,7 @@ class Existence:
         """JSON-ready numbers without the surfaces themselves."""
         names = "model tau num_layers length sequence shown outliers found attention".split()
         result = {name: getattr(self, name) for name in names}
+        result["nonfinite"] = self.stats.nonfinite
         result["tokens"] = self.stats.tokens[self.sequence][self.shown]
         for name in ("x_down", "w_down", "h"):
             surface = vars(getattr(self, name))
@@ -245,7 +247,7 @@ def _weights(kernel_FxD: np.ndarray, layer: int, tau: float) -> Surface:
 
 
 def _magnitude(values: np.ndarray) -> np.ndarray:
-    return np.nan_to_num(np.abs(values.astype(np.float32)), posinf=0.0)
+    return finite_or(np.abs(values.astype(np.float32)))
 
 
 def _elements(

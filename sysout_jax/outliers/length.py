@@ -10,6 +10,7 @@ import numpy as np
 from sysout_jax.data.text import prompt_sequence
 from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
+from sysout_jax.nonfinite import Nonfinite, pooled
 from sysout_jax.outliers.collect import collect
 from sysout_jax.outliers.definitions import CODE_SHARE, TAU, TAUS
 from sysout_jax.outliers.lifecycle import CANDIDATE_SHARE
@@ -38,6 +39,7 @@ class Reading:
         np.ndarray
     )  # (L, N, T) head-mean column sum of attention over T: share of all attention
     counts: np.ndarray  # (len(TAUS),) elements of h flagged at each threshold of TAUS, all layers
+    nonfinite: Nonfinite
 
     def outliers(self, level: float) -> np.ndarray:
         """(N, T) bool: tokens with an element of h over `level` in any layer."""
@@ -103,9 +105,14 @@ class ByLength:
         """Largest |h| over the mean of its sequence, in all texts."""
         return max(float(reading.ratio.max()) for reading in self.readings)
 
+    @property
+    def nonfinite(self) -> Nonfinite:
+        """What is not finite in any of the texts."""
+        return pooled([reading.nonfinite for reading in self.readings])
+
     def to_dict(self) -> dict:
         """JSON-ready numbers."""
-        names = "model tau level found num_layers bos classes".split()
+        names = "model tau level found num_layers bos classes nonfinite".split()
         result = {name: getattr(self, name) for name in names}
         result["sentences"] = [
             {
@@ -171,6 +178,7 @@ def by_length(
             ratio_x_down=_ratio(stats.x_down),
             received=(stats.attention.head_mean / rows.shape[1]).astype(np.float32),
             counts=stats.h.counts.sum(axis=0),
+            nonfinite=stats.nonfinite,
         )
 
     texts = []

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from sysout_jax.language_model import LanguageModel
+from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.cause import find_cause
 from sysout_jax.outliers.collect import Stats, collect
 from sysout_jax.outliers.definitions import SINK_SHARE, TAU, TAUS
@@ -168,7 +169,7 @@ def find_spread(stats: Stats, path: Trace | None, birth: Birth) -> Spread:
         for layer, head in np.argwhere(path.mass > SINK_SHARE):
             if layer <= birth.layer:
                 continue
-            parts = path.qk[layer, head]
+            parts = finite_or(path.qk[layer, head])
             dims = _main_part(parts)
             heads.append(
                 SinkHead(
@@ -234,7 +235,9 @@ def find_death(stats: Stats, path: Trace | None, birth: Birth, tau: float) -> De
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> float:
-    """What share of `whole` a part makes up, along its sign, over all elements."""
+    """What share of `whole` a part makes up, along its sign, over all elements in which both are finite."""
+    both = np.isfinite(part) & np.isfinite(whole)
+    part, whole = part[both], whole[both]
     total = np.abs(whole).sum()
     return float((part * np.sign(whole)).sum() / total) if total > 0 else 0.0
 
@@ -255,13 +258,15 @@ def _carriers(
     channels = path.channels[layer]
     e, m, p = np.nonzero(elements)
     relative = channels.added[e, m, p] * (sign[e, m, p] / size[e, m, p])[:, None]
-    shares = np.nan_to_num(relative).mean(axis=0)
+    shares = finite_or(relative).mean(axis=0)
     ratios = stats.weights.down_column_ratios[layer]
     ranks = np.empty(len(ratios), int)
     ranks[np.argsort(-ratios, kind="stable")] = np.arange(len(ratios))
 
     def mean_at_tokens(x_ExMxC, index: int) -> float:
-        return float(x_ExMxC[e, m, index].mean())
+        values = x_ExMxC[e, m, index]
+        values = values[np.isfinite(values)]
+        return float(values.mean()) if len(values) else float("nan")
 
     return tuple(
         Channel(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sysout_jax.nonfinite import finite_or
+
 
 @dataclass(frozen=True)
 class Pooled:
@@ -32,7 +34,7 @@ def pool_matrix(w_OxI: np.ndarray, lines: int, bins: int) -> Pooled:
     edges = _edges(len(w_OxI), lines)
     rows, tops = [], []
     for a, b in itertools.pairwise(edges):
-        group = np.nan_to_num(np.abs(w_OxI[a:b].astype(np.float32)), posinf=0.0)
+        group = finite_or(np.abs(w_OxI[a:b].astype(np.float32)))
         rows.append(a + int(group.max(axis=1).argmax()))
         tops.append(group.max(axis=0))
     return pool_lines(np.stack(tops), np.array(rows), bins)

@@ -117,6 +117,7 @@ class Positions:
             }
         flagged = dict(zip(TAUS, self.stats.attention.counts.T, strict=True))
         result["keys"] = plain(self.keys) | {"counts": flagged}
+        result["nonfinite"] = self.stats.nonfinite
         return plain(result | {"statistics": self.stats.to_dict()})
 
 

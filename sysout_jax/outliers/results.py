@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sysout_jax.nonfinite import Nonfinite
 from sysout_jax.outliers.collect import Stats
 from sysout_jax.outliers.trace import Trace
 from sysout_jax.serialise import plain
@@ -120,6 +121,7 @@ class Effect:
     outliers: int  # (layer, sequence, token) triples that hold an activation outlier
     mass: float  # attention on the original outlier tokens, mean over the heads that were sinks
     perplexity: float  # of every next token of the traced sequences
+    nonfinite: int  # elements of h that are NaN or inf, all layers
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,17 @@ class Lifecycle:
     stats: Stats
     trace: Trace | None
 
+    @property
+    def nonfinite(self) -> Nonfinite:
+        """What is not finite in weights and activations, and in the likelihoods of the sequences that were traced."""
+        traced = self.trace or (self.candidate.trace if self.candidate else None)
+        if traced is None:
+            return self.stats.nonfinite
+        known = traced.nonfinite
+        return dataclasses.replace(
+            self.stats.nonfinite, predicted=known.predicted, unpredicted=known.unpredicted
+        )
+
     def to_dict(self) -> dict:
         """JSON-ready numbers: everything but the raw trace and the per-token statistics."""
         left_out = ("stats", "trace", "candidate")
@@ -188,6 +201,7 @@ class Lifecycle:
                 for name in ("outliers_gone", "outliers_gone_in_control")
             }
             result["cause"] |= plain(gone)
+        result["nonfinite"] = plain(self.nonfinite)
         result["statistics"] = self.stats.to_dict()
         if self.candidate is not None:
             candidate = self.candidate.to_dict()

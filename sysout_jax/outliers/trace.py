@@ -16,6 +16,7 @@ import numpy as np
 from sysout_jax.attention import attend, sigmoid_bias
 from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
+from sysout_jax.nonfinite import Nonfinite, finite_or
 
 MAX_SEQUENCES = 8
 MAX_TOKENS = 16  # outlier tokens followed per sequence
@@ -76,7 +77,7 @@ class ChannelRows:
 
 @dataclass(frozen=True)
 class Trace:
-    """The followed elements through all L layers."""
+    """The followed elements through all L layers; what is not finite is NaN."""
 
     targets: Targets
     x_in: np.ndarray  # (L, E, M, P) residual stream before the layer
@@ -93,6 +94,7 @@ class Trace:
     )  # (L, H, Dh) part of each dim in mean logit to outlier tokens minus mean logit to the others
     close_up: HeadCloseUp  # the head with the largest mass among layers from the first outlier on
     nll: np.ndarray  # (E, T-1) nats
+    nonfinite: Nonfinite  # of the followed sequences
 
 
 def trace(
@@ -118,6 +120,7 @@ def trace(
     bias = sigmoid_bias(lm.config, stream.tokens.shape[1])
     layers, channels, rows, close_up = [], [], None, None
     for layer, params, seen in stream.layers(_Follow(bias), [extra] * lm.num_layers, on_layer):
+        seen = {name: finite_or(value, np.nan) for name, value in seen.items()}
         mass = seen["mass"].sum(0) / np.maximum(seen["queries"].sum(0), 1)
         drain = seen["v_outlier"].mean(0) / np.maximum(seen["v_other"].mean(0), 1e-30)
         update = seen["update"].sum(0) / np.maximum(seen["others"].sum(0), 1)
@@ -125,21 +128,24 @@ def trace(
             {name: seen[name][..., :P] for name in ("x_in", "attn_out", "down", "h")}
             | {"mass": mass, "drain": drain, "update": update, "qk": seen["qk"].mean(0)}
         )
+        most = float(finite_or(mass, -1.0).max())
         channels.append(_channels(np.asarray(params["mlp"]["down_proj"]["kernel"]), targets, seen))
         if layer == birth_layer:
             rows = _rows(layer, params["mlp"], channels[-1], targets, seen["mlp_in"])
         if close_up is None or (
-            layer >= first_layer and (close_up[0] < mass.max() or close_up[1] < first_layer)
+            layer >= first_layer and (close_up[0] < most or close_up[1] < first_layer)
         ):
-            close_up = (mass.max(), layer, int(mass.argmax()), seen)
+            close_up = (most, layer, int(finite_or(mass, -1.0).argmax()), seen)
     assert close_up is not None and rows is not None
     stacked = {name: np.stack([layer[name] for layer in layers]) for name in layers[0]}
+    nll = stream.nll()
     return Trace(
         targets=targets,
         channels=tuple(channels),
         rows=rows,
         close_up=_close_up(*close_up[1:], int(targets.window[0]), bias),
-        nll=stream.nll(),
+        nll=nll,
+        nonfinite=stream.nonfinite(),
         **stacked,
     )
 
@@ -225,10 +231,10 @@ def _channels(
     kernel_FxD: np.ndarray, targets: Targets, seen: dict[str, np.ndarray]
 ) -> LayerChannels:
     """Keep the channels that add most, in magnitude, to some followed dim."""
-    columns_FxP = kernel_FxD[:, targets.dims].astype(np.float32)
+    columns_FxP = finite_or(kernel_FxD[:, targets.dims].astype(np.float32), np.nan)
     weight = targets.valid[..., None].astype(np.float32)
-    x = np.nan_to_num(seen["x_down"] * weight)
-    strength_FxP = np.abs(x).sum((0, 1))[:, None] * np.abs(columns_FxP)
+    x = finite_or(seen["x_down"] * weight)
+    strength_FxP = np.abs(x).sum((0, 1))[:, None] * np.abs(finite_or(columns_FxP))
     kept = np.unique(np.argsort(-strength_FxP, axis=0, kind="stable")[:KEPT_CHANNELS])
     x_down = seen["x_down"][..., kept]
     return LayerChannels(
@@ -244,12 +250,12 @@ def _rows(
     layer: int, mlp: dict, channels: LayerChannels, targets: Targets, x_ExMxD: np.ndarray
 ) -> ChannelRows:
     """Of the channels that add most, in magnitude, to all followed dims together."""
-    added = np.nan_to_num(np.abs(channels.added)) * targets.valid[..., None, None]
+    added = finite_or(np.abs(channels.added)) * targets.valid[..., None, None]
     strongest = np.argsort(-added.sum((0, 1, 2)), kind="stable")[:KEPT_ROWS]
     indices = channels.indices[strongest]
 
     def rows(name: str) -> np.ndarray:
-        return np.asarray(mlp[name]["kernel"])[:, indices].astype(np.float32).T
+        return finite_or(np.asarray(mlp[name]["kernel"])[:, indices].astype(np.float32).T, np.nan)
 
     gate = rows("gate_proj") if "gate_proj" in mlp else None
     return ChannelRows(layer, indices, gate, rows("up_proj"), x_ExMxD)

@@ -25,6 +25,7 @@ from sysout_jax.figures.select import (
 )
 from sysout_jax.outliers.intervals import LEVEL
 from sysout_jax.reports.expected import Expectation
+from sysout_jax.reports.nonfinite import remarks
 from sysout_jax.reports.page import Picture, Section, Table
 from sysout_jax.reports.report import write_report
 from sysout_jax.reports.summary import text_table
@@ -101,8 +102,21 @@ def summary(results: Sequence[Compression]) -> str:
             lines.append(
                 text_table(("method", "kept", "weights", "perplexity", "random others"), rows)
             )
-        lines += result.notes
+        lines += _notes(result)
     return "\n".join(lines)
+
+
+def _notes(result: Compression) -> list[str]:
+    """What is not finite in full precision and what methods add to it, and the notes."""
+    made = [
+        f"{o.label} ({o.nonfinite:,})"
+        for o in result.outcomes
+        if o.nonfinite > result.nonfinite.h.total
+    ]
+    lines = [f"{result.model}: {line}" for line in remarks(result.nonfinite)]
+    if made:
+        lines.append(f"Methods under which elements of h are NaN or inf: {listed(made)}.")
+    return [*lines, *result.notes]
 
 
 def _outcome(result: Compression, label: str) -> Outcome | None:
@@ -184,7 +198,7 @@ def _reading(results: Sequence[Compression]) -> list[str]:
         lines.append(
             f"{r.model}: {r.parameters / 1e6:,.2f} M parameters without position embeddings, {percent(share)} of them compressed."
         )
-        lines += r.notes
+        lines += _notes(r)
     return lines
 
 

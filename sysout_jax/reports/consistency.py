@@ -15,6 +15,7 @@ from sysout_jax.outliers.definitions import CODE_SHARE
 from sysout_jax.outliers.intervals import Interval
 from sysout_jax.outliers.lifecycle import CANDIDATE_SHARE
 from sysout_jax.reports.expected import Expectation
+from sysout_jax.reports.nonfinite import nothing_measured, remarks
 from sysout_jax.reports.page import Section, Table
 from sysout_jax.reports.report import counting, figure_sections, write_report
 from sysout_jax.reports.summary import ran_over
@@ -69,6 +70,8 @@ def consistency_summary(report: Consistency) -> str:
 def verdict(report: Consistency) -> str:
     """One sentence: what Table 1 says for this model."""
     over = ran_over(report.num_sequences, report.length)
+    if report.nonfinite.everything:
+        return nothing_measured(report.model, over)
     if not report.found:
         return (
             f"{report.model}: no activation outlier at τ = {report.tau:g} in {over}; the largest ratios are "
@@ -80,21 +83,21 @@ def verdict(report: Consistency) -> str:
 
 
 def _remarks(report: Consistency) -> list[str]:
-    remarks = []
+    lines = remarks(report.nonfinite)
     if report.missing:
         largest = joined([f"{number(report.ratios[kind])} in {kind}" for kind in report.missing])
-        remarks.append(f"No outlier at τ = {report.tau:g} in {joined(list(report.missing))}; the largest ratios are {largest}.")  # fmt: skip
+        lines.append(f"No outlier at τ = {report.tau:g} in {joined(list(report.missing))}; the largest ratios are {largest}.")  # fmt: skip
         if report.length <= report.tau and "attention" in report.missing:
-            remarks.append(
+            lines.append(
                 f"With {report.length:,} tokens a column sum of attention is at most {report.length:,} times the mean, so that τ = "
                 f"{report.tau:g} cannot be exceeded."
             )
         if report.candidate:
-            remarks.append(
+            lines.append(
                 f"Where a kind has no outlier, the candidates are the elements over {CANDIDATE_SHARE:.0%} of its largest ratio; "
                 "they are for orientation and no outliers."
             )
-    return remarks
+    return lines
 
 
 def _with_interval(value: Interval) -> str:

@@ -12,6 +12,7 @@ from sysout_jax.outliers.definitions import TAUS
 from sysout_jax.outliers.existence import Element, Existence
 from sysout_jax.outliers.lifecycle import CANDIDATE_SHARE
 from sysout_jax.reports.expected import Expectation
+from sysout_jax.reports.nonfinite import nothing_measured, remarks
 from sysout_jax.reports.page import Section, Table
 from sysout_jax.reports.report import counting, figure_sections, write_report
 
@@ -50,7 +51,7 @@ def write_existence_report(
 
 def existence_summary(report: Existence, token_text: TokenText) -> str:
     """One terminal screen."""
-    lines = [verdict(report)]
+    lines = [verdict(report), *remarks(report.stats.nonfinite)]
     for name, title in SURFACES.items():
         surface = getattr(report, name)
         what = (
@@ -76,6 +77,8 @@ def verdict(report: Existence) -> str:
     """One sentence: which places hold outliers."""
     found = [title for title, surface in surfaces(report).items() if surface.found]
     which = f"sequence {report.sequence} ({report.length} tokens)"
+    if report.stats.nonfinite.everything:
+        return nothing_measured(report.model, which)
     if not report.found:
         weights = " (W_down holds weight outliers)" if report.w_down.found else ""
         return (
@@ -116,20 +119,20 @@ def _listing(report: Existence, name: str, token_text: TokenText) -> str:
 
 
 def _remarks(report: Existence) -> list[str]:
-    remarks = []
+    lines = remarks(report.stats.nonfinite)
     calm = [(title, s) for title, s in surfaces(report).items() if not s.found]
     if calm:
         levels = joined([f"{number(s.level)} in {title}" for title, s in calm])
-        remarks.append(
+        lines.append(
             f"No outlier at τ = {report.tau:g} in {joined([title for title, _ in calm])}. What is highlighted there are the elements "
             f"over {CANDIDATE_SHARE:.0%} of the largest ratio ({levels} times the mean); they are for orientation and no outliers."
         )
     if len(report.shown) < report.length:
-        remarks.append(
+        lines.append(
             f"{len(report.shown)} of {report.length} tokens are drawn: the strongest, their neighbours, and the beginning. Means and "
             "column sums are those of the whole sequence."
         )
-    return remarks
+    return lines
 
 
 def _tokens(report: Existence, token_text: TokenText) -> Table:

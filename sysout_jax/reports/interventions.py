@@ -20,6 +20,7 @@ from sysout_jax.outliers.definitions import SINK_SHARE
 from sysout_jax.outliers.edited_runs import CONTROL, WHAT, WHERE
 from sysout_jax.outliers.intervals import LEVEL, Interval
 from sysout_jax.reports.expected import Expectation
+from sysout_jax.reports.nonfinite import remarks
 from sysout_jax.reports.page import Picture, Section, Table
 from sysout_jax.reports.report import write_report
 from sysout_jax.reports.summary import text_table
@@ -84,7 +85,22 @@ def summary(result: Interventions) -> str:
         ("where", "what", "edited", "left", "attention", "perplexity", "its change"), short
     )
     what = f"Left: tokens that still hold an {called}." if result.found else f"Left: {called}s."
-    return "\n".join([verdict(result), *result.notes, table, what, _note(result)])
+    return "\n".join(
+        [verdict(result), *_nonfinite(result), *result.notes, table, what, _note(result)]
+    )
+
+
+def _nonfinite(result: Interventions) -> list[str]:
+    """What is not finite in the model as it is, and what edits add to it."""
+    made = [
+        f"{figures.kind(o)}, {figures.called_target(result, o.target)} ({o.nonfinite:,})"
+        for o in result.outcomes
+        if o.nonfinite > result.nonfinite.h.total
+    ]
+    lines = remarks(result.nonfinite)
+    if made:
+        lines.append(f"Edits after which elements of h are NaN or inf: {listed(made)}.")
+    return lines
 
 
 def _one_unit(cell: str) -> str:
@@ -104,7 +120,7 @@ def _rows(result: Interventions) -> tuple[tuple[str, ...], list[tuple[str, ...]]
             edited,
             _interval(outcome.outliers),
             _interval(getattr(outcome, field), percent),
-            digits(outcome.perplexity.value),
+            digits(outcome.perplexity.value, result.length),
             _interval(outcome.ratio, change) if changed else "–",
         )
 
@@ -145,18 +161,18 @@ def _note(result: Interventions) -> str:
 
 def _sections(result: Interventions) -> list[Section]:
     header, rows = _rows(result)
-    remarks = [COUNTING, _DISPUTED, *result.notes]
+    lines = [COUNTING, *_nonfinite(result), _DISPUTED, *result.notes]
     if not result.found:
-        remarks.insert(
+        lines.insert(
             0,
             f"No outlier at τ = {result.tau:g}: the strongest elements are edited instead, for orientation.",
         )
     if result.dims_left_out:
-        remarks.append(
+        lines.append(
             f"Outliers of {plural(result.dims_left_out, 'weaker dim')} are counted but not edited."
         )
     sections = [
-        Section("How to read this page", tuple(remarks)),
+        Section("How to read this page", tuple(lines)),
         Section(
             "Effects",
             (
@@ -187,7 +203,7 @@ def _seeds(result: Interventions) -> Table | str:
             figures.called_target(result, o.target),
             spread(o.outliers),
             spread(getattr(o, field), percent),
-            spread(o.perplexity, digits),
+            spread(o.perplexity, lambda value: digits(value, result.length)),
             spread(o.ratio, change),
         )
         for o in result.outcomes

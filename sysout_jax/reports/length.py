@@ -14,6 +14,7 @@ from sysout_jax.outliers.definitions import CODE_SHARE, TAUS
 from sysout_jax.outliers.length import SENTENCES, ByLength, Point, Sentence
 from sysout_jax.outliers.lifecycle import CANDIDATE_SHARE
 from sysout_jax.reports.expected import Expectation
+from sysout_jax.reports.nonfinite import nothing_measured, remarks
 from sysout_jax.reports.page import Section, Table
 from sysout_jax.reports.report import counting, figure_sections, write_report
 
@@ -49,7 +50,7 @@ def write_length_report(
 def length_summary(report: ByLength) -> str:
     """One terminal screen."""
     what = "outliers" if report.found else f"candidates over {number(report.level)} times the mean"
-    lines = [verdict(report), f"Four sentences ({'with' if report.bos else 'without'} BOS); {what} of h, and the key that receives most attention:"]  # fmt: skip
+    lines = [verdict(report), *remarks(report.nonfinite), f"Four sentences ({'with' if report.bos else 'without'} BOS); {what} of h, and the key that receives most attention:"]  # fmt: skip
     for s in report.sentences:
         lines.append(f"  {s.text}")
         lines.append(f"      h: {_marked(report, s)}; attention: {_largest_key(s)}")
@@ -63,6 +64,8 @@ def length_summary(report: ByLength) -> str:
 def verdict(report: ByLength) -> str:
     """One sentence: from which length on there are outliers."""
     longest = max(point.length for point in report.sweep)
+    if report.nonfinite.everything:
+        return nothing_measured(report.model, f"all texts of up to {longest} tokens")
     if not report.found:
         return (
             f"{report.model}: no activation outlier at τ = {report.tau:g} in any text of up to {longest} tokens; the largest |h| is "
@@ -83,19 +86,20 @@ def verdict(report: ByLength) -> str:
 
 
 def _remarks(report: ByLength) -> list[str]:
-    remarks = [
+    lines = [
+        *remarks(report.nonfinite),
         f"The sentences are read {'with' if report.bos else 'without'} BOS. A growing text is the beginning of the same windows, so "
         "that a longer one only adds tokens. The mean holds the outliers too: n equal ones in T tokens of D dims cannot exceed T · D / n "
-        "times the mean, whatever the model does."
+        "times the mean, whatever the model does.",
     ]
     if missing := len(SENTENCES) - len(report.sentences):
-        remarks.append(f"{plural(missing, 'sentence')} longer than the model's context left out.")
+        lines.append(f"{plural(missing, 'sentence')} longer than the model's context left out.")
     if not report.found:
-        remarks.append(
+        lines.append(
             f"No outlier of h at τ = {report.tau:g} in any text. Marked are the tokens over {number(report.level)} times the mean, "
             f"{CANDIDATE_SHARE:.0%} of the largest ratio of all texts; they are for orientation and no outliers."
         )
-    return remarks
+    return lines
 
 
 def _marked(report: ByLength, sentence: Sentence) -> str:

@@ -18,6 +18,7 @@ from sysout_jax.outliers.definitions import (
 )
 from sysout_jax.outliers.results import Channel, Lifecycle
 from sysout_jax.reports.expected import Expectation
+from sysout_jax.reports.nonfinite import remarks
 from sysout_jax.reports.page import Section, Table
 from sysout_jax.reports.report import counting, figure_sections, write_report
 from sysout_jax.reports.summary import verdict
@@ -64,7 +65,7 @@ def lifecycle_sections(report: Lifecycle, token_text: TokenText) -> list[Section
 
 def _remarks(report: Lifecycle) -> Iterable[str]:
     """What a reader must know before trusting the numbers."""
-    stats = report.stats
+    yield from remarks(report.nonfinite)
     if not report.found:
         what = (
             "nothing was followed"
@@ -72,15 +73,6 @@ def _remarks(report: Lifecycle) -> Iterable[str]:
             else "birth, spread and death follow the strongest elements instead, for orientation"
         )
         yield f"No outlier at τ = {report.tau:g}: {what}."
-    places = {
-        "h": stats.h.nonfinite.sum(),
-        "x_down": stats.x_down.nonfinite.sum(),
-        "attention": stats.attention.nonfinite.sum(),
-        "weights": stats.weights.nonfinite.sum(),
-    }
-    bad = [f"{count:,} in {name}" for name, count in places.items() if count]
-    if bad:
-        yield f"There are NaN or inf values: {', '.join(bad)}. They are left out of all statistics."
 
 
 def _flags(report: Lifecycle) -> Table | str:
@@ -206,7 +198,7 @@ def _causes(report: Lifecycle) -> Table | None:
             name,
             effect.outliers,
             percent(effect.mass),
-            digits(effect.perplexity),
+            digits(effect.perplexity, report.length),
         )
         for name, effect in (
             ("as it is", report.cause.baseline),

@@ -12,11 +12,13 @@ from sysout_jax.figures import TokenText, draw_figures
 from sysout_jax.figures.positions import POSITIONS
 from sysout_jax.figures.select import in_layers, joined, layer_ranges, listed, number, percent
 from sysout_jax.figures.token_classes import RULES, groups
+from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.definitions import CODE_SHARE, TAUS
 from sysout_jax.outliers.lifecycle import CANDIDATE_SHARE
 from sysout_jax.outliers.positions import Place, Positions, strongest
 from sysout_jax.outliers.tokens import INITIAL, TokenClasses
 from sysout_jax.reports.expected import Expectation
+from sysout_jax.reports.nonfinite import nothing_measured, remarks
 from sysout_jax.reports.page import Section, Table
 from sysout_jax.reports.report import counting, figure_sections, write_report
 from sysout_jax.reports.summary import ran_over
@@ -61,7 +63,7 @@ def write_positions_report(
 
 def positions_summary(report: Positions, token_text: TokenText) -> str:
     """One terminal screen."""
-    lines = [verdict(report)]
+    lines = [verdict(report), *remarks(report.stats.nonfinite)]
     for name in ("h", "x_down"):
         place, ratio = getattr(report, name), getattr(report.stats, name).channel_ratio
         unit = "dims" if name == "h" else "channels"
@@ -86,7 +88,7 @@ def positions_summary(report: Positions, token_text: TokenText) -> str:
         f"        tokens: {_class_shares(report, keys.tokens.once)}",
         f"        largest share of a key: {percent(keys.top[layer, 0] / T)} in layer {layer + 1}, median {percent(keys.median[layer] / T)}",
     ]
-    share = np.nan_to_num(keys.share)
+    share = finite_or(keys.share)
     layer = int(share.mean(axis=1).argmax())
     lines.append(
         f"heads    attention on the tokens of h is largest in layer {layer + 1}: heads from {percent(share[layer].min())} to "
@@ -98,6 +100,8 @@ def positions_summary(report: Positions, token_text: TokenText) -> str:
 def verdict(report: Positions) -> str:
     """One sentence: are there outliers, and in which layers."""
     over = ran_over(report.num_sequences, report.length)
+    if report.stats.nonfinite.everything:
+        return nothing_measured(report.model, over)
     if not report.found:
         return (
             f"{report.model}: no activation outlier at τ = {report.tau:g} in {over}; the largest ratios are "
@@ -129,19 +133,13 @@ def _class_shares(report: Positions, counts: np.ndarray) -> str:
 
 
 def _remarks(report: Positions) -> Iterable[str]:
+    yield from remarks(report.stats.nonfinite)
     for name, place in (("h", report.h), ("x_down", report.x_down)):
         if not place.found and place.layers:
             yield (
                 f"No outlier of {name} at τ = {report.tau:g}. For orientation the page shows the elements over "
                 f"{number(place.level)} times the mean instead, {CANDIDATE_SHARE:.0%} of the largest ratio; they are no outliers."
             )
-    bad = {
-        name: int(getattr(report.stats, name).nonfinite.sum())
-        for name in ("h", "x_down", "attention", "weights")
-    }
-    if any(bad.values()):
-        listing = ", ".join(f"{count:,} in {name}" for name, count in bad.items() if count)
-        yield f"There are NaN or inf values: {listing}. They are left out of all statistics."
 
 
 def _flags(report: Positions) -> Table | str:
@@ -222,7 +220,7 @@ def _weights(report: Positions) -> Table:
 
 def _heads(report: Positions) -> Table | None:
     keys = report.keys
-    share = np.nan_to_num(keys.share)
+    share = finite_or(keys.share)
     order = np.argsort(-share.ravel(), kind="stable")[:MAX_HEADS]
     rows: list[tuple[str | int, ...]] = []
     for i in order:

@@ -6,13 +6,13 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
-
-import numpy as np
+from math import isfinite
 
 from sysout_jax.figures.select import digits
 from sysout_jax.outliers.definitions import SINK_SHARE
 from sysout_jax.outliers.results import Birth, BirthEvent, Lifecycle, Spread
 from sysout_jax.printable import escaped
+from sysout_jax.reports.nonfinite import nothing_measured, remarks
 
 TokenText = Callable[[int, int], str]
 _MOST = 6  # members of a list that are printed
@@ -20,9 +20,7 @@ _MOST = 6  # members of a list that are printed
 
 def lifecycle_summary(report: Lifecycle, token_text: TokenText) -> str:
     """Verdict, birth, spread, death and cause, a line or two each."""
-    lines = [verdict(report)]
-    if nonfinite := _nonfinite(report):
-        lines.append(nonfinite)
+    lines = [verdict(report), *remarks(report.nonfinite)]
     if report.found:
         lines += [
             *_birth(report, token_text),
@@ -71,12 +69,14 @@ def fit(text: str, width: int = 100) -> str:
 
 def ran_over(sequences: int, length: int) -> str:
     """What was analysed: `2 sequences of 64 tokens`."""
-    return f"{sequences} sequence{'s' * (sequences > 1)} of {length} tokens"
+    return f"{sequences} sequence{'s' * (sequences > 1)} of {length} token{'s' * (length > 1)}"
 
 
 def verdict(report: Lifecycle) -> str:
     """One sentence: are there outliers, and from where to where."""
     where = ran_over(report.num_sequences, report.length)
+    if report.nonfinite.everything:
+        return nothing_measured(report.model, where)
     if not report.found:
         return (
             f"{report.model}: no activation outlier at tau = {report.tau:g} in {where}; "
@@ -89,25 +89,6 @@ def verdict(report: Lifecycle) -> str:
         f"{report.model}: activation outliers at tau = {report.tau:g} from layer {report.birth.layer + 1} to {end} "
         f"(of {report.num_layers}), up to {report.largest_h.ratio:,.0f} times the mean, in {where}."
     )
-
-
-def _nonfinite(report: Lifecycle) -> str:
-    parts = []
-    for name, place in (("h", report.stats.h), ("x_down", report.stats.x_down)):
-        bad = np.flatnonzero(place.nonfinite)
-        if len(bad):
-            sequence, token, channel = place.first_nonfinite[bad[0]]
-            parts.append(
-                f"{place.nonfinite.sum():,} in {name}, first in layer {bad[0] + 1} (sequence {sequence}, token {token}, "
-                f"channel {channel})"
-            )
-    weights = report.stats.weights
-    if weights.nonfinite.any():
-        layer, module = np.argwhere(weights.nonfinite)[0]
-        parts.append(
-            f"{weights.nonfinite.sum():,} in weights, first in layer {layer + 1}, {weights.modules[module]}"
-        )
-    return f"NaN or inf: {'; '.join(parts)}. They are left out of all statistics." if parts else ""
 
 
 def _largest(report: Lifecycle, token_text: TokenText) -> str:
@@ -165,7 +146,7 @@ def _origin(event: BirthEvent, token_text: TokenText) -> list[str]:
     first = sum(t == 0 for _, t in event.tokens)
     shown = ", ".join(f"“{text}” x{count}" for text, count in texts.most_common(4))
     channels = ", ".join(
-        f"{c.index} ({c.share:.0%}, extremal ratio {c.column_ratio:,.0f}, rank {c.column_rank + 1})"
+        f"{c.index} ({_percent(c.share)}, extremal ratio {c.column_ratio:,.0f}, rank {c.column_rank + 1})"
         for c in event.channels[:3]
     )
     count = len(event.tokens)
@@ -183,9 +164,11 @@ def _spread(spread: Spread, birth: Birth) -> list[str]:
     best = max(spread.heads, key=lambda head: head.mass)
     return [
         f"Spread  {len(spread.heads)} of {total} later heads give them more than {SINK_SHARE:.0%} of their attention; "
-        f"most: layer {best.layer + 1} head {best.head}, {best.mass:.0%},",
+        f"most: layer {best.layer + 1} head {best.head}, {_percent(best.mass)},",
         f"        carried by q/k dims {', '.join(map(str, best.dims[:_MOST]))}{_more(best.dims)}; "
-        f"their values are {best.drain:.2f} of the others' length",
+        f"their values are {best.drain:.2f} of the others' length"
+        if isfinite(best.drain)
+        else f"        carried by q/k dims {', '.join(map(str, best.dims[:_MOST]))}{_more(best.dims)}",
     ]
 
 
@@ -201,7 +184,7 @@ def _death(report: Lifecycle) -> list[str]:
         channels = ", ".join(str(c.index) for c in item.channels[:_MOST])
         carried = f", channels {channels}{_more(item.channels)}" if channels else ""
         lines.append(
-            f"        layer {item.layer + 1} {item.part} takes back {item.removed:.0%}{carried}"
+            f"        layer {item.layer + 1} {item.part} takes back {_percent(item.removed)}{carried}"
         )
     return lines
 
@@ -212,9 +195,10 @@ def _cause(report: Lifecycle) -> list[str]:
 
     def row(name: str, effect, gone: float | None) -> str:
         change = "" if gone is None else f" ({gone:.0%} gone)"
+        bad = f"  ({effect.nonfinite:,} elements of h NaN or inf)" if effect.nonfinite else ""
         return (
-            f"        {name:<20}outliers {effect.outliers:>6}{change:<13} attention on them {effect.mass:.1%}  "
-            f"perplexity {digits(effect.perplexity)}"
+            f"        {name:<20}outliers {effect.outliers:>6}{change:<13} attention on them {_percent(effect.mass, 1)}  "
+            f"perplexity {digits(effect.perplexity, report.length)}{bad}"
         )
 
     return [
@@ -226,8 +210,8 @@ def _cause(report: Lifecycle) -> list[str]:
     ]
 
 
-def _percent(share: float) -> str:
-    return f"{share:.0%}".replace("-0%", "0%")
+def _percent(share: float, places: int = 0) -> str:
+    return f"{share:.{places}%}".replace("-0%", "0%") if isfinite(share) else "n/a"
 
 
 def _more(items, most: int = _MOST) -> str:

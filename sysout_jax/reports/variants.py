@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from sysout_jax.figures import draw_figures
-from sysout_jax.figures.select import number, percent
+from sysout_jax.figures.select import nats, number, percent
 from sysout_jax.figures.side_by_side import SideBySide
 from sysout_jax.figures.variants import VARIANTS
 from sysout_jax.outliers.attention import NEAR_ZERO
 from sysout_jax.profiles import VariantProfile
+from sysout_jax.reports.nonfinite import remarks
 from sysout_jax.reports.page import Section, Table
 from sysout_jax.reports.report import counting, figure_sections, write_report
 from sysout_jax.reports.summary import text_table
@@ -53,17 +54,25 @@ def write_variants_report(out: Path, report: SideBySide, settings: dict[str, Any
 def verdict(report: SideBySide) -> str:
     """Which models have outliers."""
     tau = report.profiles[0].tau
-    having = [n for n, p in _pairs(report) if p.stats.h.ratio.max() > p.tau]
-    without = [n for n, p in _pairs(report) if p.stats.h.ratio.max() <= p.tau]
-    parts = [f"{', '.join(having)}: activation outliers"] if having else []
-    parts += [f"{', '.join(without)}: none"] if without else []
+    kinds: dict[str, list[str]] = {}
+    for name, p in _pairs(report):
+        if p.stats.nonfinite.everything:
+            kind = "nothing could be measured, all of h is NaN or inf"
+        else:
+            kind = "activation outliers" if p.stats.h.ratio.max() > p.tau else "none"
+        kinds.setdefault(kind, []).append(name)
+    parts = [f"{', '.join(names)}: {kind}" for kind, names in sorted(kinds.items())]
     return f"At τ = {tau:g}. " + ". ".join(parts) + "."
 
 
 def summary(report: SideBySide) -> str:
     """For the terminal."""
     table = text_table(TERMINAL, [[row[i] for i in _ON_TERMINAL] for row in rows(report)])
-    return f"{verdict(report)}\n{table}"
+    return "\n".join([verdict(report), *_nonfinite(report), table])
+
+
+def _nonfinite(report: SideBySide) -> list[str]:
+    return [f"{name}: {line}" for name, p in _pairs(report) for line in remarks(p.stats.nonfinite)]
 
 
 def rows(report: SideBySide) -> tuple[tuple[str, ...], ...]:
@@ -73,7 +82,7 @@ def rows(report: SideBySide) -> tuple[tuple[str, ...], ...]:
         ratio = p.stats.h.ratio
         explicit = "–" if p.explicit is None else number(_mean(p.explicit.heads))
         record = p.record
-        loss = f"{record.val_loss[-1]:.3f}" if record is not None and len(record.val_loss) else "–"
+        loss = nats(record.val_loss[-1]) if record is not None and len(record.val_loss) else "–"
         found.append((
             name, p.attention, number(float(ratio.max())), str(int(ratio.argmax()) + 1), percent(float(p.first_token_share.max())),
             percent(float(p.sink_rate.mean())), number(float(p.logit_max.max())), percent(float(p.near_zero.mean())),
@@ -105,7 +114,7 @@ def _pairs(report: SideBySide) -> list[tuple[str, VariantProfile]]:
 
 
 def _reading(report: SideBySide) -> list[str]:
-    lines = [counting(NAME)]
+    lines = [counting(NAME), *_nonfinite(report)]
     bare = [name for name, p in _pairs(report) if p.record is None]
     if bare:
         lines.append(

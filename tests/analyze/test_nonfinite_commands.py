@@ -1,0 +1,164 @@
+"""Every command on models with NaN, inf or float16 overflow in them, and on the smallest inputs: no traceback, no warning, no "nan", one line that says so."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import sysout_jax as so
+from sysout_jax.figures import style
+from sysout_jax.outliers.length import SENTENCES
+from sysout_jax.reports import report
+from tests.analyze.command import call, words
+
+pytestmark = pytest.mark.slow
+
+COMMANDS = "lifecycle positions consistency existence length compression intervene variants".split()
+MORE = {
+    "compression": ["--methods", "w8_tensor", "smooth_static", "prune_model", "--attribute", "w8_tensor", "--seeds", 1],
+    "intervene": ["--seeds", 1],
+}  # fmt: skip
+DOWN = "model.layers.1.mlp.down_proj.weight"
+
+
+def at(name: str, index, value: float) -> Callable[[dict], None]:
+    def damage(tensors: dict) -> None:
+        tensors[name][index] = value
+
+    return damage
+
+
+def everywhere(tensors: dict) -> None:
+    for tensor in tensors.values():
+        tensor[...] = np.nan
+
+
+def loud(tensors: dict) -> None:
+    """An MLP whose output leaves float16 at some tokens."""
+    for name in ("gate", "up", "down"):
+        tensors[f"model.layers.1.mlp.{name}_proj.weight"] *= 300
+
+
+#: What is wrong with a model, its dtype of compute, and what the one line holds.
+DAMAGES = {
+    "layer": (at(DOWN, (3, 5), np.nan), "float32", "NaN or inf: 1 stored weight in layer 2 mlp/down_proj"),
+    "final norm": (at("model.norm.weight", 2, np.nan), "float32", "NaN or inf: 1 stored weight in the final norm"),
+    "embedding": (at("model.embed_tokens.weight", (ord("r"), 4), np.nan), "float32", "NaN or inf: 1 stored weight in the embedding"),
+    "everything": (everywhere, "float32", "NaN or inf: 13,520 stored weights in 21 tensors, first in the embedding"),
+    "inf": (at(DOWN, (3, 5), np.inf), "float32", "NaN or inf: 1 stored weight in layer 2 mlp/down_proj"),
+    "head": (at("lm_head.weight", (7, 1), np.nan), "float32", "NaN or inf: 1 stored weight in the head"),
+    "cast": (at(DOWN, (3, 5), 1e6), "float16", "float16 overflow: 1 weight in layer 2 mlp/down_proj"),
+    "activations": (loud, "float16", "float16 overflow: "),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch):
+    """Coarse figures, and one of the four sentences that are read at a length of their own each."""
+    monkeypatch.setattr(style, "DPI", 20)
+    monkeypatch.setattr(report, "_FORMATS", ("png",))
+    monkeypatch.setitem(so.by_length.__kwdefaults__, "sentences", SENTENCES[:1])
+
+
+def run(monkeypatch, capsys, command: str, model: Path, out: Path, *flags) -> tuple[int, str, str]:
+    """Status, printed text and stderr; fails where anything warns."""
+    main = importlib.import_module(f"analyze.{command}").main
+    given = ["--ckpt", model, "--out", out, *MORE.get(command, []), *flags]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        status = call(monkeypatch, main, *given)
+    told = [str(w.message) for w in caught if not issubclass(w.category, DeprecationWarning)]
+    assert not told
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
+
+
+def text_of(page: str) -> str:
+    """What a reader sees of a report, and the descriptions of its pictures."""
+    page = re.sub(r'src="[^"]*"|<style>.*?</style>|<pre>.*?</pre>', "", page, flags=re.DOTALL)
+    return words(page)
+
+
+def check_text(text: str) -> None:
+    """No number printed as Python prints what is none."""
+    for said in ("NaN or inf", "not finite"):
+        text = text.replace(said, "")
+    found = re.findall(r".{0,40}(?:\bnan\b|\binf\b|∞).{0,40}", text)
+    assert not found
+
+
+def read_report(out: Path, command: str) -> tuple[dict, str]:
+    fields = json.loads(
+        (out / f"{command}.json").read_text(), parse_constant=lambda c: pytest.fail(f"{c} in JSON")
+    )
+    return fields, text_of((out / "report.html").read_text())
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_damaged_models(command, kind, model, tmp_path, monkeypatch, capsys):
+    damage, dtype, line = DAMAGES[kind]
+    tensors = load_file(model / "model.safetensors")
+    damage(tensors)
+    save_file(tensors, model / "model.safetensors")
+    (tmp_path / "text.txt").write_text("Summer is warm. " * 4)
+    flags = ["--text", tmp_path / "text.txt", "--seq-len", 12, "--num-seqs", 2, "--dtype", dtype]
+    out = tmp_path / "out"
+    status, printed, err = run(monkeypatch, capsys, command, model, out, *flags)
+    if command == "intervene" and kind in ("everything", "embedding"):
+        assert status == 2 and err.count("\n") == 1
+        assert "nothing to intervene on" in err and "0 times" not in err
+        return
+    assert status == 0 and err == ""
+    fields, page = read_report(out, command)
+    check_text(words(printed))
+    check_text(page)
+    assert words(printed).count(line) == 1 and line in page
+    assert words(printed).count("Statistics leave them out.") == 1
+    for found in fields.get("models", [fields]):
+        nonfinite = found["nonfinite"]
+        assert nonfinite["weights"] or sum(nonfinite["h"]["nan"]) + sum(nonfinite["h"]["inf"])
+        assert nonfinite["dtype"] == dtype
+    if kind == "everything":
+        first = words(printed.splitlines()[0])
+        assert "times the mean" not in first
+        wanted = "n/a (NaN)" if command == "compression" else "nothing could be measured"
+        assert wanted in words(printed) and wanted in page
+
+
+@pytest.mark.parametrize("tau", [1000, 2])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_sound_models_of_one_layer_and_head_on_one_token(
+    command, tau, model, tmp_path, monkeypatch, capsys
+):
+    tensors = load_file(model / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if ".layers.1." not in name}
+    q, o = (f"model.layers.0.self_attn.{name}_proj.weight" for name in "qo")
+    kept[q], kept[o] = kept[q][:8].copy(), kept[o][:, :8].copy()
+    save_file(kept, model / "model.safetensors")
+    config = json.loads((model / "config.json").read_text())
+    config |= {"num_hidden_layers": 1, "num_attention_heads": 1, "head_dim": 8}
+    (model / "config.json").write_text(json.dumps(config))
+    out = tmp_path / "out"
+    flags = ["--prompt", "a", "--tau", tau]
+    status, printed, err = run(monkeypatch, capsys, command, model, out, *flags)
+    if command == "compression":
+        assert status == 2 and "one token predict nothing" in err and err.count("\n") == 1
+        return
+    assert status == 0 and err == ""
+    fields, page = read_report(out, command)
+    check_text(words(printed))
+    check_text(page)
+    assert "NaN" not in printed and "NaN" not in page
+    for found in fields.get("models", [fields]):
+        nonfinite = found["nonfinite"]
+        assert nonfinite["weights"] == [] and nonfinite["h"]["first"] is None
+        assert sum(nonfinite["h"]["nan"]) + sum(nonfinite["h"]["inf"]) == 0
