@@ -105,9 +105,11 @@ class LanguageModel:
     def computing(self) -> Iterator[None]:
         """Within, jax computes on the model's devices, and in float32 where that is asked for.
 
+        Also where jax's 64-bit mode is on: what counts and ranks are stays int32.
         Float32 analysis means float32 products, also where the hardware would round them (TF32, bfloat16 passes).
         """
         with contextlib.ExitStack() as stack:
+            stack.enter_context(jax.enable_x64(False))
             if self.mesh is not None:
                 stack.enter_context(jax.set_mesh(self.mesh))
             if jnp.dtype(self.dtype).itemsize >= 4:

@@ -31,7 +31,14 @@ HEAT = LinearSegmentedColormap.from_list(
     "heat", ["#ffffff", "#9ecae1", "#2b7bba", "#08264f"], bad="#eeeeee"
 )
 
-STYLE: Any = {
+#: matplotlib's own settings, whatever a matplotlibrc says; not those of windows, which figures here never have.
+DEFAULTS: Any = {
+    name: value
+    for name, value in dict.items(matplotlib.rcParamsDefault)
+    if not name.startswith(("backend", "interactive", "webagg", "tk.", "toolbar"))
+}
+
+STYLE: Any = DEFAULTS | {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "axes.titlesize": 10.5,

@@ -76,7 +76,8 @@ def collect(
         h.append(seen["h"])
         x_down.append(seen["x_down"])
         attention.append(reduce_attention(seen["sums"], outlier_tokens, tau))
-        weights.append(jax.device_get(reduce_weights(lm.config, params)))
+        with lm.computing():
+            weights.append(jax.device_get(reduce_weights(lm.config, params)))
     return Stats(
         tokens=stream.tokens,
         tau=tau,

@@ -1,5 +1,8 @@
 """Streaming statistics against their definitions, computed slowly in numpy from raw captured tensors."""
 
+import dataclasses
+
+import jax
 import numpy as np
 import pytest
 
@@ -192,3 +195,23 @@ def test_tau_must_be_positive(tau):
     lm = random_model("llama-gqa", seed=0)
     with pytest.raises(ValueError, match="positive"):
         so.collect(lm, np.zeros((1, 4), int), tau)
+
+
+@pytest.mark.parametrize("name", sorted(RANDOM))
+def test_jax_in_64_bits_changes_nothing(name):
+    """It was a TypeError: counts of booleans became int64."""
+    lm = random_model(name, seed=1)
+    tokens = np.random.default_rng(1).integers(0, lm.config.vocab_size, (2, 17))
+    stats = so.collect(lm, tokens, TAU)
+    with jax.enable_x64(True):
+        wide = so.collect(lm, tokens, TAU)
+    for one, other in zip(_leaves(stats), _leaves(wide), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def _leaves(value) -> list:
+    if dataclasses.is_dataclass(value):
+        return [leaf for f in dataclasses.fields(value) for leaf in _leaves(getattr(value, f.name))]
+    if isinstance(value, dict):
+        return [leaf for each in value.values() for leaf in _leaves(each)]
+    return [np.asarray(value)]
