@@ -84,6 +84,20 @@ def test_a_flipped_bit_in_the_config_is_refused(seed, copy):
         so.load(copy)
 
 
+@pytest.mark.parametrize("entry", ["norm_eps", "context_length"])
+def test_another_setting_is_refused_unless_it_was_meant(entry, copy):
+    """Every weight is as it was, and the model would be another."""
+    fields = json.loads((copy / "model.json").read_text())
+    fields["config"][entry] *= 2
+    (copy / "model.json").write_text(json.dumps(fields))
+    with pytest.raises(so.InputError, match="remove the entry 'checksum'"):
+        so.load(copy)
+    if entry == "norm_eps":  # which no weight depends on
+        del fields["checksum"]
+        (copy / "model.json").write_text(json.dumps(fields))
+        assert so.load(copy).config.norm_eps == fields["config"]["norm_eps"]
+
+
 def test_a_flipped_bit_in_the_weights_is_refused(copy, capfd):
     """The largest file holds them; nothing but the checksum sees most of its bits."""
     path = max(parts(copy), key=lambda p: p.stat().st_size)
