@@ -62,10 +62,3 @@ def flatten_taps(intermediates: dict) -> dict[str, jax.Array]:
                 raise ValueError(f"tap {name!r} is written by two submodules of one block")
             flat[name] = leaf
     return flat
-
-
-def check_names(names: tuple[str, ...]) -> None:
-    """Raise ValueError with the valid names when one of `names` is not a tap."""
-    unknown = [name for name in names if name not in TAPS]
-    if unknown:
-        raise ValueError(f"unknown tap {', '.join(unknown)}; known are {', '.join(TAPS)}")

@@ -20,6 +20,8 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from sysout_jax import capture as cap
+from sysout_jax.calls import check_arguments, check_words
+from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import Nonfinite, Watch, count_activations
 from sysout_jax.sharding import BATCH, BATCH_AXES, batch_shards, constrain, per_device, whole_rows
@@ -43,6 +45,7 @@ class Stream:
     """
 
     def __init__(self, lm: LanguageModel, tokens, batch_size: int | None = None):
+        check_arguments(lm, batch_size=batch_size)
         self.lm = lm
         self.tokens = lm.check_tokens(tokens)
         with lm.computing():
@@ -147,10 +150,9 @@ def capture(lm: LanguageModel, tokens, names: Sequence[str] = ("h", "x_down", "a
 
     tokens (B, T) int. Returns logits (B, T, V) and a dict of arrays with a leading layer axis, for example h (L, B, T, D),
     x_down (L, B, T, F), attn_map (L, B, H, T, T); `sysout_jax.TAPS` lists all names. Capturing changes no bit of the logits.
-    Raises InputError for bad tokens and ValueError for a name that this model does not record.
+    Raises InputError for bad tokens and for a name that this model does not record.
     """
-    names = tuple(names)
-    cap.check_names(names)
+    names = check_words("names", names, cap.TAPS, least=0)
     stream = Stream(lm, tokens)
     found = [seen for _, _, seen in stream.layers(_Raw(names))]
     return stream.logits(), {name: np.stack([seen[name] for seen in found]) for name in names}
@@ -176,7 +178,7 @@ class _Raw:
     def __call__(self, x_in, taps, extra):
         missing = [name for name in self.names if name not in taps]
         if missing:
-            raise ValueError(
+            raise InputError(
                 f"this model does not record {', '.join(missing)}; it has {', '.join(sorted(taps))}"
             )
         return {name: taps[name] for name in self.names}

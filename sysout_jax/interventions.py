@@ -12,6 +12,7 @@ from functools import partial
 
 import numpy as np
 
+from sysout_jax.calls import check_arguments, check_kind
 from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import Nonfinite
@@ -94,6 +95,8 @@ def intervene(
     `report` is `lifecycle` on the same tokens and τ when it is at hand. Where nothing reaches τ its candidates are edited.
     `seed` starts all random draws; `bos` and `joined_by` say how the tokens were made, for the record of the perplexity. Raises InputError where there is neither outlier nor candidate.
     """
+    check_arguments(lm, tau=tau, seeds=seeds, seed=seed, batch_size=batch_size)
+    check_kind("report", report, Lifecycle)
     runs = plan(what, where, seeds)
     if report is None:
         report = lifecycle(lm, tokens, tau, cause=False, batch_size=batch_size, on_layer=on_layer)

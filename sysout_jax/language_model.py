@@ -127,7 +127,12 @@ class LanguageModel:
 
     def check_tokens(self, tokens) -> np.ndarray:
         """`tokens` as (N, T) int32; InputError when empty, longer than the context, or outside the vocabulary."""
-        tokens = np.asarray(tokens)
+        try:
+            tokens = np.asarray(tokens)
+        except (ValueError, TypeError, OverflowError):
+            raise InputError(
+                "tokens are no array; expected (sequences, length) integers, all sequences of one length"
+            ) from None
         if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
             raise InputError(
                 f"tokens have shape {tokens.shape} and dtype {tokens.dtype}; expected (sequences, length) integers"

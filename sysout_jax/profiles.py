@@ -109,7 +109,7 @@ def variant_profile(
     """Profile of one model over `tokens` (N, T), in three streaming passes; no attention map is held.
 
     Finds the training record beside a checkpoint that `python -m train` wrote. `on_layer` is called after each layer of each
-    pass. Raises InputError for bad tokens, ValueError for τ ≤ 0.
+    pass. Raises InputError for bad tokens and bad τ.
     """
     stats = collect(lm, tokens, tau, batch_size=batch_size, on_layer=on_layer)
     shape = existence(lm, tokens, tau, stats=stats, on_layer=on_layer)

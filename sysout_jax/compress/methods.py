@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from sysout_jax.checks import Flag, Real, Rule, Whole, check_fields
 from sysout_jax.compress.inputs import Calibration, QuantisedInputs
 from sysout_jax.compress.prune import count_ties, find_threshold, prune, prune_matrix, pruned_count
 from sysout_jax.compress.quantise import Granularity, absmax_scale, absmax_weights
@@ -55,6 +56,9 @@ METHODS: dict[str, Method] = {
 }
 
 
+SHARE = Real(0, 1)
+
+
 @dataclass(frozen=True)
 class Settings:
     """Numbers that methods need."""
@@ -65,6 +69,15 @@ class Settings:
     embeddings: bool = (
         False  # compress embedding, positions and head as well; their rows are channels
     )
+
+    def __post_init__(self) -> None:
+        rules: dict[str, Rule] = {
+            "group_size": Whole(),
+            "alpha": SHARE,
+            "sparsity": SHARE,
+            "embeddings": Flag(),
+        }
+        check_fields(self, rules)
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from sysout_jax.calls import check_arguments, check_kind, check_list, check_words
 from sysout_jax.compress.errors import HiddenErrors, final_error, hidden_errors
 from sysout_jax.compress.inputs import calibrate
 from sysout_jax.compress.keeps import find_keeps, kept_weights, random_others
-from sysout_jax.compress.methods import METHODS, Compressor, Method, Settings, named
+from sysout_jax.compress.methods import METHODS, SHARE, Compressor, Method, Settings, named
 from sysout_jax.compress.results import Attribution, Compression, KeptOutcome, Outcome, Outliers
 from sysout_jax.config import ModelConfig
 from sysout_jax.engine import Stream, observe_nothing
@@ -47,8 +48,14 @@ def compression(
     """Perplexity of `tokens` (N, T) under each of `methods`, and the error of each of `attribute` per layer and outlier.
 
     Calibrates on `calibration_tokens`, or where there are none on `tokens` themselves. `seeds` random controls are drawn from `seed`.
-    `bos` and `joined_by` are recorded, see `perplexity`. Raises InputError for bad tokens and KeyError for unknown methods.
+    `bos` and `joined_by` are recorded, see `perplexity`. Raises InputError for bad tokens and unknown methods; only quantisation errors can be attributed.
     """
+    check_arguments(lm, tau=tau, seeds=seeds, seed=seed, batch_size=batch_size)
+    check_kind("settings", settings, Settings)
+    methods = check_words("methods", methods, METHODS)
+    kept = {name: method for name, method in METHODS.items() if not method.prune}
+    attribute = check_words("attribute", attribute, kept, least=0)
+    sparsities = check_list("sparsities", sparsities, SHARE)
     settings = settings or Settings()
     study = _Study(lm, tokens, batch_size, on_layer, {"bos": bos, "joined_by": joined_by})
     chosen = [METHODS[name] for name in (*methods, *attribute)]

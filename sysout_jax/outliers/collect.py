@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from sysout_jax.calls import check_arguments
 from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import Nonfinite
@@ -65,10 +66,9 @@ def collect(
     """Statistics of all layers over sequences `tokens` (N, T), one layer at a time; see `Stats` for what they are.
 
     `tau` is the threshold at which attention outliers and overlaps are evaluated; activations can be asked at any threshold
-    afterwards. `on_layer` is called after each layer. Raises InputError for bad tokens, ValueError for τ ≤ 0.
+    afterwards. `on_layer` is called after each layer. Raises InputError for bad tokens and bad τ.
     """
-    if not tau > 0:
-        raise ValueError(f"tau is {tau}; expected a positive threshold")
+    check_arguments(lm, tau=tau, batch_size=batch_size)
     stream = Stream(lm, tokens, batch_size)
     h, x_down, attention, weights = [], [], [], []
     for _, params, seen in stream.layers(observe_statistics, on_layer=on_layer):

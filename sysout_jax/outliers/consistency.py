@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from sysout_jax.calls import check_arguments
 from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import Nonfinite, finite_or
@@ -140,11 +141,10 @@ def consistency(
 ) -> Consistency:
     """Which outliers of a model coincide on samples `tokens` (N, T), at threshold τ. One pass, two where a kind has no outlier.
 
-    `seed` draws the bootstrap samples. `on_layer` is called after each layer of each pass. Raises InputError for bad tokens,
-    ValueError for τ ≤ 0.
+    `seed` draws the bootstrap samples. `on_layer` is called after each layer of each pass. Raises InputError for bad tokens and
+    bad τ.
     """
-    if not tau > 0:
-        raise ValueError(f"tau is {tau}; expected a positive threshold")
+    check_arguments(lm, tau=tau, seed=seed, batch_size=batch_size)
     levels = [dict.fromkeys(KINDS, float(each)) for each in (tau, *TAUS)]
     (at_tau, *others), ratios, nonfinite = _pass(lm, tokens, levels, batch_size, on_layer)
     candidate = None

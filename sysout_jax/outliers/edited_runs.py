@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from sysout_jax.calls import RULES, check_words
+from sysout_jax.checks import check
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.outliers.cause import Entries, birth_weights, edit_down_weights, random_weights
 from sysout_jax.outliers.effects import Measured, measure
@@ -50,12 +52,9 @@ class Run:
 
 
 def plan(what: Sequence[str], where: Sequence[str], seeds: int) -> tuple[Run, ...]:
-    """Every pass: controls and resamples once per seed, what has no chance in it once. ValueError for unknown names."""
-    for given, known in ((what, WHAT), (where, WHERE)):
-        if not given or set(given) - set(known):
-            raise ValueError(f"{list(given)}: expected some of {', '.join(known)}")
-    if seeds < 1:
-        raise ValueError(f"{seeds} seeds: expected at least 1")
+    """Every pass: controls and resamples once per seed, what has no chance in it once. InputError for unknown names."""
+    check("seeds", seeds, RULES["seeds"])
+    what, where = check_words("what", what, WHAT), check_words("where", where, WHERE)
     return tuple(
         Run(place, kind, target, seed)
         for place in dict.fromkeys(where)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sysout_jax.attention import attention_map, sigmoid_bias
+from sysout_jax.calls import check_arguments, check_kind
 from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import finite_or
@@ -107,6 +108,8 @@ def existence(
     Every place is shown in the layer of its largest ratio in that sequence. `stats` are those of `collect` on the same tokens. `on_layer` is
     called after each layer of each pass. Raises InputError for bad tokens.
     """
+    check_arguments(lm, tau=tau, batch_size=batch_size)
+    check_kind("stats", stats, Stats)
     stats = stats or collect(lm, tokens, tau, batch_size=batch_size, on_layer=on_layer)
     sequence, ratios = _strongest_sequence(stats)
     levels = {name: _level(float(ratio_LxT.max()), tau) for name, ratio_LxT in ratios.items()}

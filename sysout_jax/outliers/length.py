@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sysout_jax.calls import check_arguments, check_kind, check_list, check_texts
+from sysout_jax.checks import Whole
 from sysout_jax.data.text import prompt_sequence
 from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
@@ -165,6 +167,11 @@ def by_length(
     is left out. `on_layer` is called after each
     layer of each text. Raises InputError for bad tokens and for a model without a tokenizer (or without BOS where it is asked).
     """
+    check_arguments(lm, tau=tau, batch_size=batch_size)
+    check_kind("classes", classes, TokenClasses)
+    sentences = check_texts("sentences", sentences)
+    if lengths is not None:
+        lengths = check_list("lengths", lengths, Whole(1, lm.config.context_length))
     if lm.tokenizer is None:
         raise InputError(f"{lm.name}: token classes need the model's tokenizer; load it with one")
     classes, tokens, tokenizer = classes or TokenClasses(), lm.check_tokens(tokens), lm.tokenizer

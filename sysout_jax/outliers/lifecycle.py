@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from sysout_jax.calls import check_arguments, check_kind
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.cause import find_cause
@@ -61,11 +62,13 @@ def lifecycle(
     `stats` are those of `collect` on the same tokens when they are at hand. `cause=False` saves two passes. `seed` draws the
     control weights. `on_layer` is called after each layer of each pass. Raises InputError for bad tokens.
     """
+    check_arguments(lm, tau=tau, seed=seed, batch_size=batch_size)
+    check_kind("stats", stats, Stats)
     stats = stats or collect(lm, tokens, tau, batch_size=batch_size, on_layer=on_layer)
     alive = stats.h.outlier_tokens(tau)
     found = bool(alive.any())
     candidate = None
-    if not found and CANDIDATE_SHARE * stats.h.ratio.max() > 0:
+    if not found and 0 < CANDIDATE_SHARE * stats.h.ratio.max() < np.inf:
         level = float(CANDIDATE_SHARE * stats.h.ratio.max())
         candidate = lifecycle(lm, tokens, level, stats=stats, cause=False, on_layer=on_layer)
     path = follow(lm, stats, tau, on_layer) if found else None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
+from sysout_jax.calls import check_arguments, check_kind
 from sysout_jax.engine import Stream
 from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
@@ -136,6 +137,9 @@ def positions(
     `classes` replaces the lists of token classes, `stats` are those of `collect` on the same tokens. `on_layer` is called after
     each layer of each pass. Raises InputError for bad tokens and for a model without a tokenizer.
     """
+    check_arguments(lm, tau=tau, batch_size=batch_size)
+    check_kind("classes", classes, TokenClasses)
+    check_kind("stats", stats, Stats)
     if lm.tokenizer is None:
         raise InputError(f"{lm.name}: token classes need the model's tokenizer; load it with one")
     classes = classes or TokenClasses()

@@ -7,6 +7,7 @@ are those of the paper's Figures 10 to 12 and Appendix C.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +15,21 @@ import numpy as np
 
 from sysout_jax.attention.logits import logit_range
 from sysout_jax.capture import COLLECTION, flatten_taps
+from sysout_jax.checks import shown
 from sysout_jax.config import ModelConfig
+from sysout_jax.errors import InputError
 from sysout_jax.models import build
 from sysout_jax.outliers.attention import near_zero_updates
 from sysout_jax.outliers.definitions import SINK_SHARE
 from sysout_jax.outliers.order import median_of_magnitudes
 from sysout_jax.sharding import BATCH, constrain
 from sysout_jax.training.forward import embedded
+
+#: Axes of the intermediates that are looked at.
+AXES = {
+    **dict.fromkeys(("h", "x_down", "attn_out", "h_mid", "attn_sums", "attn_scale"), 3),
+    **dict.fromkeys(("q", "k"), 4),
+}
 
 
 def monitor_layer(taps: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -31,6 +40,7 @@ def monitor_layer(taps: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     that give it more than 30 %. q and k: `logit_max`, `logit_min` over causal pairs. attn_scale: `scale_mean`, `scale_min`.
     attn_out and h_mid: `near_zero_updates`, the share of tokens that attention moves by less than 1 %. Pure, for use under jit.
     """
+    _check_taps(taps)
     found: dict[str, jax.Array] = {}
     if "h" in taps:
         magnitude = jnp.abs(taps["h"].astype(jnp.float32))
@@ -56,6 +66,19 @@ def monitor_layer(taps: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     if "attn_out" in taps and "h_mid" in taps:
         found["near_zero_updates"] = near_zero_updates(taps["attn_out"], taps["h_mid"]).mean()
     return found
+
+
+def _check_taps(taps: Any) -> None:
+    """InputError unless they are arrays with as many axes as those of `sysout_jax.TAPS`."""
+    if not isinstance(taps, Mapping):
+        raise InputError(
+            f"taps are {shown(taps)}; expected arrays under the names of sysout_jax.TAPS"
+        )
+    for name, axes in AXES.items():
+        if name in taps and getattr(taps[name], "ndim", None) != axes:
+            raise InputError(
+                f"taps hold {name} of {getattr(taps[name], 'ndim', 'no')} axes; expected one layer's, with {axes}"
+            )
 
 
 def _excess_kurtosis(x: jax.Array) -> jax.Array:

@@ -193,7 +193,7 @@ def test_nonfinite_values_are_counted_located_and_left_out(bad):
 @pytest.mark.parametrize("tau", [0.0, -1.0, float("nan")])
 def test_tau_must_be_positive(tau):
     lm = random_model("llama-gqa", seed=0)
-    with pytest.raises(ValueError, match="positive"):
+    with pytest.raises(ValueError, match="tau is .*expected a finite number"):
         so.collect(lm, np.zeros((1, 4), int), tau)
 
 
