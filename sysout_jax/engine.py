@@ -49,11 +49,16 @@ class Stream:
         self.lm = lm
         self.tokens = lm.check_tokens(tokens)
         with lm.computing():
-            shards = batch_shards()
-            # the last sequence fills up what the devices leave; nothing is kept of its copies
-            padded = _pad(self.tokens, -len(self.tokens) % shards)
-            size = batch_size or default_batch_size(len(padded) // shards, padded.shape[1]) * shards
-            size = max(size // shards, 1) * shards
+            shards, (count, length) = batch_shards(), self.tokens.shape
+            each = -(-count // shards)
+            if batch_size is None:
+                size = default_batch_size(each, length)
+                each += -each % size
+            else:
+                size = max(batch_size // shards, 1)
+            # the last sequence fills up what steps and devices leave; nothing is kept of its copies
+            padded = _pad(self.tokens, each * shards - count)
+            size *= shards
             self.batches = [jnp.asarray(padded[i : i + size]) for i in range(0, len(padded), size)]
             params = {name: lm.read(name) for name in ("embed", "positions") if self._has(name)}
             self.hidden = [_embed(lm.module, params, batch) for batch in self.batches]
@@ -164,9 +169,9 @@ def observe_nothing(x_in, taps, extra) -> dict:
 
 
 def default_batch_size(num_sequences: int, length: int) -> int:
-    """Sequences per step, so that calling the step costs little beside its work, and all steps have one shape."""
+    """Sequences per step, so that calling the step costs little beside its work, and few are needed to make all steps as large."""
     most = int(np.clip(STEP_TOKENS // length, 1, num_sequences))
-    return max(size for size in range(1, most + 1) if num_sequences % size == 0)
+    return min(range(most, most // 2, -1), key=lambda size: -num_sequences % size)
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from sysout_jax.data.batches import batches, validation_slice
 from sysout_jax.training.config import TrainConfig
+from sysout_jax.training.loss import NONE
 from sysout_jax.training.step import Program
+
+
+class Part(NamedTuple):
+    """A part of the validation slice: `tokens` (B, T + 1), whose first `sequences` rows are of the slice; the others hold -1 throughout."""
+
+    tokens: jax.Array
+    sequences: int
+    masked: bool
+    """Whether any part of this slice has such other rows: all of its parts are then evaluated by one program."""
 
 
 class Feed:
@@ -47,14 +57,18 @@ class Feed:
         """The monitor's sequences, (N, T): `monitor_sequences`, rounded up to what the devices share evenly."""
         return self._everywhere(self._probe)
 
-    def validation_batches(self) -> Iterator[jax.Array]:
-        """The validation slice in batches of one shape, (B, T + 1), each sequence equally often: on any mesh the mean over batches is the slice's."""
-        count = math.lcm(len(self._validation), self._shards)
-        rows = np.resize(self._validation, (count, self._validation.shape[1]))
-        each = count // self._shards
-        size = max(n for n in range(1, self._rows // self._shards + 1) if each % n == 0)
-        for batch in np.split(rows, each // size):
-            yield self._everywhere(batch)
+    def validation_parts(self) -> Iterator[Part]:
+        """The validation slice, each of its sequences once. Only the last part is filled up, to what the devices share evenly, or smaller."""
+        sequences, shards = len(self._validation), self._shards
+        each = -(-sequences // shards)
+        most = min(each, self._rows // shards)
+        # a size that divides them needs one compilation; a small one is slow
+        size = shards * next((n for n in range(most, most // 2, -1) if each % n == 0), most)
+        more = each * shards - sequences
+        rows = np.pad(self._validation, ((0, more), (0, 0)), constant_values=NONE)
+        for start in range(0, len(rows), size):
+            tokens = self._everywhere(rows[start : start + size])
+            yield Part(tokens, min(len(tokens), sequences - start), more > 0)
 
     def _everywhere(self, tokens: np.ndarray) -> jax.Array:
         """Host tokens that every process holds, spread over the devices."""

@@ -195,11 +195,10 @@ class _Run:
 
     def _evaluate(self) -> None:
         with self.clock.paused():
-            losses = [
-                self.program.evaluate(self.state["params"], batch)
-                for batch in self.feed.validation_batches()
-            ]
-            val_loss = float(np.mean([float(loss) for loss in losses]))
+            params, parts = self.state["params"], list(self.feed.validation_parts())
+            losses = [self.program.evaluate(params, part.tokens, part.masked) for part in parts]
+            weights = [part.sequences for part in parts]
+            val_loss = float(np.average([float(loss) for loss in losses], weights=weights))
         if not math.isfinite(val_loss):
             self._stop(f"validation loss is {val_loss}", self.step)
         self.val_loss = val_loss

@@ -15,36 +15,45 @@ from jax.sharding import PartitionSpec as P
 from sysout_jax.platform import target_platform
 from sysout_jax.sharding import BATCH, BATCH_AXES, current_mesh, per_device
 
+NONE = -1  # as a target: there is none here, this position does not count
+
 
 def next_token_loss(
-    x_BxTxD: jax.Array, head_VxD: jax.Array, targets_BxT: jax.Array, chunk: int, z_loss: float = 0.0
+    x_BxTxD: jax.Array,
+    head_VxD: jax.Array,
+    targets_BxT: jax.Array,
+    chunk: int,
+    z_loss: float = 0.0,
+    masked: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Mean negative log-likelihood in nats, and that plus `z_loss · mean lse²` (the one to differentiate), both float32.
 
     `x` are final-normed hidden states in the compute dtype, `head` the float32 output embedding, which is rounded to that dtype for the products;
-    logits are float32. At most `chunk` positions per sequence are held as logits at once.
+    logits are float32. At most `chunk` positions per sequence are held as logits at once. With `masked` the mean is over the targets that
+    are not `NONE`, of which there must be one; without, all of them are there.
     """
     axis = "tensor" if current_mesh() is not None else None
 
     def local(x, head, targets):
-        return _loss(x, head, targets, chunk, z_loss, axis)
+        return _loss(x, head, targets, chunk, z_loss, axis, masked)
 
     run = per_device(local, (BATCH, P("tensor"), BATCH), (P(), P()))
     return run(x_BxTxD, head_VxD, targets_BxT)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _loss(x_BxTxD, head_VxD, targets_BxT, chunk, z_loss, axis):
-    nll, z, _, _ = _sweep(x_BxTxD, head_VxD, targets_BxT, chunk, z_loss, axis, False)
-    return _means(nll, z, targets_BxT, z_loss, axis)
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
+def _loss(x_BxTxD, head_VxD, targets_BxT, chunk, z_loss, axis, masked):
+    nll, z, _, _ = _sweep(x_BxTxD, head_VxD, targets_BxT, chunk, z_loss, axis, masked, False)
+    return _means(nll, z, _count(targets_BxT, axis, masked), z_loss, axis)
 
 
-def _forward(x_BxTxD, head_VxD, targets_BxT, chunk, z_loss, axis):
-    nll, z, dx, dhead = _sweep(x_BxTxD, head_VxD, targets_BxT, chunk, z_loss, axis, True)
-    return _means(nll, z, targets_BxT, z_loss, axis), (dx, dhead, targets_BxT.size)
+def _forward(x_BxTxD, head_VxD, targets_BxT, chunk, z_loss, axis, masked):
+    nll, z, dx, dhead = _sweep(x_BxTxD, head_VxD, targets_BxT, chunk, z_loss, axis, masked, True)
+    count = _count(targets_BxT, axis, masked)
+    return _means(nll, z, count, z_loss, axis), (dx, dhead, count)
 
 
-def _backward(chunk, z_loss, axis, residuals, cotangents):
+def _backward(chunk, z_loss, axis, masked, residuals, cotangents):
     dx, dhead, count = residuals
     # the plain mean is for reading only: its cotangent is not propagated (see next_token_loss)
     # one device's share of the cotangent is divided by all devices, but those along the vocabulary add up to one gradient
@@ -56,8 +65,15 @@ def _backward(chunk, z_loss, axis, residuals, cotangents):
 _loss.defvjp(_forward, _backward)
 
 
-def _means(nll, z, targets_BxT, z_loss, axis):
-    count = targets_BxT.size
+def _count(targets_BxT, axis, masked):
+    """Targets per device: with `masked` their mean over devices, which may hold unequal numbers."""
+    if not masked:
+        return targets_BxT.size
+    count = (targets_BxT != NONE).sum(dtype=jnp.float32)
+    return count if axis is None else jax.lax.pmean(count, BATCH_AXES)
+
+
+def _means(nll, z, count, z_loss, axis):
     nll, z = nll / count, z / count
     if axis is not None:
         nll, z = jax.lax.pmean((nll, z), BATCH_AXES)
@@ -73,21 +89,30 @@ def _picked(logits_MxV, targets_M, hit_MxV):
     return jnp.where(here_M, jnp.take_along_axis(logits_MxV, at, axis=1)[:, 0], 0.0)
 
 
-def _sweep(x_BxTxD, head_VxD, targets_BxT, chunk, z_loss, axis, gradients: bool):
-    """Sums of nll and lse² over all positions, and with `gradients` those of nll + z_loss · lse²."""
+def _sweep(x_BxTxD, head_VxD, targets_BxT, chunk, z_loss, axis, masked, gradients: bool):
+    """Sums of nll and lse² over all positions that count, and with `gradients` those of nll + z_loss · lse²."""
     B, T, D = x_BxTxD.shape
     V = head_VxD.shape[0]
     head = head_VxD.astype(x_BxTxD.dtype)
-    size = max(c for c in range(1, min(chunk, T) + 1) if T % c == 0)
+    chunks = -(-T // chunk)
+    size = -(-T // chunks)
+    short = chunks * size - T
+    if short:  # the last chunk is filled up with positions that do not count
+        x_BxTxD = jnp.pad(x_BxTxD, ((0, 0), (0, short), (0, 0)))
+        targets_BxT = jnp.pad(targets_BxT, ((0, 0), (0, short)), constant_values=NONE)
+        masked = True
     first = 0 if axis is None else jax.lax.axis_index(axis) * V
     vocabulary_V = first + jnp.arange(V)
     pieces = (
-        x_BxTxD.reshape(B, T // size, size, D).swapaxes(0, 1),
-        targets_BxT.reshape(B, T // size, size).swapaxes(0, 1),
+        x_BxTxD.reshape(B, chunks, size, D).swapaxes(0, 1),
+        targets_BxT.reshape(B, chunks, size).swapaxes(0, 1),
     )
 
     def over_vocabulary(reduce, value):
         return value if axis is None else reduce(value, axis)
+
+    def kept(rows, targets):
+        return jnp.where(targets != NONE, rows, 0.0) if masked else rows
 
     def one_chunk(carry, piece):
         nll, z, dhead = carry
@@ -98,11 +123,12 @@ def _sweep(x_BxTxD, head_VxD, targets_BxT, chunk, z_loss, axis, gradients: bool)
         lse = top + jnp.log(total)
         hit_MxV = targets[:, None] == vocabulary_V[None]
         picked = over_vocabulary(jax.lax.psum, _picked(logits_MxV, targets - first, hit_MxV))
-        nll, z = nll + (lse - picked).sum(), z + (lse * lse).sum()
+        nll = nll + kept(lse - picked, targets).sum()
+        z = z + kept(lse * lse, targets).sum()
         if not gradients:
             return (nll, z, dhead), None
         slope = (1.0 + 2.0 * z_loss * lse)[:, None] * jnp.exp(logits_MxV - lse[:, None])
-        slope = (slope - hit_MxV).astype(x.dtype)
+        slope = kept(slope - hit_MxV, targets[:, None]).astype(x.dtype)
         # this device's part of the vocabulary only: the parts are summed once, behind the loop
         dx = jnp.matmul(slope, head, preferred_element_type=jnp.float32)
         dhead = dhead + jnp.matmul(slope.T, x, preferred_element_type=jnp.float32)
@@ -112,5 +138,5 @@ def _sweep(x_BxTxD, head_VxD, targets_BxT, chunk, z_loss, axis, gradients: bool)
     start = (zero, zero, jnp.zeros((V, D) if gradients else (), jnp.float32))
     (nll, z, dhead), dx = jax.lax.scan(one_chunk, start, pieces)
     if gradients:
-        dx = dx.swapaxes(0, 1).reshape(B, T, D)
+        dx = dx.swapaxes(0, 1).reshape(B, chunks * size, D)[:, :T]
     return nll, z, dx, dhead

@@ -29,12 +29,13 @@ WATCHED = ("k", "v", "down")  # projections whose gradient norms the monitor rep
 class Program:
     """Everything that runs on devices in a training run.
 
-    `train(state, batch (A, B, T+1)) -> (state, metrics)` donates the state; `evaluate(params, batch (B, T+1)) -> mean nll`.
+    `train(state, batch (A, B, T+1)) -> (state, metrics)` donates the state; `evaluate(params, batch (B, T+1), masked) -> mean nll`, with
+    `masked` over those rows of the batch that do not hold -1 throughout.
     """
 
     init: Callable[[jax.Array], State]
     train: Callable[[State, jax.Array], tuple[State, dict[str, jax.Array]]]
-    evaluate: Callable[[dict, jax.Array], jax.Array]
+    evaluate: Callable[[dict, jax.Array, bool], jax.Array]
     shapes: State  # jax.ShapeDtypeStruct with shardings
     batch_sharding: Any
     eval_sharding: Any
@@ -65,14 +66,18 @@ def make_program(config: TrainConfig, mesh: Mesh) -> Program:
             "step": jnp.zeros((), jnp.int32),
         }
 
-    def loss_of(params: dict, tokens_BxT1) -> tuple[jax.Array, jax.Array]:
-        hidden = final_hidden(model, params, tokens_BxT1[:, :-1], config.remat)
+    def loss_of(params: dict, tokens_BxT1, masked: bool = False) -> tuple[jax.Array, jax.Array]:
+        inputs_BxT = tokens_BxT1[:, :-1]
+        if masked:
+            inputs_BxT = jnp.maximum(inputs_BxT, 0)
+        hidden = final_hidden(model, params, inputs_BxT, config.remat)
         nll, loss = next_token_loss(
             hidden,
             head_weights(model, params),
             tokens_BxT1[:, 1:],
             config.loss_chunk,
             config.z_loss,
+            masked,
         )
         return loss, nll
 
@@ -103,8 +108,8 @@ def make_program(config: TrainConfig, mesh: Mesh) -> Program:
         }
         return new, metrics
 
-    def evaluate(params: dict, tokens_BxT1) -> jax.Array:
-        return loss_of(params, tokens_BxT1)[1]
+    def evaluate(params: dict, tokens_BxT1, masked: bool) -> jax.Array:
+        return loss_of(params, tokens_BxT1, masked)[1]
 
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # its devices may not be there
         state_shapes = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
@@ -116,7 +121,9 @@ def make_program(config: TrainConfig, mesh: Mesh) -> Program:
             out_shardings=(shardings, place(P(), mesh)),
             donate_argnums=0,
         ),
-        evaluate=jax.jit(evaluate, in_shardings=(shardings["params"], eval_sharding)),
+        evaluate=jax.jit(
+            evaluate, in_shardings=(shardings["params"], eval_sharding), static_argnums=2
+        ),
         shapes=jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             state_shapes,

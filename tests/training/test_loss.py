@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -45,8 +46,46 @@ def test_loss_and_gradients_equal_those_of_all_logits(chunk, z_loss):
         np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-6)
 
 
-def test_no_buffer_holds_all_logits():
-    B, T, D, V, chunk = 2, 64, 8, 4096, 8
+@pytest.mark.parametrize("chunk", [3, 4, 100])
+def test_targets_that_are_not_there_do_not_count(chunk):
+    rng = np.random.default_rng()
+    x = jnp.asarray(rng.standard_normal((3, 11, 5)), jnp.float32)
+    head = jnp.asarray(rng.standard_normal((17, 5)), jnp.float32)
+    targets = rng.integers(0, 17, (3, 11))
+    targets[1] = -1
+    targets[2, 4:] = -1
+    there = targets >= 0
+
+    def reference(x, head):
+        logits = jnp.einsum("btd,vd->btv", x, head)[there]
+        lse = jax.nn.logsumexp(logits, axis=-1)
+        nll = (lse - logits[jnp.arange(there.sum()), targets[there]]).mean()
+        return nll + 1e-2 * (lse**2).mean(), nll
+
+    def ours(x, head):
+        return next_token_loss(x, head, jnp.asarray(targets), chunk, 1e-2, masked=True)[::-1]
+
+    got, want = (
+        jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(x, head)
+        for loss in (ours, reference)
+    )
+    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("length", "steps"), [(1021, 4), (1018, 4), (1024, 4), (250, 1)])
+def test_chunks_are_few_whatever_the_length(length, steps):
+    x = jax.ShapeDtypeStruct((1, length, 4), "float32")
+    head = jax.ShapeDtypeStruct((8, 4), "float32")
+    targets = jax.ShapeDtypeStruct((1, length), "int32")
+    traced = jax.make_jaxpr(lambda *args: next_token_loss(*args, 256)[0])(x, head, targets)
+    lengths = [int(n) for n in re.findall(r"length=(\d+)", str(traced))]
+    assert lengths == [steps]
+
+
+@pytest.mark.parametrize("length", [64, 61])
+def test_no_buffer_holds_all_logits(length):
+    B, T, D, V, chunk = 2, length, 8, 4096, 8
     x, head = jnp.ones((B, T, D)), jnp.ones((V, D))
     targets = jnp.zeros((B, T), int)
 
@@ -91,7 +130,7 @@ for model in models:
             for batch in batches:
                 state, seen = program.train(state, jax.device_put(batch, program.batch_sharding))
                 losses += [float(seen["loss"]), float(seen["grad_norm"])]
-            losses.append(float(program.evaluate(state["params"], jax.device_put(batches[0, 0], program.eval_sharding))))
+            losses.append(float(program.evaluate(state["params"], jax.device_put(batches[0, 0], program.eval_sharding), False)))
         found.append(losses)
     print(json.dumps(found))
 """
