@@ -84,6 +84,8 @@ def _status(main: Callable[[], None]) -> int:
         status = _refuse(f"out of memory ({error}); ask for less at a time", CANNOT_GO_ON)
     except Unprinted as error:
         return _unprinted(error.args[0], status)
+    except BrokenPipeError as error:  # of what is printed without `say`
+        return _unprinted(error, status)
     try:
         # what is still in the buffer must fail here, where it is told, not when the interpreter ends
         sys.stdout.flush()
