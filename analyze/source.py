@@ -8,11 +8,10 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import numpy as np
-import tyro
 from tqdm import tqdm
 
 import sysout_jax as so
@@ -21,6 +20,7 @@ from sysout_jax.cli import say
 from sysout_jax.config import config_to_dict
 from sysout_jax.data.demo import demo_text
 from sysout_jax.data.text import prompt_sequence, read_text, text_windows
+from sysout_jax.language_model import DTypeName
 from sysout_jax.outliers.definitions import TAU
 from sysout_jax.outliers.tokens import TokenClasses
 from sysout_jax.processes import start_processes
@@ -55,8 +55,8 @@ class Source:
     """Outlier threshold: |x| > tau * mean|x| of the sequence."""
     bos: bool = False
     """Start every sequence with the model's BOS token. The paper's figures have none."""
-    dtype: Annotated[str, tyro.conf.arg(metavar="DTYPE")] = "float32"
-    """Of weights and compute: float32, bfloat16, float16."""
+    dtype: DTypeName = "float32"
+    """Of weights and compute."""
     batch_size: int | None = None
     """Sequences per step (default 4096 tokens worth). Changes no result."""
     seed: int = 0

@@ -109,7 +109,7 @@ def bad_flags(tmp_path: Path) -> dict[str, tuple[list, str]]:
         "no sequences": ([*words, "--num-seqs", 0], "at least 1"),
         "output is a file": ([*prompt, "--out", tmp_path / "file"], "is a file"),
         "output below a file": ([*prompt, "--out", tmp_path / "file" / "x"], "is a file"),
-        "unknown dtype": ([*prompt, "--dtype", "float12"], "unknown"),
+        "unknown dtype": ([*prompt, "--dtype", "float12"], "float12"),
     }
 
 
@@ -128,6 +128,11 @@ def test_bad_flags(name, model, tmp_path, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert expected in error and error.count("\n") == 1
     assert tree(tmp_path) == before
+
+
+def test_the_help_lists_the_dtypes(monkeypatch, capsys):
+    assert call(monkeypatch, "--help") == 0
+    assert "--dtype {float32,bfloat16,float16}" in capsys.readouterr().out
 
 
 def test_unwritable_output(model, tmp_path, monkeypatch, capsys):
