@@ -132,7 +132,9 @@ def test_long_lines_are_broken_for_a_terminal_and_short_ones_left_alone():
     table = "a    b      c\n  1  2      3"
     assert fit(table) == table
     sentence = "word " * 40 + "/a/path/without/any/space" * 5
-    assert fit("one\u2028two\x85three\n") == "one\\u2028two\\x85three\n"  # only line feeds end a line
+    assert (
+        fit("one\u2028two\x85three\n") == "one\\u2028two\\x85three\n"
+    )  # only line feeds end a line
     lines = fit(f"  {sentence}\nend").splitlines()
     assert lines[0].startswith("  word") and lines[1].startswith(" " * 10 + "word")
     assert all(len(line) <= 100 or " " not in line.strip() for line in lines)

@@ -138,19 +138,23 @@ def test_deep_json_of_ours(converted, tmp_path):
     assert "nested too deeply" in refusal(TokenClasses.from_file, tmp_path / "classes.json")
 
 
+def rewrite(path, **changes) -> None:
+    """Change fields of a config, and say that it is meant: without the checksum that our own configs carry."""
+    fields = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in fields.items() if k != "checksum"}))
+
+
 @pytest.mark.parametrize("value", [True, "1", 1.0, [1], {}])
 def test_a_bos_id_of_the_wrong_type(converted, hf_copy, value):
     for directory, name in ((converted, "model.json"), (hf_copy("gpt2"), "config.json")):
-        fields = json.loads((directory / name).read_text()) | {"bos_token_id": value}
-        (directory / name).write_text(json.dumps(fields))
+        rewrite(directory / name, bos_token_id=value)
         message = refusal(so.load, directory)
         assert "bos_token_id is " in message and "expected a whole number, or null" in message
 
 
 @pytest.mark.parametrize("value", [-1, 61, 2**31, 2**63, 10**30])
 def test_a_bos_id_outside_the_vocabulary_matters_where_it_is_asked_for(converted, value):
-    fields = json.loads((converted / "model.json").read_text()) | {"bos_token_id": value}
-    (converted / "model.json").write_text(json.dumps(fields))
+    rewrite(converted / "model.json", bos_token_id=value)
     tokenizer = so.load(converted).tokenizer
     assert tokenizer is not None and tokenizer.bos_id is None
     from sysout_jax.data.text import prompt_sequence
@@ -163,9 +167,8 @@ def test_a_bos_id_outside_the_vocabulary_matters_where_it_is_asked_for(converted
 
 @pytest.mark.parametrize("layers", [3, 10_000, 10**6, 10**9])
 def test_more_layers_than_a_converted_directory_holds(converted, layers):
-    fields = json.loads((converted / "model.json").read_text())
-    fields["config"]["num_layers"] = layers
-    (converted / "model.json").write_text(json.dumps(fields))
+    config = json.loads((converted / "model.json").read_text())["config"]
+    rewrite(converted / "model.json", config=config | {"num_layers": layers})
     assert f"{layers}"[:3] in refusal(so.load, converted)
 
 
