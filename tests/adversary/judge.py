@@ -86,6 +86,9 @@ def _written(case: Case, outcome: dict[str, Any]) -> list[Fault]:
     if outcome["status"] != 0 and case.command[0] != "train" and touched:
         faults.append(Fault("written though refused", case.command[0]))
     lost = outcome["lost"]
+    if outcome["status"] == 0 and case.command.count("--out") == 1:  # reports replace older ones
+        out = case.command[case.command.index("--out") + 1 :][:1]
+        lost = [name for name in lost if not name.startswith(f"in/{''.join(out)}/")]
     if case.command[0] == "train":
         # what a resumed run may touch is its own; a checkpoint that it cannot read goes aside, never away
         if outcome["status"] != 2:
@@ -94,7 +97,10 @@ def _written(case: Case, outcome: dict[str, Any]) -> list[Fault]:
             faults.append(Fault("written though refused", case.command[0]))
     if lost:
         faults.append(Fault("lost", f"{case.command[0]} {_kind_of_file(lost[0])}"))
-    left = [name for name in outcome["new"] if LEFT.search(name) or name.startswith("tmp/")]
+    new = outcome["new"]
+    if case.command[0] == "train":  # the lock of a run stays with it
+        new = [name for name in new if Path(name).name != ".lock"]
+    left = [name for name in new if LEFT.search(name) or name.startswith("tmp/")]
     if left:
         faults.append(Fault("left behind", f"{case.command[0]} {_kind_of_file(left[0])}"))
     return faults

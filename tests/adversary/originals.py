@@ -139,4 +139,7 @@ def _run(directory: Path) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)  # as workers do: the same rounding
     build(Path(sys.argv[1]).absolute())

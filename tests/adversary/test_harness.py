@@ -87,6 +87,15 @@ def test_a_train_run_may_set_damaged_checkpoints_aside_but_lose_none():
     assert promises(REFUSED | {"new": ["in/run2"]}, **resume) == ["written though refused"]
 
 
+def test_what_a_command_may_replace_and_leave():
+    report = GOOD | {"lost": ["in/new/consistency.json"]}
+    assert promises(report, command=["analyze.consistency", "--out", "new"]) == []
+    assert promises(report, command=["analyze.consistency", "--out", "ne"]) == ["lost"]
+    locked = GOOD | {"new": ["in/run/.lock"]}
+    assert promises(locked, command=["train", "--workdir", "run"]) == []
+    assert promises(locked, command=["convert", "--out", "run"]) == ["left behind"]
+
+
 def test_one_fault_has_one_signature():
     refused = [REFUSED | {"stderr": f"/tmp/a{n}/b.py:{n}: bad thing {n}\nmore\n"} for n in (1, 22)]
     first, second = (judge(CASE, outcome, NORMAL) for outcome in refused)
