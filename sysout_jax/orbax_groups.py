@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import Awaitable, Iterable, Sequence
 from contextlib import suppress
@@ -17,14 +16,8 @@ from etils import epath
 
 from sysout_jax.fingerprint import fingerprints
 from sysout_jax.held import DESCRIPTORS, Held, PlainDirectory
+from sysout_jax.orbax_noise import quiet_orbax
 from sysout_jax.printable import printable
-
-# The groups of a training checkpoint are items of one checkpoint, which alone has such a file; Orbax warns once per group. And it logs
-# with a traceback what it raises to us as well.
-_SAID = ("Metadata file does not exist", "raised an exception")
-logging.getLogger("absl").addFilter(
-    lambda record: not any(said in record.getMessage() for said in _SAID)
-)
 
 _interrupted: list[
     Held
@@ -36,6 +29,7 @@ def write_group(params: Path, group: str, tree: dict) -> dict[str, int]:
 
     OSError when it cannot be written; by then nothing is being written any more.
     """
+    quiet_orbax()
     marks = {f"{group}/{path}": mark for path, mark in fingerprints(tree).items()}
     handler = _Arrays(deepcopy_host_arrays=False)
     # By descriptor: an interrupt leaves threads that go on writing, and under its name they would make the removed directory again.
@@ -59,6 +53,7 @@ def write_group(params: Path, group: str, tree: dict) -> dict[str, int]:
 
 def stored_tree(path: Path) -> dict:
     """Shape and dtype of what is stored of the group at `path`. Whatever Orbax raises."""
+    quiet_orbax()
     return _tree_handler().metadata(epath.Path(path)).tree
 
 

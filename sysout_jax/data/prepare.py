@@ -155,7 +155,9 @@ def _write(
         }
         for task, ids in encoded:
             for split, array in ids.items():
-                array.tofile(files[split])
+                files[split].write(
+                    array.view(np.uint8).data
+                )  # unlike tofile, it says why when it fails
             for piece in task.pieces:
                 documents[piece.split] += piece.ends
             on_bytes(task.position - done)

@@ -238,6 +238,7 @@ def test_a_full_disk_costs_one_line(format, blocks, tmp_path):
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    assert "File too large" in done.stderr  # the reason, not only that it failed
     assert "not written" in done.stderr and not everything_below(tmp_path)
 
 

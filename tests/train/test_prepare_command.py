@@ -209,7 +209,7 @@ def test_full_disk_costs_one_line(tmp_path):
         text=True,
         timeout=120,
     )
-    assert_refused(process.returncode, process.stderr, "not written", tmp_path, CANNOT_GO_ON)
+    assert_refused(process.returncode, process.stderr, "File too large", tmp_path, CANNOT_GO_ON)
 
 
 def descendants(pid: int) -> list[int]:
