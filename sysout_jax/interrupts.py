@@ -28,6 +28,7 @@ COMMANDS = re.compile(r"(-\w*m)?(?P<package>analyze|train|sysout_jax(?=\.convert
 _cleanups: dict[object, Callable[[], object]] = {}
 _forking = threading.local()
 _whole = threading.Lock()  # held while the main thread does what must not be cut short
+_keeper: int | None = None  # the thread that does it
 _on_terminate: Callable[[], object] | None = None
 _ending: int | None = None  # the signal that ends this process
 _wake: int | None = (
@@ -73,10 +74,15 @@ def cleaning_up(action: Callable[[], object]) -> Iterator[None]:
 @contextlib.contextmanager
 def whole() -> Iterator[None]:
     """Within, a moment that a signal should not cut short: it waits until the end of the block, `PATIENCE` at most."""
-    with _whole:
-        yield
-    if _ending is not None:
-        _wait()
+    global _keeper
+    try:
+        with _whole:
+            _keeper = threading.get_ident()
+            yield
+    finally:
+        _keeper = None
+        if _ending is not None:
+            _wait()
 
 
 def on_terminate(action: Callable[[], object]) -> None:
@@ -101,7 +107,7 @@ def _stand_still(number: int, frame: object) -> None:
     if number == signal.SIGTERM and _on_terminate is not None:
         return
     _ending = number
-    if not _whole.locked():
+    if _keeper != threading.get_ident():
         _wait()
 
 
@@ -145,6 +151,8 @@ def _finish(number: int) -> None:
 
 
 def _end_at_once() -> None:
+    if _ending is not None:  # the other thread is at it
+        _wait()
     if _status is None:  # an exception whose traceback has been printed
         return
     for stream in (sys.stdout, sys.stderr):

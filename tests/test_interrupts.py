@@ -110,6 +110,31 @@ def test_clean_ups_are_done_while_the_main_thread_stands_still(number, status, l
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("number, status, line", ENDS)
+def test_the_main_thread_stands_still_also_when_it_hears_of_the_signal_late(
+    number, status, line, tmp_path
+):
+    process = start(
+        """
+        import hashlib
+        steps = 0
+        def look():
+            time.sleep(0.5)
+            before = steps
+            time.sleep(0.3)
+            if steps > before: os.mkdir("it went on")
+        with interrupts.cleaning_up(look):
+            ready()
+            while True:
+                hashlib.pbkdf2_hmac("sha256", b"", b"", 30_000)  # some hundredths of a second in C code
+                steps += 1
+        """,
+        cwd=tmp_path,
+    )
+    assert outcome(process, number) == (status, line)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_clean_up_that_hangs_is_left():
     process = start(
         """
@@ -184,7 +209,12 @@ def test_what_was_printed_is_written_and_exit_functions_run():
         interrupts.leave(3)
         """
     )
-    assert process.communicate(timeout=LIMIT) == ("printed\nat exit\n", "")
+    assert process.stdout is not None and process.stderr is not None
+    with (
+        process
+    ):  # its streams are read to their ends; `communicate` would miss what has been read ahead
+        assert process.stdout.read() == "printed\nat exit\n"
+        assert process.stderr.read() == ""
     assert process.returncode == 3
 
 
