@@ -124,9 +124,8 @@ def claim(config: TrainConfig, workdir: Path) -> None:
 
 def _read_config(path: Path) -> TrainConfig:
     todo = "name a new directory"
+    fields = read_json_object(path, todo)
     try:
-        return from_dict(read_json_object(path, todo))
-    except InputError:
-        raise
+        return from_dict(fields)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise InputError(f"{path}: not a readable training config ({error}); {todo}") from None

@@ -171,7 +171,9 @@ def bad_flags(tmp_path: Path) -> dict[str, tuple[list, str]]:
 def test_bad_flags(name, case, model, tmp_path, monkeypatch, capsys):
     flags, expected = bad_flags(tmp_path)[case]
     before = tree(tmp_path)
-    status = call(monkeypatch, COMMANDS[name].main, "--ckpt", model, "--out", tmp_path / "out", *flags)  # fmt: skip
+    usual = {"--ckpt": model, "--out": tmp_path / "out"}
+    rest = [word for flag in usual.keys() - set(flags) for word in (flag, usual[flag])]
+    status = call(monkeypatch, COMMANDS[name].main, *rest, *flags)
     error = capsys.readouterr().err
     assert status == 2
     assert expected in error and error.count("\n") == 1
@@ -184,7 +186,7 @@ def test_class_lists_that_are_no_json(model, tmp_path, monkeypatch, capsys):
     flags = ["--ckpt", model, "--token-classes", tmp_path / "lists.json", "--out", tmp_path / "out"]
     assert call(monkeypatch, analyze.positions.main, *flags) == 2
     error = capsys.readouterr().err
-    assert "not JSON" in error and error.count("\n") == 1
+    assert "not readable JSON" in error and error.count("\n") == 1
     assert tree(tmp_path) == before
 
 

@@ -124,7 +124,9 @@ FLAG_CASES = [
 def test_bad_flags(name, model, tmp_path, monkeypatch, capsys):
     flags, expected = bad_flags(tmp_path)[name]
     before = tree(tmp_path)
-    assert call(monkeypatch, "--ckpt", model, "--out", tmp_path / "out", *flags) == 2
+    usual = {"--ckpt": model, "--out": tmp_path / "out"}
+    rest = [word for flag in usual.keys() - set(flags) for word in (flag, usual[flag])]
+    assert call(monkeypatch, *rest, *flags) == 2
     error = capsys.readouterr().err
     assert expected in error and error.count("\n") == 1
     assert tree(tmp_path) == before

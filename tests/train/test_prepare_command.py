@@ -162,7 +162,10 @@ def test_bad_sources_cost_one_line(case, tmp_path, monkeypatch, capsys):
 
 BAD_FLAGS = {
     "unknown tokenizer": (["--tokenizer", "nowhere/tokenizer.json"], "nowhere/tokenizer.json"),
-    "directory without one": (["--tokenizer", str(ROOT)], "tokenizer.json is not there"),
+    "directory without one": (
+        ["--tokenizer", str(ROOT)],
+        "tokenizer.json is not a file that is there",
+    ),
     "no tokenizer.json": (["--tokenizer", str(ROOT / "LICENSE")], "not a readable tokenizer.json"),
     "unknown separator": (["--eos", "[END]"], "'[END]' is no token"),
     "fraction": (["--val-fraction", "1"], "--val-fraction 1"),
