@@ -133,8 +133,8 @@ class OrbaxSource:
         ]
         if wrong:
             raise InputError(
-                f"{self._path}: {group}/{wrong[0]} does not hold the numbers that were written, "
-                f"nor do {len(wrong) - 1} more of its group; {TODO}"
+                f"{self._path}: {group}/{wrong[0]} does not hold the numbers that were written "
+                f"({len(wrong)} of its group); {TODO}"
             )
 
 

@@ -109,7 +109,10 @@ def test_values_that_were_not_written_are_told(run):
     shutil.rmtree(run / "checkpoints/20/embed")
     shutil.copytree(run / "checkpoints/10/embed", run / "checkpoints/20/embed")
     seal.write_seal(run / "checkpoints/20")
-    with pytest.raises(InputError, match=r"checkpoints/20: embed/embedding has other values"):
+    with pytest.raises(
+        InputError,
+        match=r"checkpoints/20: embed/embedding does not hold the numbers that were written",
+    ):
         so.load(run).params  # noqa: B018
 
 

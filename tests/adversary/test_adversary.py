@@ -18,7 +18,7 @@ from tests.adversary.kinds import KINDS, Case, draw, schedule
 from tests.adversary.pool import Worker, build_originals
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.endurance,
     pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures with Linux"),
 ]
 
