@@ -48,13 +48,14 @@ def compression(
     """Perplexity of `tokens` (N, T) under each of `methods`, and the error of each of `attribute` per layer and outlier.
 
     Calibrates on `calibration_tokens`, or where there are none on `tokens` themselves. `seeds` random controls are drawn from `seed`.
-    `bos` and `joined_by` are recorded, see `perplexity`. Raises InputError for bad tokens and unknown methods; only quantisation errors can be attributed.
+    `bos` and `joined_by` are recorded, see `perplexity`. Raises InputError for bad tokens and unknown methods.
     """
     check_arguments(lm, tau=tau, seeds=seeds, seed=seed, batch_size=batch_size)
     check_kind("settings", settings, Settings)
     methods = check_words("methods", methods, METHODS)
-    kept = {name: method for name, method in METHODS.items() if not method.prune}
-    attribute = check_words("attribute", attribute, kept, least=0)
+    # what is pruned over the whole model is not decided within a layer
+    by_layer = {name: method for name, method in METHODS.items() if method.prune != "model"}
+    attribute = check_words("attribute", attribute, by_layer, least=0)
     sparsities = check_list("sparsities", sparsities, SHARE)
     settings = settings or Settings()
     study = _Study(lm, tokens, batch_size, on_layer, {"bos": bos, "joined_by": joined_by})
