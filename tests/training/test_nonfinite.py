@@ -12,7 +12,7 @@ import pytest
 from sysout_jax.errors import RunError
 from sysout_jax.training import loop
 from sysout_jax.training.checkpoints import Checkpoints
-from sysout_jax.training.metrics import read_metrics
+from sysout_jax.training.metrics_file import read_metrics
 
 pytestmark = pytest.mark.slow
 
