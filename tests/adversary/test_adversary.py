@@ -5,6 +5,7 @@ A failing case names itself; `python -m tests.adversary --case KIND:SEED` runs i
 
 from __future__ import annotations
 
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,11 +76,13 @@ def test_the_watchdog_ends_what_hangs(worker):
 
 
 @pytest.mark.parametrize("command", ["convert", "train.prepare", "train", "analyze.consistency"])
-def test_kills(command, originals, tmp_path):
+def test_kills(command, originals):
     """One signal each, at a moment that differs from command to command."""
-    grounds = Grounds(originals, tmp_path)
-    try:
-        grounds.measure(command, runs=1)
-        assert kill_once(f"{command}:0", grounds).faults == []
-    finally:
-        grounds.close()
+    # sockets have short names, tmp_path is a long one
+    with tempfile.TemporaryDirectory(prefix="kill-") as scratch:
+        grounds = Grounds(originals, Path(scratch))
+        try:
+            grounds.measure(command, runs=1)
+            assert kill_once(f"{command}:0", grounds).faults == []
+        finally:
+            grounds.close()
