@@ -24,7 +24,15 @@ from sysout_jax.calls import check_arguments, check_words
 from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import Nonfinite, Watch, count_activations
-from sysout_jax.sharding import BATCH, BATCH_AXES, batch_shards, constrain, per_device, whole_rows
+from sysout_jax.sharding import (
+    BATCH,
+    BATCH_AXES,
+    batch_shards,
+    constrain,
+    lay,
+    per_device,
+    whole_rows,
+)
 
 #: `observe(x_in, taps, extra) -> pytree of arrays with leading axis B`; pure, traced once. One with settings is a frozen dataclass with
 #: `__call__`: equal for equal settings, so that jit compiles it once.
@@ -74,7 +82,7 @@ class Stream:
             params = self.lm.read(group)
             return params, params
         whole = self.lm.fetch(group)
-        return self.lm.put(group, whole), whole
+        return self.lm.put(group, lay(whole, self.lm.mesh)), whole
 
     def layers(
         self,

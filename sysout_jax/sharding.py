@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import jax
@@ -29,18 +30,27 @@ AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 BATCH = P(BATCH_AXES)  # leading axis of tokens and activations
 
-#: Parameter path → how its dims are split; the first match holds, and what nothing matches is copied to all devices.
+#: Parameter path → how its dims are split; the first match with as many dims holds.
 RULES: tuple[tuple[str, P], ...] = (
     (r"embed/embedding", P("tensor", "fsdp")),  # (V, D)
     (r"positions/embedding", P(None, "fsdp")),  # (context, D)
     (r"lm_head/kernel", P("fsdp", "tensor")),  # (D, V)
     (r"(q|k|v|qkv|gate|up)_proj/kernel", P("fsdp", "tensor")),  # (D, heads or channels)
     (r"(q|k|v|qkv|gate|up)_proj/bias", P("tensor")),
+    (r"qkv_proj/kernel", P("fsdp", None, "tensor")),  # (D, 3, heads), see `lay`
+    (r"qkv_proj/bias", P(None, "tensor")),  # (3, heads)
     (r"(o|down)_proj/kernel", P("tensor", "fsdp")),  # (heads or channels, D)
     (r"scale_proj/kernel", P("fsdp", "tensor")),  # (D, H)
     (r"scale_proj/bias", P("tensor")),
     (r"(k|v)_extra", P("tensor", None)),  # (H, Dh)
 )
+#: What every device holds whole.
+COPIED = (
+    r"(attn_|mlp_|final_)norm/(scale|bias)",
+    r"(o|down)_proj/bias",
+    r"_proj/input_(kept|scale)",  # of quantised inputs
+)
+FUSED = ("qkv_proj", 3)  # the one linear layer whose outputs are several equal parts side by side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,20 +117,63 @@ def check_divisible(config: ModelConfig, batch_size: int, mesh: Mesh) -> None:
 
 
 def parameter_specs(shapes: dict, mesh: Mesh) -> dict:
-    """The same nested dict with a PartitionSpec per leaf. An axis is dropped where it does not divide the dim."""
+    """The same nested dict with a PartitionSpec per leaf. An axis is dropped where it does not divide the dim.
+
+    Raises KeyError for a parameter that neither `RULES` nor `COPIED` knows.
+    """
 
     def spec(path: str, shape: tuple[int, ...]) -> P:
         for pattern, rule in RULES:
-            if re.search(pattern + "$", path):
+            if len(rule) == len(shape) and re.search(pattern + "$", path):
                 fits = [
                     axis if axis is None or size % mesh.shape[axis] == 0 else None
                     for axis, size in zip(rule, shape, strict=True)
                 ]
                 return P(*fits)
-        return P()
+        if any(re.search(pattern + "$", path) for pattern in COPIED):
+            return P()
+        raise KeyError(f"{path} {shape}: no sharding rule; add one, or list it as copied")
 
     flat = flatten_dict(shapes, sep="/")
     return unflatten_dict({path: spec(path, leaf.shape) for path, leaf in flat.items()}, sep="/")
+
+
+def lay(tree: Any, mesh: Mesh | None) -> Any:
+    """Parameters, or whatever holds arrays by their paths, as they lie on a mesh: where `tensor` cuts heads, a fused (D, 3F) is (D, 3, F).
+
+    Cut as (D, 3F), the parts of a device would be no heads of its q, k and v, and every layer would send all of them around. Leaves are
+    arrays or shapes; files keep (D, 3F).
+    """
+    if mesh is None or mesh.shape["tensor"] == 1:
+        return tree
+    name, parts = FUSED
+
+    def one(path: tuple, leaf: Any) -> Any:
+        keys = [getattr(key, "key", None) for key in path[-2:]]
+        if keys not in ([name, "kernel"], [name, "bias"]):
+            return leaf
+        shape = (*leaf.shape[:-1], parts, leaf.shape[-1] // parts)
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(shape, leaf.dtype)
+        return leaf.reshape(shape)
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+@cache
+def _reshaper(shape: tuple[int, ...], sharding: Any) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda array: array.reshape(shape), out_shardings=sharding)
+
+
+def relaid(tree: Any, shapes: Any) -> Any:
+    """Arrays on a mesh brought to the shapes and shardings of `shapes`; what has its shape already is not copied."""
+
+    def one(array: jax.Array, want: jax.ShapeDtypeStruct) -> jax.Array:
+        if array.shape == want.shape:
+            return array
+        return _reshaper(want.shape, want.sharding)(array)
+
+    return jax.tree.map(one, tree, shapes)
 
 
 def place(specs: Any, mesh: Mesh) -> Any:

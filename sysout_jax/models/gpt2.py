@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from sysout_jax.capture import tap
 from sysout_jax.config import Gpt2Config
-from sysout_jax.linear import INIT, dense, residual_init
+from sysout_jax.linear import INIT, dense, fused_dense, residual_init
 from sysout_jax.models.activations import gelu, gelu_tanh
 from sysout_jax.models.layers import Norm, attend_and_tap
 
@@ -27,10 +27,8 @@ class Attention(nn.Module):
     def __call__(self, x_BxTxD):
         cfg = self.cfg
 
-        B, T, _ = x_BxTxD.shape
-        qkv_BxTx3xHxDh = dense(self, 3 * cfg.d_model, "qkv_proj", cfg.bias)(x_BxTxD).reshape(
-            B, T, 3, cfg.num_heads, cfg.head_dim
-        )
+        qkv_BxTx3xD = fused_dense(self, 3, cfg.d_model, "qkv_proj", cfg.bias)(x_BxTxD)
+        qkv_BxTx3xHxDh = qkv_BxTx3xD.reshape(*qkv_BxTx3xD.shape[:3], cfg.num_heads, cfg.head_dim)
         q, k, v = (qkv_BxTx3xHxDh[:, :, i] for i in range(3))
         mixed = attend_and_tap(self, x_BxTxD, q, k, v, self.kernel)
         out = dense(self, cfg.d_model, "o_proj", cfg.bias, residual_init(cfg.num_layers))(mixed)

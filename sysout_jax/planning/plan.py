@@ -26,7 +26,7 @@ from sysout_jax.models import build, parameter_shapes
 from sysout_jax.outliers.collect import observe_statistics
 from sysout_jax.planning.costs import Collective, count_products, find_collectives, find_quadratic
 from sysout_jax.platform import compiling_for
-from sysout_jax.sharding import BATCH, batch_shards, make_mesh, parameter_specs, place
+from sysout_jax.sharding import BATCH, batch_shards, lay, make_mesh, parameter_specs, place
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.forward import parameter_count
 from sysout_jax.training.metrics import flops_per_token
@@ -97,7 +97,7 @@ def plan_analysis(config: TrainConfig, topology: str) -> Plan:
         jax.default_matmul_precision("highest"),
     ):
         block = build(config.model, "float32", kernel="blockwise").block()
-        layer = {"layer_0": parameter_shapes(config.model)["layer_0"]}
+        layer = lay({"layer_0": parameter_shapes(config.model)["layer_0"]}, mesh)
         params = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=sharding),
             layer,

@@ -17,7 +17,7 @@ from sysout_jax.data.identity import check_identity, identity
 from sysout_jax.data.token_files import check_vocab
 from sysout_jax.errors import InputError, RunError
 from sysout_jax.provenance import run_settings
-from sysout_jax.sharding import make_mesh
+from sysout_jax.sharding import make_mesh, relaid
 from sysout_jax.training import metrics as sinks
 from sysout_jax.training.checkpoints import Checkpoints
 from sysout_jax.training.clock import Clock
@@ -79,7 +79,7 @@ def fit(
         with alone_in(workdir), closing(Checkpoints(workdir, config.keep)) as checkpoints:
             check(config, workdir)  # again: another training may have begun it meanwhile
             data = identity(config.data)
-            restored = checkpoints.restore(program.shapes)
+            restored = checkpoints.restore(program.stored)
             if restored:
                 check_identity(config.data, data, restored.data)
             claim(config, workdir)
@@ -104,7 +104,7 @@ class _Run:
             self.state: State = program.init(jax.random.key(config.seed))
             self.step = 0
         else:
-            self.state = restored.state
+            self.state = relaid(restored.state, program.shapes)
             self.step = int(self.state["step"])
             feed.iterator.set_state(restored.position)
         self.saved = self.resumed_at = self.step if restored else -1
@@ -230,9 +230,9 @@ class _Run:
             if self.val_loss is None or self.step % self.config.eval_every:
                 self._evaluate()
             assert self.val_loss is not None
-            self.checkpoints.save(
-                self.step, self.state, self.feed.iterator.get_state(), self.val_loss, self.data
-            )
+            stored = relaid(self.state, self.program.stored)
+            position = self.feed.iterator.get_state()
+            self.checkpoints.save(self.step, stored, position, self.val_loss, self.data)
         self.saved = self.step
 
     def write(self, values: dict[str, Any], step: int | None = None) -> None:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from sysout_jax.models import build, parameter_shapes
-from sysout_jax.sharding import BATCH_AXES, check_divisible, parameter_specs, place
+from sysout_jax.sharding import BATCH_AXES, check_divisible, lay, parameter_specs, place
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.forward import final_hidden, head_weights
 from sysout_jax.training.loss import next_token_loss
@@ -37,6 +37,7 @@ class Program:
     train: Callable[[State, jax.Array], tuple[State, dict[str, jax.Array]]]
     evaluate: Callable[[dict, jax.Array, bool], jax.Array]
     shapes: State  # jax.ShapeDtypeStruct with shardings
+    stored: State  # the same as checkpoints hold it, see `sysout_jax.sharding.lay`; `relaid` goes from one to the other
     batch_sharding: Any
     eval_sharding: Any
     model: Any
@@ -47,24 +48,18 @@ def make_program(config: TrainConfig, mesh: Mesh) -> Program:
     check_divisible(config.model, config.batch_size // config.accumulate, mesh)
     model = build(config.model, config.dtype, "float32", config.kernel)
     optimizer = make_optimizer(config.optimizer)
-    shapes = parameter_shapes(config.model)
-    specs = parameter_specs(shapes, mesh)
-    state_specs = {
-        "params": specs,
-        "optimizer": optimizer_specs(optimizer, shapes, specs),
-        "step": P(),
-    }
-    shardings = place(state_specs, mesh)
+    stored = parameter_shapes(config.model)
+    shardings = _state_shardings(optimizer, lay(stored, mesh), mesh)
     eval_sharding = place(P(BATCH_AXES), mesh)
     batch_sharding = place(P(None, BATCH_AXES), mesh)
 
     def init(key: jax.Array) -> State:
         params = model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
-        return {
-            "params": params,
-            "optimizer": optimizer.init(params),
-            "step": jnp.zeros((), jnp.int32),
-        }
+        return begin(lay(params, mesh))
+
+    def begin(params: dict) -> State:
+        step = jnp.zeros((), jnp.int32)
+        return {"params": params, "optimizer": optimizer.init(params), "step": step}
 
     def loss_of(params: dict, tokens_BxT1, masked: bool = False) -> tuple[jax.Array, jax.Array]:
         inputs_BxT = tokens_BxT1[:, :-1]
@@ -111,8 +106,13 @@ def make_program(config: TrainConfig, mesh: Mesh) -> Program:
     def evaluate(params: dict, tokens_BxT1, masked: bool) -> jax.Array:
         return loss_of(params, tokens_BxT1, masked)[1]
 
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # its devices may not be there
-        state_shapes = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
+    def shaped(params: dict, shardings: dict) -> State:
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            jax.eval_shape(begin, params),
+            shardings,
+        )
+
     return Program(
         init=jax.jit(init, out_shardings=shardings),
         train=jax.jit(
@@ -124,15 +124,18 @@ def make_program(config: TrainConfig, mesh: Mesh) -> Program:
         evaluate=jax.jit(
             evaluate, in_shardings=(shardings["params"], eval_sharding), static_argnums=2
         ),
-        shapes=jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            state_shapes,
-            shardings,
-        ),
+        shapes=shaped(lay(stored, mesh), shardings),
+        stored=shaped(stored, _state_shardings(optimizer, stored, mesh)),
         batch_sharding=batch_sharding,
         eval_sharding=eval_sharding,
         model=model,
     )
+
+
+def _state_shardings(optimizer: optax.GradientTransformation, shapes: dict, mesh: Mesh) -> dict:
+    specs = parameter_specs(shapes, mesh)
+    moments = optimizer_specs(optimizer, shapes, specs)
+    return place({"params": specs, "optimizer": moments, "step": P()}, mesh)
 
 
 def watched_norms(grads: dict, num_layers: int) -> dict[str, jax.Array]:
@@ -143,9 +146,11 @@ def watched_norms(grads: dict, num_layers: int) -> dict[str, jax.Array]:
         found = next((g for k, g in flat.items() if k.endswith(f"/{name}_proj/kernel")), None)
         if found is None:
             fused = next(g for k, g in flat.items() if k.endswith("/qkv_proj/kernel"))
+            part = "qkv".index(name)
             third = fused.shape[-1] // 3
-            start = "qkv".index(name) * third
-            found = fused[:, start : start + third]
+            found = (
+                fused[:, part] if fused.ndim == 3 else fused[:, part * third : (part + 1) * third]
+            )
         return jnp.sqrt(jnp.sum(jnp.square(found.astype(jnp.float32))))
 
     return {name: jnp.stack([norm(layer, name) for layer in range(num_layers)]) for name in WATCHED}
