@@ -59,19 +59,26 @@ def reduce_activations(x_BxTxC: jax.Array, top: int) -> dict[str, jax.Array]:
     """Everything `ActivationStats` needs, one row per sequence. Runs inside the block step."""
     B, T, C = x_BxTxC.shape
     x = x_BxTxC.astype(jnp.float32)
-    (sums, signed, squares, channel_max, finites), token_max = in_blocks(
-        _first_moments, [jnp.zeros((B, C))] * 4 + [jnp.zeros((B, C), jnp.int32)], x
+    (sums, signed, channel_max, finites), token_max = in_blocks(
+        _first_moments, [jnp.zeros((B, C))] * 3 + [jnp.zeros((B, C), jnp.int32)], x
     )
     nonfinite = T * C - finites.sum(1)
     number = jnp.maximum(T * C - nonfinite, 1).astype(jnp.float32)
     mean, centre = sums.sum(1) / number, signed.sum(1) / number
     median = median_of_magnitudes(x_BxTxC, nonfinite)
 
-    def centred_moments(carry, block_BxRxC):
-        square = jnp.where(jnp.isfinite(block_BxRxC), block_BxRxC - centre[:, None, None], 0.0) ** 2
-        return [carry[0] + square.sum(1), carry[1] + (square * square).sum(1)], ()
+    # A power of two brings the largest magnitude near 1: exact, and no square or fourth power leaves float32.
+    exponent = jnp.clip(jnp.frexp(channel_max.max(1))[1], -126, 126)
+    unit = jnp.ldexp(jnp.float32(1), -exponent)[:, None, None]
 
-    (second, fourth), _ = in_blocks(centred_moments, [jnp.zeros((B, C))] * 2, x)
+    def higher_moments(carry, block_BxRxC):
+        finite = jnp.isfinite(block_BxRxC)
+        scaled = jnp.where(finite, block_BxRxC * unit, 0.0)
+        square = jnp.where(finite, scaled - centre[:, None, None] * unit, 0.0) ** 2
+        moments = (square, square * square, scaled * scaled)
+        return [total + moment.sum(1) for total, moment in zip(carry, moments, strict=True)], ()
+
+    (second, fourth, squares), _ = in_blocks(higher_moments, [jnp.zeros((B, C))] * 3, x)
     variance, fourth = second.sum(1) / number, fourth.sum(1) / number
     threshold = mean[:, None] * jnp.asarray(TAUS, jnp.float32)[None]
     bound = jnp.maximum(MASSIVE_VALUE, MASSIVE_RATIO * median)
@@ -89,7 +96,8 @@ def reduce_activations(x_BxTxC: jax.Array, top: int) -> dict[str, jax.Array]:
         "median": median,
         "token_max": token_max,
         "channel_max": channel_max,
-        "power": squares / T,
+        "power": squares / T,  # in units of 4^exponent
+        "exponent": exponent,
         "excess_kurtosis": jnp.where(
             variance > 0, fourth / jnp.where(variance > 0, variance**2, 1.0) - 3.0, 0.0
         ),
@@ -107,15 +115,14 @@ def reduce_activations(x_BxTxC: jax.Array, top: int) -> dict[str, jax.Array]:
 
 
 def _first_moments(carry, block_BxRxC):
-    """Sums of |x|, x and x², largest |x| and number of finite elements per channel; per token the largest |x|. What is not finite counts as 0."""
-    sums, signed, squares, largest, finites = carry
+    """Sums of |x| and x, largest |x| and number of finite elements per channel; per token the largest |x|. What is not finite counts as 0."""
+    sums, signed, largest, finites = carry
     finite = jnp.isfinite(block_BxRxC)
     x = jnp.where(finite, block_BxRxC, 0.0)
     magnitude = jnp.abs(x)
     return [
         sums + magnitude.sum(1),
         signed + x.sum(1),
-        squares + (x * x).sum(1),
         jnp.maximum(largest, magnitude.max(1)),
         finites + finite.sum(1, dtype=jnp.int32),
     ], magnitude.max(2)
@@ -143,7 +150,8 @@ def join_activations(layers: list[dict[str, np.ndarray]], top: int) -> Activatio
         C = found["channel_max"].shape[1]
         order = np.argsort(-found["top_magnitude"].reshape(-1), kind="stable")[:top]
         mean = found["mean"].astype(np.float64)
-        power = found["power"].astype(np.float64).mean(axis=0)
+        units = np.exp2(2.0 * found["exponent"])
+        power = (found["power"] * units[:, None]).mean(axis=0)
         where = np.flatnonzero(found["first_nonfinite"] >= 0)[:1]
         flat = found["first_nonfinite"][where]
         row = {

@@ -190,6 +190,22 @@ def test_nonfinite_values_are_counted_located_and_left_out(bad):
     assert np.isfinite(stats.top_values).all()
 
 
+@pytest.mark.parametrize("exponent", [-100, -40, 20, 60, 110])
+def test_kurtoses_do_not_depend_on_the_unit(exponent):
+    """Their fourth powers are no float32."""
+    from sysout_jax.outliers.activations import join_activations, reduce_activations
+
+    x = np.random.default_rng().standard_normal((2, 20, 31)).astype(np.float32) + 0.5
+    x[1, 3, 4] = 1000
+    here, there = (
+        join_activations([{k: np.asarray(v) for k, v in reduce_activations(y, 8).items()}], 8)
+        for y in (x, np.ldexp(x, exponent))
+    )
+    np.testing.assert_array_equal(here.excess_kurtosis, there.excess_kurtosis)
+    np.testing.assert_array_equal(here.neuron_kurtosis, there.neuron_kurtosis)
+    assert here.neuron_kurtosis[0] > 5
+
+
 @pytest.mark.parametrize("tau", [0.0, -1.0, float("nan")])
 def test_tau_must_be_positive(tau):
     lm = random_model("llama-gqa", seed=0)
