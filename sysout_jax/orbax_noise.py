@@ -15,6 +15,7 @@ _SAID_BETTER = ("Metadata file does not exist", "Failed to get item metadata")
 def quiet_orbax() -> None:
     """From now on, the threads of both libraries leave no tracebacks in the log or on stderr."""
     logging.getLogger("absl").addFilter(_is_news)
+    logging.getLogger("asyncio").addFilter(_is_no_rest)
     report = sys.unraisablehook
 
     def unraisable(lost: sys.UnraisableHookArgs) -> None:
@@ -32,3 +33,10 @@ def _is_news(record: logging.LogRecord) -> bool:
     if "orbax" not in record.pathname:
         return True
     return not record.exc_info and not record.getMessage().startswith(_SAID_BETTER)
+
+
+def _is_no_rest(record: logging.LogRecord) -> bool:
+    """False for a task of Orbax that was left over, or whose error nobody asked for, after the write beside it had failed."""
+    message = record.getMessage()
+    left = ("Task ", "Future ", "_GatheringFuture ")
+    return not (message.startswith(left) and ("/orbax/" in message or "/tensorstore/" in message))

@@ -137,8 +137,8 @@ def test_a_full_disk_is_one_line_and_whole_checkpoints_stay(
         env=environment(JAX_ENABLE_COMPILATION_CACHE="false"),
     )
     assert (done.returncode, done.stdout) == (1, ""), done.stderr
-    (line,) = done.stderr.strip().split("\n")
-    assert line.startswith("error: ") and "(File too large)" in line
+    line = done.stderr.strip()
+    assert line.startswith("error: ") and "(File too large)" in line and "\n" not in line, line
     assert ("metrics.jsonl" in line) == (full_from == 3_000)
     assert parameters(run / "checkpoints/4") == want
 
