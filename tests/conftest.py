@@ -18,6 +18,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ or "PYTEST_XDIST_WORKER" in os.
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
+# Most of a test's time goes to compiling: see `compiler` below. Processes that tests start read this.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+
 import jax
 import pytest
 
@@ -58,13 +61,14 @@ MOST_MAPS = 15_000
 @pytest.fixture(autouse=True, scope="module")
 def compiler(request: pytest.FixtureRequest):
     """XLA's optimisations, which cost half of the time of all tests, are for the modules that claim something about the
-    compiled code (`pytestmark = pytest.mark.optimised`), and for commands that run as processes.
+    compiled code (`pytestmark = pytest.mark.optimised`), and for the processes that they start.
 
     Every compiled program holds memory maps, of which a process may have 65,530: thousands of tests would crash it.
     """
     optimised = request.node.get_closest_marker("optimised") is not None
     changed = jax.config.read("jax_disable_most_optimizations") == optimised
     jax.config.update("jax_disable_most_optimizations", not optimised)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(not optimised).lower()
     if changed or (MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS):
         jax.clear_caches()
         gc.collect()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from sysout_jax.capture import COLLECTION, flatten_taps, tap
 from sysout_jax.config import ATTENTION
 from sysout_jax.models import parameter_shapes
 from tests.models.random_models import CONFIGS, random_model, random_tokens
+from tests.parameters import mostly_endurance
 
 pytestmark = pytest.mark.optimised
 
@@ -80,8 +83,13 @@ def test_capture_changes_no_bit_of_the_logits(name, dtype):
     assert_same_bits(random_model(name, 5, dtype), jax.jit)
 
 
-@pytest.mark.parametrize("attention", sorted(set(ATTENTION) - {"default"}))
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    mostly_endurance(
+        itertools.product(["llama", "gpt2"], ATTENTION[1:]),
+        usual=list(zip(["gpt2", "llama"] * 3, ATTENTION[1:], strict=False)),
+    ),
+)
 def test_capture_changes_no_bit_with_any_variant(name, attention):
     seed = int(np.random.default_rng().integers(2**31))
     print("seed", seed)

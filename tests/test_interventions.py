@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import jax
@@ -19,6 +20,7 @@ from sysout_jax.outliers.elements import Elements, draw_others, edits, read_elem
 from sysout_jax.outliers.intervals import RESAMPLES, bootstrap_weights, interval
 from sysout_jax.testing import planted_llama, random_plant
 from sysout_jax.weights import InMemory
+from tests.parameters import mostly_endurance
 from tests.random_models import random_model
 
 TAU = 4.0  # low enough for random models to have outliers
@@ -108,9 +110,15 @@ def test_planted_answers(offset):
         )
 
 
-@pytest.mark.parametrize("target", [OUTLIERS, CONTROL])
-@pytest.mark.parametrize("what", list(WHAT))
-@pytest.mark.parametrize("where", ["birth", "all"])
+EDITS = list(itertools.product(["birth", "all"], WHAT, [OUTLIERS, CONTROL]))
+
+
+@pytest.mark.parametrize(
+    ("where", "what", "target"),
+    mostly_endurance(
+        EDITS, usual=[edit for edit in EDITS if edit[2] == OUTLIERS or edit[0] == "all"]
+    ),
+)
 def test_edited_model_equals_blocks_applied_by_hand(case, where, what, target):
     """Positions, values, h of every layer, and all that is measured, from raw captured h and a plain loop."""
     lm, tokens, _, bench = case

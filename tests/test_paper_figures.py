@@ -33,6 +33,7 @@ from sysout_jax.reports.length import length_summary, write_length_report
 from sysout_jax.reports.positions import positions_summary, write_positions_report
 from sysout_jax.testing import Birth, planted_llama
 from sysout_jax.weights import InMemory
+from tests.parameters import mostly_endurance
 from tests.random_models import random_params
 
 pytestmark = pytest.mark.slow
@@ -138,8 +139,15 @@ def figures_of(analysis: str, case: str) -> dict[str, Figure]:
     return figures
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("analysis", ANALYSES)
+SLOW_TO_MAKE = [("positions", "many"), ("positions", "all NaN")]
+SLOW_TO_MAKE += [("length", case) for case in CASES if case not in ("planted", "nothing at τ")]
+EVERY = list(itertools.product(ANALYSES, CASES))
+
+
+@pytest.mark.parametrize(
+    ("analysis", "case"),
+    mostly_endurance(EVERY, usual=[case for case in EVERY if case not in SLOW_TO_MAKE]),
+)
 def test_figures_are_drawn_and_say_one_sentence(analysis, case):
     report, specs = report_of(analysis, case), ANALYSES[analysis].specs
     assert set(figures_of(analysis, case)) <= set(specs)
@@ -153,8 +161,13 @@ def test_figures_are_drawn_and_say_one_sentence(analysis, case):
     assert report.to_dict()["found"] == report.found
 
 
-@pytest.mark.parametrize("case", ["planted", "all NaN"])
-@pytest.mark.parametrize("analysis", ANALYSES)
+@pytest.mark.parametrize(
+    ("analysis", "case"),
+    mostly_endurance(
+        itertools.product(ANALYSES, ["planted", "all NaN"]),
+        usual=[("consistency", "all NaN"), *((name, "planted") for name in ANALYSES)],
+    ),
+)
 def test_pages_are_well_formed(analysis, case, tmp_path):
     ANALYSES[analysis].write(tmp_path, report_of(analysis, case), run_settings())
     root = ET.fromstring((tmp_path / "report.html").read_text(encoding="utf-8"))

@@ -12,6 +12,8 @@ import analyze.consistency
 import analyze.existence
 import analyze.length
 import analyze.positions
+import sysout_jax as so
+from sysout_jax.outliers.length import SENTENCES
 from sysout_jax.testing import demo_plant
 from tests.analyze.command import call, tree, words
 
@@ -52,7 +54,9 @@ COMMANDS = {
 
 
 @pytest.fixture(params=COMMANDS)
-def name(request) -> str:
+def name(request, monkeypatch) -> str:
+    # two of the four sentences, which are read at a length of their own each
+    monkeypatch.setitem(so.by_length.__kwdefaults__, "sentences", SENTENCES[:2])
     return request.param
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import re
 import warnings
@@ -18,6 +19,7 @@ from sysout_jax.figures import style
 from sysout_jax.outliers.length import SENTENCES
 from sysout_jax.reports import report
 from tests.analyze.command import call, words
+from tests.parameters import mostly_endurance
 
 pytestmark = pytest.mark.slow
 
@@ -102,8 +104,17 @@ def read_report(out: Path, command: str) -> tuple[dict, str]:
     return fields, text_of((out / "report.html").read_text())
 
 
-@pytest.mark.parametrize("kind", DAMAGES)
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    mostly_endurance(
+        itertools.product(COMMANDS, DAMAGES),
+        usual=[
+            *(("consistency", kind) for kind in DAMAGES),
+            *((command, "layer") for command in COMMANDS if command != "consistency"),
+            *((command, "everything") for command in COMMANDS if command != "consistency"),
+        ],
+    ),
+)
 def test_damaged_models(command, kind, model, tmp_path, monkeypatch, capsys):
     damage, dtype, line = DAMAGES[kind]
     tensors = load_file(model / "model.safetensors")
@@ -134,8 +145,13 @@ def test_damaged_models(command, kind, model, tmp_path, monkeypatch, capsys):
         assert wanted in words(printed) and wanted in page
 
 
-@pytest.mark.parametrize("tau", [1000, 2])
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("command", "tau"),
+    mostly_endurance(
+        itertools.product(COMMANDS, (1000, 2)),
+        usual=[("existence", 1000), *((command, 2) for command in COMMANDS)],
+    ),
+)
 def test_sound_models_of_one_layer_and_head_on_one_token(
     command, tau, model, tmp_path, monkeypatch, capsys
 ):

@@ -37,7 +37,9 @@ CASES = [("llama", v, kernels_for(v)) for v in ATTENTION] + [
     ("gpt2", v, ["blockwise"]) for v in ATTENTION
 ]
 OTHER_CASES = [
-    pytest.param("gpt2", v, [n for n in kernels_for(v) if n != "blockwise"], marks=pytest.mark.slow)
+    pytest.param(
+        "gpt2", v, [n for n in kernels_for(v) if n != "blockwise"], marks=pytest.mark.endurance
+    )
     for v in ATTENTION
 ]
 # the others call the kernel as `default` does

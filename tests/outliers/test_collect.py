@@ -213,7 +213,7 @@ def test_tau_must_be_positive(tau):
         so.collect(lm, np.zeros((1, 4), int), tau)
 
 
-@pytest.mark.parametrize("name", sorted(RANDOM))
+@pytest.mark.parametrize("name", ["gpt2", "llama-mqa"])
 def test_jax_in_64_bits_changes_nothing(name):
     """It was a TypeError: counts of booleans became int64."""
     lm = random_model(name, seed=1)

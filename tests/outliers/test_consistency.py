@@ -9,6 +9,7 @@ import sysout_jax as so
 from sysout_jax.outliers.consistency import MEASURES, ROWS
 from sysout_jax.outliers.definitions import TAUS
 from sysout_jax.testing import Birth, planted_llama
+from tests.parameters import mostly_endurance
 from tests.random_models import RANDOM, random_model
 
 
@@ -57,7 +58,10 @@ def slow(lm, tokens, levels) -> dict[str, np.ndarray]:
     return found
 
 
-@pytest.fixture(scope="module", params=sorted(RANDOM))
+@pytest.fixture(
+    scope="module",
+    params=mostly_endurance(sorted(RANDOM), usual=["gpt2", "llama-gqa", "llama-mqa"]),
+)
 def case(request):
     rng = np.random.default_rng()
     lm = random_model(request.param, seed=int(rng.integers(2**31)))

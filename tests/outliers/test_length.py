@@ -1,6 +1,7 @@
 """Growing texts against a direct count on raw tensors, and against planted truth."""
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -14,6 +15,7 @@ from sysout_jax.outliers.length import SENTENCES, sweep_lengths
 from sysout_jax.outliers.tokens import TokenClasses
 from sysout_jax.testing import Birth, planted_llama
 from sysout_jax.weights import InMemory
+from tests.parameters import mostly_endurance
 from tests.random_models import random_model, random_params
 
 pytestmark = pytest.mark.slow
@@ -72,20 +74,26 @@ def check(reading, lm, rows, level):
     np.testing.assert_array_equal(reading.keys_of_code(), (reading.received >= 0.1).any(0))
 
 
-@pytest.mark.parametrize("name", sorted(CONFIGS))
-@pytest.mark.parametrize("tau", [2.5, 1000.0])
+@pytest.mark.parametrize(
+    ("name", "tau"),
+    mostly_endurance(
+        itertools.product(sorted(CONFIGS), (2.5, 1000.0)), usual=[("gpt2", 2.5), ("llama", 1000.0)]
+    ),
+)
 def test_readings_of_random_models(name, tau):
     rng = np.random.default_rng()
     lm = byte_model(name, int(rng.integers(2**31)))
     tokens = rng.integers(0, 256, (3, 37))
     bos = bool(rng.integers(2))
     size = int(rng.choice([1, 3]))
-    report = so.by_length(lm, tokens, tau, bos=bos, batch_size=size, lengths=(1, 37))
+    texts = tuple(rng.choice(SENTENCES, 2, replace=False))
+    given = {"bos": bos, "batch_size": size, "sentences": texts, "lengths": (1, 37)}
+    report = so.by_length(lm, tokens, tau, **given)
     ratio = max(float(r.ratio.max()) for r in report.readings)
     assert report.largest == ratio
     assert report.found == (ratio > tau)
     assert report.level == pytest.approx(tau if report.found else 0.75 * ratio)
-    assert [s.text for s in report.sentences] == list(SENTENCES)
+    assert tuple(s.text for s in report.sentences) == texts
     tokenizer = byte_tokenizer()
     for s in report.sentences:
         row = np.array([[tokenizer.bos_id] * bos + tokenizer.encode(s.text)])

@@ -11,6 +11,7 @@ from sysout_jax.outliers import definitions as rules
 from sysout_jax.outliers.definitions import TAUS
 from sysout_jax.outliers.tokens import TokenClasses
 from sysout_jax.testing import random_plant
+from tests.parameters import mostly_endurance
 from tests.random_models import RANDOM, random_model
 
 
@@ -39,7 +40,10 @@ def slow_classes(tokens: np.ndarray) -> np.ndarray:
     return found
 
 
-@pytest.fixture(scope="module", params=sorted(RANDOM))
+@pytest.fixture(
+    scope="module",
+    params=mostly_endurance(sorted(RANDOM), usual=["gpt2", "llama-gqa", "llama-mqa"]),
+)
 def case(request):
     rng = np.random.default_rng()
     lm = with_tokenizer(random_model(request.param, seed=int(rng.integers(2**31))))

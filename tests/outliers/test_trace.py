@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ import sysout_jax as so
 from sysout_jax.config import ATTENTION
 from sysout_jax.outliers.trace import WINDOW
 from sysout_jax.testing import Birth, planted_llama
+from tests.parameters import mostly_endurance
 from tests.random_models import random_model
 
 
@@ -52,7 +55,11 @@ def test_rows_times_input_are_what_the_model_computes(name):
 
 @pytest.mark.parametrize(
     ("name", "attention"),
-    [("gpt2", each) for each in ATTENTION] + [("llama-gqa", "default"), ("llama-gqa", "sigmoid")],
+    mostly_endurance(
+        itertools.product(("gpt2", "llama-gqa"), ATTENTION),
+        usual=[("llama-gqa", "default"), ("llama-gqa", "sigmoid")]
+        + [("gpt2", each) for each in ATTENTION if each not in ("default", "sigmoid")],
+    ),
 )
 def test_attention_on_outliers_is_that_of_the_variant(name, attention):
     """Mass, update and the close-up equal what captured maps, values and scales give, for every attention variant."""
