@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import tokenizers
 
+from sysout_jax.data import tokenizer_guard
 from sysout_jax.data.tokenizers import BYTES, Tokenizer
 from sysout_jax.data.workers import answers
 
@@ -53,8 +54,7 @@ class Encoder:
     def encode(self, text: str) -> np.ndarray:
         if self._bytes:  # the same ids, a hundred times faster
             return np.frombuffer(text.encode(), np.uint8).astype(self._end.dtype)
-        ids = self._backend.encode(text, add_special_tokens=False).ids
-        return np.array(ids, self._end.dtype)
+        return np.array(tokenizer_guard.encode(self._backend, text), self._end.dtype)
 
     def joins(self) -> bool:
         """Whether the ids of a text are those of its parts where it is cut at the end of a word."""

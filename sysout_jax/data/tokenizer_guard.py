@@ -44,6 +44,16 @@ def open_backend(path: Path) -> tokenizers.Tokenizer:
     return backend
 
 
+def encode(backend: tokenizers.Tokenizer, text: str) -> list[int]:
+    """Token ids without special tokens; InputError when the tokenizer fails on this text."""
+    with _silent():
+        return guarded(
+            lambda: backend.encode(text, add_special_tokens=False).ids,
+            "the tokenizer cannot encode this text",
+            "expected valid characters and the model's own tokenizer",
+        )
+
+
 def guarded(call: Callable[[], T], failed: str, todo: str) -> T:
     """`call()`; InputError `<failed> (<the library's reason>); <todo>` for whatever the library raises."""
     try:

@@ -14,7 +14,7 @@ from typing import Any
 import tokenizers
 
 from sysout_jax.checks import shown
-from sysout_jax.data.tokenizer_guard import guarded, open_backend
+from sysout_jax.data import tokenizer_guard
 from sysout_jax.errors import InputError
 from sysout_jax.files import check_readable
 from sysout_jax.printable import escaped, printable_name
@@ -43,7 +43,7 @@ class Tokenizer:
     @classmethod
     def from_file(cls, path: Path, bos_id: int | None = None) -> Tokenizer:
         check_readable(path, f"expected a {FILE}, download it again", MOST_BYTES)
-        return cls(open_backend(path), bos_id, path)
+        return cls(tokenizer_guard.open_backend(path), bos_id, path)
 
     def save(self, path: Path) -> None:
         """Write a tokenizer.json: the one it was read from byte by byte, else a new one."""
@@ -73,11 +73,7 @@ class Tokenizer:
         """Token ids, without BOS or other special tokens. Raises InputError for what is no text, and when the tokenizer fails on it."""
         if not isinstance(text, str):
             raise InputError(f"a text is {shown(text)}; expected words")
-        ids: list[int] = guarded(
-            lambda: self.backend.encode(text, add_special_tokens=False).ids,
-            "the tokenizer cannot encode this text",
-            "expected valid characters and the model's own tokenizer",
-        )
+        ids = tokenizer_guard.encode(self.backend, text)
         _checked(ids)
         return ids
 

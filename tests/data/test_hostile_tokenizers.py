@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from sysout_jax.data.encoding import Encoder
 from sysout_jax.data.text import prompt_sequence, text_windows
+from sysout_jax.data.tokenizer_guard import PROBE
 from sysout_jax.data.tokenizers import Tokenizer, byte_tokenizer
 from sysout_jax.errors import InputError
 from tests.limits import within
@@ -70,6 +72,24 @@ def test_what_cannot_encode_is_refused_at_the_door(tmp_path, capfd, case):
         Tokenizer.from_file(path)
     message = str(caught.value)
     assert str(path) in message and message.isprintable() and len(message) < 1500
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("text", ["é", "a" * 200])
+def test_texts_that_a_tokenizer_fails_on(text, tmp_path, capfd):
+    """It encodes what it is tried on when it is opened."""
+    vocab = {letter: i for i, letter in enumerate(sorted(set(PROBE)))}
+    model = {"type": "WordLevel", "vocab": vocab, "unk_token": "[UNK]"}
+    letters = {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False}
+    path = write(tmp_path / "tokenizer.json", model, pre_tokenizer=letters)
+    tokenizer = Tokenizer.from_file(path)
+    encoder = Encoder(tokenizer, "letters", None, "uint16")
+    for encode in (tokenizer.encode, encoder.encode):
+        if text == "é":
+            with pytest.raises(InputError, match="cannot encode this text"):
+                encode(text)
+        else:
+            assert list(encode(text)) == [vocab["a"]] * 200
     assert capfd.readouterr() == ("", "")
 
 
