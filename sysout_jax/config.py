@@ -41,7 +41,7 @@ RULES: dict[str, Rule] = {
     "o_bias": Flag(),
     "mlp_bias": Flag(),
     "bias": Flag(),
-    "kind": Word(("linear", "llama3")),
+    "kind": Word(("linear", "llama3", "factors")),
     "attention": Word(ATTENTION),
     "sigmoid_bias": Word(("context", "length")),
     "activation": Word(("gelu", "gelu_tanh")),
@@ -55,16 +55,21 @@ def _check(config: Any, prefix: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """How rotary frequencies are stretched. `linear` divides all of them, `llama3` only the slow ones."""
+    """How rotary frequencies are stretched. `linear` divides all of them, `llama3` only the slow ones, `factors` each by its own."""
 
-    kind: Literal["linear", "llama3"]
-    factor: float
+    kind: Literal["linear", "llama3", "factors"]
+    factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_context: int = 8192
+    factors: tuple[float, ...] = ()
+    """Divisor of each rotating pair, of kind `factors` only."""
 
     def __post_init__(self) -> None:
         _check(self, "config field rope_scaling.")
+        object.__setattr__(self, "factors", tuple(self.factors))  # JSON knows lists only
+        for factor in self.factors:
+            check("config field rope_scaling.factors", factor, _FACTOR)
         if self.kind == "llama3" and self.high_freq_factor <= self.low_freq_factor:
             raise InputError(
                 f"llama3 rope scaling needs high_freq_factor > low_freq_factor, got "

@@ -14,6 +14,9 @@ from sysout_jax import checkpoint
 from sysout_jax.checks import shown
 from sysout_jax.config import ModelConfig
 from sysout_jax.convert import llama2c_tokenizer
+from sysout_jax.convert.gguf import open_gguf
+from sysout_jax.convert.gguf_file import is_gguf
+from sysout_jax.convert.gguf_tokenizer import read_gguf_tokenizer
 from sysout_jax.convert.hf_config import read_config
 from sysout_jax.convert.llama2c import BOS_ID, is_llama2c, open_llama2c
 from sysout_jax.convert.llama2c_tokenizer import read_tokenizer_bin
@@ -134,6 +137,13 @@ def _open_llama2c(path: Path) -> Opened:
     return Opened(config, source, BOS_ID, tokenizer)
 
 
+def _open_gguf(path: Path) -> Opened:
+    config, source, fields = open_gguf(path)
+    inside = read_gguf_tokenizer(path, fields)
+    bos_id = inside.bos_id if inside else None
+    return Opened(config, source, bos_id, _tokenizer(path.parent, bos_id) or inside)
+
+
 class Format(NamedTuple):
     """A kind of checkpoint."""
 
@@ -154,6 +164,7 @@ FORMATS = (
         lambda path: (path / HF_CONFIG).is_file(),
         _open_hugging_face,
     ),
+    Format("a GGUF file (.gguf)", is_gguf, _open_gguf),
     Format("a nanoGPT checkpoint (ckpt.pt)", is_torch_file, _open_nanogpt),
     Format("a llama2.c model (.bin)", is_llama2c, _open_llama2c),
 )

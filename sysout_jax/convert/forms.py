@@ -43,6 +43,14 @@ def _halves_from_pairs(x_KDhxD: np.ndarray, config: ModelConfig) -> np.ndarray:
     return x_KDhxD.reshape(-1, half, 2, D).transpose(3, 0, 2, 1).reshape(D, -1)
 
 
+def _halves_from_pairs_1d(x_KDh: np.ndarray, config: ModelConfig) -> np.ndarray:
+    return _halves_from_pairs(x_KDh[:, None], config)[0]
+
+
+def _pairs_from_halves_1d(x_KDh: np.ndarray, config: ModelConfig) -> np.ndarray:
+    return _pairs_from_halves(x_KDh[None], config)[:, 0]
+
+
 def _pairs_from_halves(x_DxKDh: np.ndarray, config: ModelConfig) -> np.ndarray:
     D, half = x_DxKDh.shape[0], _head_dim(config) // 2
     return x_DxKDh.reshape(D, -1, 2, half).transpose(1, 3, 2, 0).reshape(-1, D)
@@ -56,6 +64,9 @@ LINEAR = Form(lambda shape: (shape[::-1],), _transpose, _transpose)
 
 #: A Linear whose outputs are rotated in neighbouring pairs (2i, 2i + 1), as Meta's code does; ours turns (i, i + Dh/2).
 PAIRED_LINEAR = Form(lambda shape: (shape[::-1],), _halves_from_pairs, _pairs_from_halves)
+
+#: The bias of such a Linear.
+PAIRED = Form(lambda shape: (shape,), _halves_from_pairs_1d, _pairs_from_halves_1d)
 
 #: One vector per head, (H, Dh): the paper's code holds it as (1, H, 1, Dh), or flat with the heads side by side.
 PER_HEAD = Form(

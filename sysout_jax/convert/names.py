@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sysout_jax.config import AttentionName
-from sysout_jax.convert.forms import LINEAR, PAIRED_LINEAR, PER_HEAD, SAME, Form
+from sysout_jax.convert.forms import LINEAR, PAIRED, PAIRED_LINEAR, PER_HEAD, SAME, Form
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,56 @@ META: dict[str, Stored] = {
     "lm_head/kernel": _linear("output.weight"),
 }
 
-TABLES = {"llama": LLAMA, "gpt2": GPT2, "nanogpt": NANOGPT, "meta": META}
+#: GGUF's names. Its converters turn q and k of LLaMA to Meta's neighbouring pairs and store every matrix (out, in).
+GGUF_LLAMA: dict[str, Stored] = {
+    "embed/embedding": Stored("token_embd.weight"),
+    "layer_{l}/attn_norm/scale": Stored("blk.{l}.attn_norm.weight"),
+    "layer_{l}/attn/q_proj/kernel": Stored("blk.{l}.attn_q.weight", PAIRED_LINEAR),
+    "layer_{l}/attn/q_proj/bias": Stored("blk.{l}.attn_q.bias", PAIRED),
+    "layer_{l}/attn/k_proj/kernel": Stored("blk.{l}.attn_k.weight", PAIRED_LINEAR),
+    "layer_{l}/attn/k_proj/bias": Stored("blk.{l}.attn_k.bias", PAIRED),
+    "layer_{l}/attn/v_proj/kernel": _linear("blk.{l}.attn_v.weight"),
+    "layer_{l}/attn/v_proj/bias": Stored("blk.{l}.attn_v.bias"),
+    "layer_{l}/attn/o_proj/kernel": _linear("blk.{l}.attn_output.weight"),
+    "layer_{l}/attn/o_proj/bias": Stored("blk.{l}.attn_output.bias"),
+    "layer_{l}/mlp_norm/scale": Stored("blk.{l}.ffn_norm.weight"),
+    "layer_{l}/mlp/gate_proj/kernel": _linear("blk.{l}.ffn_gate.weight"),
+    "layer_{l}/mlp/gate_proj/bias": Stored("blk.{l}.ffn_gate.bias"),
+    "layer_{l}/mlp/up_proj/kernel": _linear("blk.{l}.ffn_up.weight"),
+    "layer_{l}/mlp/up_proj/bias": Stored("blk.{l}.ffn_up.bias"),
+    "layer_{l}/mlp/down_proj/kernel": _linear("blk.{l}.ffn_down.weight"),
+    "layer_{l}/mlp/down_proj/bias": Stored("blk.{l}.ffn_down.bias"),
+    "final_norm/scale": Stored("output_norm.weight"),
+    "lm_head/kernel": _linear("output.weight"),
+}
+GGUF_GPT2: dict[str, Stored] = {
+    "embed/embedding": Stored("token_embd.weight"),
+    "positions/embedding": Stored("position_embd.weight"),
+    "layer_{l}/attn_norm/scale": Stored("blk.{l}.attn_norm.weight"),
+    "layer_{l}/attn_norm/bias": Stored("blk.{l}.attn_norm.bias"),
+    "layer_{l}/attn/qkv_proj/kernel": _linear("blk.{l}.attn_qkv.weight"),
+    "layer_{l}/attn/qkv_proj/bias": Stored("blk.{l}.attn_qkv.bias"),
+    "layer_{l}/attn/o_proj/kernel": _linear("blk.{l}.attn_output.weight"),
+    "layer_{l}/attn/o_proj/bias": Stored("blk.{l}.attn_output.bias"),
+    "layer_{l}/mlp_norm/scale": Stored("blk.{l}.ffn_norm.weight"),
+    "layer_{l}/mlp_norm/bias": Stored("blk.{l}.ffn_norm.bias"),
+    "layer_{l}/mlp/up_proj/kernel": _linear("blk.{l}.ffn_up.weight"),
+    "layer_{l}/mlp/up_proj/bias": Stored("blk.{l}.ffn_up.bias"),
+    "layer_{l}/mlp/down_proj/kernel": _linear("blk.{l}.ffn_down.weight"),
+    "layer_{l}/mlp/down_proj/bias": Stored("blk.{l}.ffn_down.bias"),
+    "final_norm/scale": Stored("output_norm.weight"),
+    "final_norm/bias": Stored("output_norm.bias"),
+    "lm_head/kernel": _linear("output.weight"),
+}
+
+TABLES = {
+    "llama": LLAMA,
+    "gpt2": GPT2,
+    "nanogpt": NANOGPT,
+    "meta": META,
+    "gguf-llama": GGUF_LLAMA,
+    "gguf-gpt2": GGUF_GPT2,
+}
 
 #: Prefixes under which a bare base model (without its language-model class) saves the same tensors.
 BASE_PREFIX = {"llama": "model.", "gpt2": "transformer.", "nanogpt": "transformer."}

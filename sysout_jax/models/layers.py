@@ -74,6 +74,8 @@ def rotary_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None)
         return freqs.astype(np.float32)
     if scaling.kind == "linear":
         return (freqs / scaling.factor).astype(np.float32)
+    if scaling.kind == "factors":
+        return (freqs / np.array(scaling.factors)).astype(np.float32)
     # llama3: slow pairs (less than low_freq_factor turns in the original context) are divided, fast ones kept, blended between
     turns = scaling.original_context * freqs / (2 * np.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor

@@ -1,0 +1,350 @@
+"""GGUF files of llama and gpt2: the weights of the Hugging Face model that they were made from, exactly, whatever type they are stored in."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import gguf
+import jax
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as Type
+
+import sysout_jax as so
+from sysout_jax.config import RopeScaling
+from sysout_jax.convert.gguf_file import PLAIN, UNREADABLE, GgufFile
+from sysout_jax.models.layers import rotary_frequencies
+from tests.convert.gguf_writer import hf_tensors, paired, to_gguf, write_gguf
+from tests.limits import memory_below, within
+from tests.parity_cases import FIXTURES
+
+CASES = [
+    "llama-mha",
+    "llama-gqa-sharded",
+    "llama-tied",
+    "llama-head-dim",
+    "llama-biases",
+    "llama-linear-rope",
+    "gpt2",
+]
+
+
+def equal(one: so.LanguageModel, other: so.LanguageModel) -> bool:
+    same = jax.tree.map(
+        lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), one.params, other.params
+    )
+    return all(jax.tree.leaves(same))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_float32_is_the_hugging_face_model_exactly(case, tmp_path):
+    path = tmp_path / "model.gguf"
+    write_gguf(FIXTURES / case, path)
+    ours, theirs = so.load(path), so.load(FIXTURES / case)
+    assert equal(ours, theirs)
+    for field in (
+        "d_model",
+        "num_heads",
+        "num_kv_heads",
+        "head_dim",
+        "tied_embeddings",
+        "context_length",
+    ):
+        assert getattr(ours.config, field) == getattr(theirs.config, field)
+    assert ours.config.norm_eps == pytest.approx(theirs.config.norm_eps, rel=1e-6)
+    assert getattr(ours.config, "rope_scaling", None) == getattr(
+        theirs.config, "rope_scaling", None
+    )
+
+
+def test_a_forgotten_permutation_shows(tmp_path):
+    with np.load(FIXTURES / "llama-mha" / "reference.npz") as reference:
+        tokens, logits = reference["tokens"], reference["logits"]
+    for permute, largest in ((True, 1e-4), (False, None)):
+        path = tmp_path / f"{permute}.gguf"
+        write_gguf(FIXTURES / "llama-mha", path, permute=permute)
+        difference = np.abs(so.capture(so.load(path), tokens, ())[0] - logits).max()
+        assert difference < largest if largest else difference > 1
+
+
+def test_rows_of_a_head_lie_where_the_format_says():
+    assert paired(np.arange(8)[:, None], 1)[:, 0].tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory) -> Path:
+    """A LLaMA whose rows are whole blocks of every type."""
+    directory = tmp_path_factory.mktemp("wide")
+    D, F, V = 256, 512, 32
+    config = {
+        "model_type": "llama",
+        "vocab_size": V,
+        "hidden_size": D,
+        "intermediate_size": F,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+    }
+    (directory / "config.json").write_text(json.dumps(config))
+    rng = np.random.default_rng(0)
+    shapes = {
+        "self_attn.q_proj": (D, D),
+        "self_attn.k_proj": (D // 2, D),
+        "self_attn.v_proj": (D // 2, D),
+        "self_attn.o_proj": (D, D),
+        "mlp.gate_proj": (F, D),
+        "mlp.up_proj": (F, D),
+        "mlp.down_proj": (D, F),
+        "input_layernorm": (D,),
+        "post_attention_layernorm": (D,),
+    }
+    tensors = {
+        f"model.layers.0.{name}.weight": rng.standard_normal(s) for name, s in shapes.items()
+    }
+    tensors |= {
+        "model.embed_tokens.weight": rng.standard_normal((V, D)),
+        "model.norm.weight": rng.standard_normal(D),
+    }
+    from safetensors.numpy import save_file
+
+    save_file(
+        {k: v.astype(np.float32) for k, v in tensors.items()}, directory / "model.safetensors"
+    )
+    return directory
+
+
+@pytest.mark.parametrize(
+    "kind", [Type.F16, Type.BF16, Type.Q8_0, Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1]
+)
+def test_quantised_from_weights(kind, wide, tmp_path):
+    path = tmp_path / "model.gguf"
+    write_gguf(wide, path, quantise=kind)
+    lm = so.load(path)
+    config = json.loads((wide / "config.json").read_text())
+    attn = lm.params["layer_0"]["attn"]
+    for name, ours in (
+        ("q_proj", attn["q_proj"]),
+        ("k_proj", attn["k_proj"]),
+        ("o_proj", attn["o_proj"]),
+    ):
+        w = hf_tensors(wide)[f"model.layers.0.self_attn.{name}.weight"]
+        stored = to_gguf(f"model.layers.0.self_attn.{name}.weight", w, config)[1]
+        rounded = gguf.quants.dequantize(gguf.quants.quantize(stored, kind), kind)
+        if name != "o_proj":  # the converter's own inverse
+            heads = 4 if name == "q_proj" else 2
+            rows = rounded.reshape(heads, len(rounded) // heads // 2, 2, -1)
+            rounded = rows.swapaxes(1, 2).reshape(rounded.shape)
+        np.testing.assert_array_equal(np.asarray(ours["kernel"]), rounded.T)
+    assert (
+        lm.source is not None
+        and kind.name in so.load(path).source.stored_as["mlp/down_proj/kernel"]
+    )
+
+
+READABLE = [kind for kind in Type if kind not in UNREADABLE and kind not in PLAIN]
+
+
+@pytest.mark.parametrize("kind", READABLE, ids=lambda kind: kind.name)
+def test_every_type_that_the_package_dequantises(kind, wide, tmp_path):
+    """Random blocks, as the package reads them."""
+    path = tmp_path / "model.gguf"
+    write_gguf(wide, path)
+    rng = np.random.default_rng(int(kind))
+    block, nbytes = gguf.GGML_QUANT_SIZES[kind]
+    rows = rng.integers(0, 256, (256, 512 // block * nbytes), np.uint8)
+    writer = gguf.GGUFWriter(tmp_path / "one.gguf", "llama")
+    writer.add_tensor("w", rows, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    got = GgufFile(tmp_path / "one.gguf").read("w")
+    assert got.shape == (256, 512)
+    np.testing.assert_array_equal(got, gguf.quants.dequantize(rows, kind))
+
+
+def test_llama3_frequencies_come_as_a_tensor(tmp_path):
+    case = FIXTURES / "llama-llama3-rope"
+    theirs = so.load(case).config
+    plain = rotary_frequencies(theirs.head_dim, theirs.rope_theta, None)
+    scaled = rotary_frequencies(theirs.head_dim, theirs.rope_theta, theirs.rope_scaling)
+    path = tmp_path / "model.gguf"
+    write_gguf(case, path, extra={"rope_freqs.weight": plain / scaled})
+    ours = so.load(path).config
+    assert ours.rope_scaling.kind == "factors"
+    got = rotary_frequencies(ours.head_dim, ours.rope_theta, ours.rope_scaling)
+    np.testing.assert_allclose(got, scaled, rtol=2e-7)
+    with np.load(case / "reference.npz") as reference:
+        logits = so.capture(so.load(path), reference["tokens"], ())[0]
+        np.testing.assert_allclose(logits, reference["logits"], atol=1e-4)
+
+
+def test_frequency_factors_equal_llama3_far_away():
+    """At position 16,000 the angles, not only the frequencies, agree."""
+    scaling = RopeScaling(kind="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
+    plain = rotary_frequencies(128, 5e5, None)
+    want = rotary_frequencies(128, 5e5, scaling)
+    factors = tuple((plain.astype(np.float64) / want).astype(np.float32).tolist())
+    got = rotary_frequencies(128, 5e5, RopeScaling(kind="factors", factors=factors))
+    np.testing.assert_allclose(16_000 * got.astype(float), 16_000 * want.astype(float), atol=4e-3)
+
+
+def test_split_files(tmp_path):
+    whole = tmp_path / "whole.gguf"
+    write_gguf(FIXTURES / "llama-mha", whole)
+    parts = [tmp_path / f"m-{i:05d}-of-00003.gguf" for i in (1, 2, 3)]
+    config = json.loads((FIXTURES / "llama-mha" / "config.json").read_text())
+    tensors = [to_gguf(n, w, config) for n, w in hf_tensors(FIXTURES / "llama-mha").items()]
+    reader = GgufFile(whole)
+    for number, part in enumerate(parts):
+        writer = gguf.GGUFWriter(part, "llama")
+        if number == 0:
+            for key, value in reader.fields.items():
+                if key.startswith("llama."):
+                    writer.add_key_value(key, value, _kind(value))
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", 3)
+        writer.add_int32("split.tensors.count", len(tensors))
+        for name, w in tensors[number::3]:
+            writer.add_tensor(name, np.ascontiguousarray(w, np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    assert equal(so.load(parts[0]), so.load(whole))
+    with pytest.raises(so.InputError, match="is part 2 of 3 of a split model; name the first part"):
+        so.load(parts[1])
+    parts[2].unlink()
+    with pytest.raises(
+        so.InputError, match="1 of 3 parts are not there, first m-00003-of-00003.gguf"
+    ):
+        so.load(parts[0])
+
+
+def _kind(value) -> gguf.GGUFValueType:
+    return gguf.GGUFValueType.FLOAT32 if isinstance(value, float) else gguf.GGUFValueType.UINT32
+
+
+def _header(
+    kv: bytes = b"", kv_count: int = 0, tensors: bytes = b"", tensor_count: int = 0
+) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", 3, tensor_count, kv_count) + kv + tensors
+
+
+def _text(text: bytes) -> bytes:
+    return struct.pack("<Q", len(text)) + text
+
+
+def _tensor(name=b"t", dims=(32,), kind=0, offset=0) -> bytes:
+    return (
+        _text(name)
+        + struct.pack("<I", len(dims))
+        + struct.pack(f"<{len(dims)}Q", *dims)
+        + struct.pack("<IQ", kind, offset)
+    )
+
+
+BAD = {
+    "a claimed tensor": (
+        _header(tensors=_tensor(), tensor_count=1),
+        "leads past its end|larger than",
+    ),
+    "a huge dim": (
+        _header(tensors=_tensor(dims=(2**42 + 1,)), tensor_count=1),
+        "larger than the file",
+    ),
+    "many keys": (_header(kv_count=2**60), "keys, more than its"),
+    "many tensors": (_header(tensor_count=2**60), "tensors, more than its"),
+    "an unknown type": (
+        _header(tensors=_tensor(kind=99), tensor_count=1),
+        "of type 99, which is unknown",
+    ),
+    "an offset past the end": (
+        _header(tensors=_tensor(offset=2**40), tensor_count=1) + b"\0" * 4096,
+        "leads past its end",
+    ),
+    "an endless string": (
+        _header(struct.pack("<Q", 2**64 - 1) + b"\0" * 32, 1),
+        "expected at most",
+    ),
+    "an endless value": (
+        _header(_text(b"k") + struct.pack("<IQ", 8, 2**64 - 1) + b"\0" * 32, 1),
+        "leads past its end",
+    ),
+    "an endless list": (
+        _header(_text(b"k") + struct.pack("<IIQ", 9, 8, 2**61) + b"\0" * 32, 1),
+        "more than its",
+    ),
+    "an unknown value": (_header(_text(b"k") + struct.pack("<I", 77) + b"\0" * 32, 1), "type 77"),
+    "lists of lists": (
+        _header(_text(b"k") + struct.pack("<IIQ", 9, 9, 1) + b"\0" * 32, 1),
+        "of type 9, which is unknown",
+    ),
+    "no dimensions": (
+        _header(tensors=_tensor(dims=()) + b"\0" * 64, tensor_count=1),
+        "0 dimensions",
+    ),
+    "an empty tensor": (
+        _header(tensors=_tensor(dims=(0,)) + b"\0" * 64, tensor_count=1),
+        "or empty",
+    ),
+    "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "big-endian"),
+    "another version": (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), "version 1, expected 2 or 3"),
+    "no text": (_header(_text(b"\xff\xfe") + b"\0" * 32, 1), "not a whole GGUF file"),
+    "half a header": (b"GGUF\3", "not a whole GGUF file"),
+    "an unknown architecture": (
+        _header(_text(b"general.architecture") + struct.pack("<I", 8) + _text(b"mam\x1b[31mba"), 1),
+        "architecture 'mam.*x1b.*ba' is unknown; expected one of llama, gpt2",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_headers_are_one_line(name, tmp_path):
+    content, says = BAD[name]
+    path = tmp_path / "bad.gguf"
+    path.write_bytes(content)
+    with within(), memory_below(), pytest.raises(so.InputError, match=says) as caught:
+        so.load(path)
+    message = str(caught.value)
+    assert str(path) in message and "\n" not in message and "\x1b" not in message
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"blk.0.attn_q.weight": None}, "missing tensors: blk.0.attn_q.weight"),
+        ({"blk.0.unheard_of.weight": np.zeros(4)}, "unexpected tensors: blk.0.unheard_of.weight"),
+        ({"blk.1.ffn_norm.weight": np.zeros(5)}, "wrong shapes"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_listed(change, says, tmp_path, monkeypatch):
+    from tests.convert import gguf_writer
+
+    whole = gguf_writer.to_gguf
+    config = json.loads((FIXTURES / "llama-mha" / "config.json").read_text())
+    tensors = [whole(n, w, config) for n, w in hf_tensors(FIXTURES / "llama-mha").items()]
+    kept = {name: w for name, w in tensors if change.get(name, w) is not None} | {
+        name: w for name, w in change.items() if w is not None
+    }
+    monkeypatch.setattr(gguf_writer, "hf_tensors", lambda hf: kept)
+    monkeypatch.setattr(gguf_writer, "to_gguf", lambda name, w, config, permute: (name, w))
+    write_gguf(FIXTURES / "llama-mha", tmp_path / "m.gguf")
+    with pytest.raises(so.InputError, match=says):
+        so.load(tmp_path / "m.gguf")
+
+
+def test_settings_that_are_not_computed_are_refused(tmp_path, monkeypatch):
+    path = tmp_path / "m.gguf"
+    added = {"add_expert_count": 4}
+    write_gguf(FIXTURES / "llama-mha", path, tokenizer=added)
+    with pytest.raises(so.InputError, match="expert_count = 4 is not implemented"):
+        so.load(path)
+    write_gguf(FIXTURES / "llama-mha", path, tokenizer={"add_sliding_window": 7})
+    with pytest.raises(so.InputError, match="not handled: llama.attention.sliding_window"):
+        so.load(path)
