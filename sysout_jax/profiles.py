@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
-from sysout_jax.attention import attend, sigmoid_bias
+from sysout_jax.attention import AttentionSpec, attend, attention_spec
 from sysout_jax.attention.logits import logit_range
 from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
@@ -115,7 +115,7 @@ def variant_profile(
     shape = existence(lm, tokens, tau, stats=stats, on_layer=on_layer)
     sinks_NxT = np.array(stats.h.outlier_tokens(tau).any(axis=0))
     sinks_NxT[:, 0] = True
-    observe = _Scales(sigmoid_bias(lm.config, stats.tokens.shape[1]))
+    observe = _Scales(attention_spec(lm.config, stats.tokens.shape[1]))
     rows: dict[str, list] = {}
     stream = Stream(lm, stats.tokens, batch_size)
     for _, _, seen in stream.layers(observe, [sinks_NxT] * lm.num_layers, on_layer):
@@ -169,9 +169,9 @@ def _joined(layers: list | None) -> Scale | None:
 
 @dataclass(frozen=True)
 class _Scales:
-    """The `Observe` of scales and logits; `bias` is that of sigmoid attention."""
+    """The `Observe` of scales and logits."""
 
-    bias: float | None
+    spec: AttentionSpec
 
     def __call__(self, x_in, taps, sinks_BxT):
         q, k = (taps[name].astype(jnp.float32) for name in ("q", "k"))
@@ -179,8 +179,8 @@ class _Scales:
         rest_BxTxKx1 = jnp.broadcast_to(
             (~sinks_BxT).astype(jnp.float32)[:, :, None, None], (*k.shape[:3], 1)
         )
-        left = attend(q, k, rest_BxTxKx1, kernel="blockwise", bias=self.bias).out
-        high, low = logit_range(q, k)
+        left = attend(q, k, rest_BxTxKx1, kernel="blockwise", spec=self.spec).out
+        high, low = logit_range(q, k, self.spec)
         found = {
             "implicit": left[..., 0].transpose(0, 2, 1),
             "logit_max": high,

@@ -22,6 +22,7 @@ from sysout_jax.attention.rows import (
     map_heads,
     to_heads,
 )
+from sysout_jax.attention.spec import AttentionSpec
 from sysout_jax.platform import target_platform
 
 BLOCK = 256  # query rows held at once by `blockwise`
@@ -31,11 +32,14 @@ GROUPS = {"cpu": 8, "other": 2}
 LOGIT_BYTES = {"cpu": 2 * 2**20, "other": 512 * 2**20}
 
 
-def blockwise(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv, bias: float | None = None) -> Attended:
+def blockwise(
+    q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv, spec: AttentionSpec, slopes_H: jax.Array | None = None
+) -> Attended:
     """The same in memory linear in T and about half the work; its own gradient keeps only `out` and `lse`."""
     B = q_BxTxHxDh.shape[0]
-    out, lse, sums = _blockwise(*to_heads(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv), bias)
-    return from_heads(out, lse, sums, B, bias)
+    heads = to_heads(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv, spec, slopes_H)
+    out, lse, sums = _blockwise(*heads, spec)
+    return from_heads(out, lse, sums, B, spec)
 
 
 def _kind() -> str:
@@ -55,7 +59,9 @@ class _Blocks(NamedTuple):
 
     size: int
     number: int
-    spans: tuple[tuple[int, int, int], ...]  # (first block, last block + 1, keys)
+    spans: tuple[
+        tuple[int, int, int, int], ...
+    ]  # (first block, last block + 1, first key, last key + 1)
 
     def cut(self, x_GxTxD):
         """(number, G, size, D), padded with zeros."""
@@ -70,81 +76,97 @@ class _Blocks(NamedTuple):
         return rows.reshape(rows.shape[0], -1, *rows.shape[3:])[:, :T]
 
 
-def _blocks(T: int, S: int) -> _Blocks:
+def _blocks(T: int, S: int, window: int | None) -> _Blocks:
     size = min(BLOCK, T)
     count = -(-T // size)
     groups = min(GROUPS[_kind()], count)
     bounds = [round(g * count / groups) for g in range(groups + 1)]
-    spans = tuple((a, b, min(b * size, S)) for a, b in itertools.pairwise(bounds))
+
+    def first_key(block: int) -> int:
+        return 0 if window is None else min(max(block * size - window + 1, 0), S - 1)
+
+    spans = tuple((a, b, first_key(a), min(b * size, S)) for a, b in itertools.pairwise(bounds))
     return _Blocks(size, count, spans)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _blockwise(q_NxGxTxDh, k_NxDhxS, v_NxSxDv, bias):
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _blockwise(q_NxGxTxDh, k_NxDhxS, v_NxSxDv, slopes_NxG, spec):
     T, S = q_NxGxTxDh.shape[2], k_NxDhxS.shape[-1]
-    blocks = _blocks(T, S)
+    blocks = _blocks(T, S, spec.window)
     dtype = accumulator(q_NxGxTxDh.dtype)
 
-    def one_head(q_GxTxDh, k_DhxS, v_SxDv):
+    def one_head(q_GxTxDh, k_DhxS, v_SxDv, slopes_G):
         q_blocks = blocks.cut(q_GxTxDh)
         sums_GxS = jnp.zeros((q_GxTxDh.shape[0], S), dtype)
         outs, lses = [], []
-        for first, last, keys in blocks.spans:
-            k_span, v_span = k_DhxS[:, :keys], v_SxDv[:keys]
+        for first, last, start, stop in blocks.spans:
+            k_span, v_span = k_DhxS[:, start:stop], v_SxDv[start:stop]
 
-            def one_block(sums, b, k_span=k_span, v_span=v_span):
-                out, lse, part = attend_rows(q_blocks[b], k_span, v_span, b * blocks.size, T, bias)
+            def one_block(sums, b, k_span=k_span, v_span=v_span, start=start):
+                row = b * blocks.size
+                out, lse, part = attend_rows(
+                    q_blocks[b], k_span, v_span, row, T, spec, slopes_G, start
+                )
                 return sums + part, (out, lse)
 
-            zero = jnp.zeros((q_GxTxDh.shape[0], keys), dtype)
+            zero = jnp.zeros((q_GxTxDh.shape[0], stop - start), dtype)
             part, (out, lse) = jax.lax.scan(one_block, zero, jnp.arange(first, last))
-            sums_GxS = sums_GxS.at[:, :keys].add(part)
+            sums_GxS = sums_GxS.at[:, start:stop].add(part)
             outs.append(out)
             lses.append(lse)
         return blocks.join(outs, T), blocks.join(lses, T), sums_GxS
 
-    return map_heads(one_head, (q_NxGxTxDh, k_NxDhxS, v_NxSxDv), _at_once(q_NxGxTxDh, k_NxDhxS))
+    heads = (q_NxGxTxDh, k_NxDhxS, v_NxSxDv, slopes_NxG)
+    return map_heads(one_head, heads, _at_once(q_NxGxTxDh, k_NxDhxS))
 
 
-def _blockwise_forward(q_NxGxTxDh, k_NxDhxS, v_NxSxDv, bias):
-    out, lse, sums = _blockwise(q_NxGxTxDh, k_NxDhxS, v_NxSxDv, bias)
-    return (out, lse, sums), (q_NxGxTxDh, k_NxDhxS, v_NxSxDv, out, lse)
+def _blockwise_forward(q_NxGxTxDh, k_NxDhxS, v_NxSxDv, slopes_NxG, spec):
+    out, lse, sums = _blockwise(q_NxGxTxDh, k_NxDhxS, v_NxSxDv, slopes_NxG, spec)
+    return (out, lse, sums), (q_NxGxTxDh, k_NxDhxS, v_NxSxDv, slopes_NxG, out, lse)
 
 
-def _blockwise_backward(bias, residuals, cotangents):
-    """Softmax: dS = A ∘ (dP − rowsum(dout ∘ out) + dlse), sigmoid: dS = A (1 − A) ∘ dP; A is made again block by block."""
-    q_NxGxTxDh, k_NxDhxS, v_NxSxDv, out_NxGxTxDv, lse_NxGxT = residuals
+def _blockwise_backward(spec, residuals, cotangents):
+    """Softmax: dS = A ∘ (dP − rowsum(dout ∘ out) + dlse), sigmoid: dS = A (1 − A) ∘ dP; a cap multiplies dS by its own slope.
+
+    A is made again block by block. ALiBi's slopes are constants.
+    """
+    q_NxGxTxDh, k_NxDhxS, v_NxSxDv, slopes_NxG, out_NxGxTxDv, lse_NxGxT = residuals
     dout_NxGxTxDv, dlse_NxGxT, _ = cotangents  # sums carry no gradient: from_heads cuts it
     T, S = q_NxGxTxDh.shape[2], k_NxDhxS.shape[-1]
-    blocks = _blocks(T, S)
+    blocks = _blocks(T, S, spec.window)
     dtype = accumulator(q_NxGxTxDh.dtype)
     product = (dout_NxGxTxDv.astype(dtype) * out_NxGxTxDv.astype(dtype)).sum(-1)
     # one number per row that goes with its logits, and one that is taken from dP
     rows = jnp.stack([lse_NxGxT, product - dlse_NxGxT], axis=-1)
 
-    def one_head(q_GxTxDh, k_DhxS, v_SxDv, dout_GxTxDv, rows_GxTx2):
+    def one_head(q_GxTxDh, k_DhxS, v_SxDv, dout_GxTxDv, rows_GxTx2, slopes_G):
         G, _, Dh = q_GxTxDh.shape
         q_blocks, dout_blocks = blocks.cut(q_GxTxDh), blocks.cut(dout_GxTxDv)
         row_blocks = blocks.cut(rows_GxTx2)
         dk_DhxS, dv_SxDv = jnp.zeros(k_DhxS.shape, dtype), jnp.zeros(v_SxDv.shape, dtype)
         dqs = []
-        for first, last, keys in blocks.spans:
-            k_span, v_span = k_DhxS[:, :keys], v_SxDv[:keys]
+        for first, last, start, stop in blocks.spans:
+            k_span, v_span = k_DhxS[:, start:stop], v_SxDv[start:stop]
+            keys = stop - start
 
-            def one_block(carry, b, k_span=k_span, v_span=v_span, keys=keys):
+            def one_block(carry, b, k_span=k_span, v_span=v_span, keys=keys, start=start):
                 dk, dv = carry
                 q, dout, row = q_blocks[b], dout_blocks[b], row_blocks[b]
-                logits, seen = causal_logits(q, k_span, b * blocks.size)
+                row_T = b * blocks.size + jnp.arange(blocks.size)
+                key_S = start + jnp.arange(keys)
+                logits, seen, slope = causal_logits(q, k_span, row_T, key_S, spec, slopes_G)
                 dweights = jnp.matmul(
                     dout.reshape(-1, dout.shape[-1]), v_span.T, preferred_element_type=dtype
                 ).reshape(logits.shape)
-                if bias is None:
+                if spec.sigmoid is None:
                     # padded rows have lse 0 and dout 0: their weights are finite and count for nothing
                     weights = jnp.where(seen, jnp.exp(logits - row[..., :1]), 0.0)
                     dlogits = weights * (dweights - row[..., 1:])
                 else:
-                    weights = jnp.where(seen, jax.nn.sigmoid(logits + bias), 0.0)
+                    weights = jnp.where(seen, jax.nn.sigmoid(logits + spec.sigmoid), 0.0)
                     dlogits = weights * (1 - weights) * dweights
+                if slope is not None:
+                    dlogits = dlogits * slope
                 flat = dlogits.reshape(-1, keys).astype(q.dtype)
                 dq = jnp.matmul(flat, k_span.T, preferred_element_type=dtype)
                 dk = dk + jnp.matmul(q.reshape(-1, Dh).T, flat, preferred_element_type=dtype)
@@ -156,15 +178,16 @@ def _blockwise_backward(bias, residuals, cotangents):
 
             zeros = (jnp.zeros((Dh, keys), dtype), jnp.zeros((keys, v_SxDv.shape[-1]), dtype))
             (dk, dv), dq = jax.lax.scan(one_block, zeros, jnp.arange(first, last))
-            dk_DhxS, dv_SxDv = dk_DhxS.at[:, :keys].add(dk), dv_SxDv.at[:keys].add(dv)
+            dk_DhxS = dk_DhxS.at[:, start:stop].add(dk)
+            dv_SxDv = dv_SxDv.at[start:stop].add(dv)
             dqs.append(dq)
         grads = blocks.join(dqs, T), dk_DhxS, dv_SxDv
         return tuple(
             g.astype(x.dtype) for g, x in zip(grads, (q_GxTxDh, k_DhxS, v_SxDv), strict=True)
         )
 
-    heads = (q_NxGxTxDh, k_NxDhxS, v_NxSxDv, dout_NxGxTxDv, rows)
-    return map_heads(one_head, heads, _at_once(q_NxGxTxDh, k_NxDhxS))
+    heads = (q_NxGxTxDh, k_NxDhxS, v_NxSxDv, dout_NxGxTxDv, rows, slopes_NxG)
+    return *map_heads(one_head, heads, _at_once(q_NxGxTxDh, k_NxDhxS)), None
 
 
 _blockwise.defvjp(_blockwise_forward, _blockwise_backward)

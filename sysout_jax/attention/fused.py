@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sysout_jax.attention.rows import Attended
+from sysout_jax.attention.spec import AttentionSpec
 from sysout_jax.platform import target_platform
 
 CHANNELS = 8  # cuDNN wants head sizes in multiples of this
@@ -20,7 +21,9 @@ def refusal(platform: str, dtype: Any) -> str | None:
     return None
 
 
-def fused(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv) -> Attended:
+def fused(
+    q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv, spec: AttentionSpec, slopes_H: jax.Array | None = None
+) -> Attended:
     """Causal softmax attention as the platform's library computes it; `out` only.
 
     Where there is no cuDNN, XLA materialises the map, in float32 at most, which is right and slow, so `auto` never chooses it there. jax
@@ -35,6 +38,12 @@ def fused(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv) -> Attended:
     )
     library: Literal["cudnn", "xla"] = "cudnn" if target_platform() == "gpu" else "xla"
     out = jax.nn.dot_product_attention(
-        q, k, v, is_causal=True, scale=Dh**-0.5, implementation=library
+        q,
+        k,
+        v,
+        is_causal=True,
+        scale=spec.scale_of(Dh),
+        local_window_size=None if spec.window is None else (spec.window - 1, 0),
+        implementation=library,
     )
     return Attended(out[..., :Dv], None, None)

@@ -16,7 +16,8 @@ from jax.sharding import PartitionSpec as P
 
 from sysout_jax.attention import fused, splash
 from sysout_jax.attention.blocks import blockwise
-from sysout_jax.attention.rows import Attended, accumulator, reference, split_heads
+from sysout_jax.attention.rows import Attended, causal_logits, reference, split_heads
+from sysout_jax.attention.spec import PLAIN, AttentionSpec
 from sysout_jax.platform import target_platform
 from sysout_jax.sharding import BATCH_AXES, current_mesh, per_device
 
@@ -27,68 +28,74 @@ def _runs_everywhere(platform: str, dtype: Any) -> str | None:
 
 @dataclass(frozen=True)
 class Kernel:
-    """`run(q, k, v[, bias])`; `rows` says whether it returns `lse` (with its gradient) and `sums`, and knows sigmoid.
+    """`run(q, k, v, spec, slopes)`; `rows` says whether it returns `lse` (with its gradient) and `sums`.
 
-    `refusal(platform, dtype)` tells why it cannot run there, or None.
+    `computes` names the `AttentionSpec.features` that it knows. `refusal(platform, dtype)` tells why it cannot run there, or None.
     """
 
     run: Callable[..., Attended]
     rows: bool
+    computes: frozenset[str]
     refusal: Callable[[str, Any], str | None] = _runs_everywhere
 
 
+_ALL = frozenset({"sigmoid", "softcap", "window", "alibi"})
 KERNELS: dict[str, Kernel] = {
-    "reference": Kernel(reference, rows=True),
-    "blockwise": Kernel(blockwise, rows=True),
-    "fused": Kernel(fused.fused, rows=False, refusal=fused.refusal),
-    "splash": Kernel(splash.splash, rows=False, refusal=splash.refusal),
+    "reference": Kernel(reference, True, _ALL),
+    "blockwise": Kernel(blockwise, True, _ALL),
+    "fused": Kernel(fused.fused, False, frozenset({"window"}), fused.refusal),
+    "splash": Kernel(splash.splash, False, frozenset({"window", "softcap"}), splash.refusal),
 }
+#: What `auto` stands for on a platform, where the kernel computes what is asked for.
+_FASTEST = {"tpu": "splash", "gpu": "fused"}
 
 
 def resolve_kernel(
     kernel: str,
     dtype: Any = jnp.float32,
     *,
-    variant: str = "default",
+    spec: AttentionSpec = PLAIN,
     platform: str | None = None,
 ) -> str:
-    """The kernel that runs a `variant` of attention in a compute dtype: what `auto` stands for, or the one asked for.
+    """The kernel that computes `spec` in a compute dtype: what `auto` stands for, or the one asked for.
 
     `platform` (cpu, gpu, tpu) defaults to what is compiled for, see `target_platform`. Raises ValueError for an unknown kernel and, with
     the reason, for one that cannot run there.
     """
     platform = platform or target_platform()
     if kernel == "auto":
-        if variant != "sigmoid" and platform == "tpu":
-            return "splash"
-        if variant != "sigmoid" and platform == "gpu" and not fused.refusal(platform, dtype):
-            return "fused"
-        return "blockwise"
+        fastest = _FASTEST.get(platform, "blockwise")
+        return "blockwise" if _reason(fastest, platform, dtype, spec) else fastest
     if kernel not in KERNELS:
         raise ValueError(
             f"attention kernel {kernel!r} is unknown; expected auto or one of {', '.join(KERNELS)}"
         )
-    reason = KERNELS[kernel].refusal(platform, dtype)
-    if variant == "sigmoid" and not KERNELS[kernel].rows:
-        reason = "computes softmax only, not sigmoid attention"
-    if reason:
+    if reason := _reason(kernel, platform, dtype, spec):
         raise ValueError(f"attention kernel {kernel!r} {reason}; use auto, blockwise or reference")
     return kernel
 
 
-def attend(
-    q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv, *, kernel: str = "auto", bias: float | None = None
-) -> Attended:
-    """Causal attention, `softmax(q kᵀ / √Dh) v`, with H a multiple of K (query heads share key heads in order).
+def _reason(kernel: str, platform: str, dtype: Any, spec: AttentionSpec) -> str | None:
+    """Why a kernel cannot compute that there, or None."""
+    missing = spec.features - KERNELS[kernel].computes
+    if missing:
+        return f"does not compute attention with {', '.join(sorted(missing))}"
+    return KERNELS[kernel].refusal(platform, dtype)
 
-    With a `bias`, `σ(q kᵀ / √Dh + bias) v` instead. Logits, `lse` and `sums` are at least float32 whatever the inputs are;
+
+def attend(
+    q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv, *, kernel: str = "auto", spec: AttentionSpec = PLAIN
+) -> Attended:
+    """Causal attention, `A v` with the weights A of `spec`, H a multiple of K (query heads share key heads in order).
+
+    Logits, `lse` and `sums` are at least float32 whatever the inputs are;
     `out` has the dtype of `v`. Raises ValueError for an unknown kernel and for one that cannot compute what is asked.
     """
-    variant = "default" if bias is None else "sigmoid"
-    chosen = KERNELS[resolve_kernel(kernel, q_BxTxHxDh.dtype, variant=variant)]
+    chosen = KERNELS[resolve_kernel(kernel, q_BxTxHxDh.dtype, spec=spec)]
+    slopes_H = spec.slopes()
 
-    def run(q, k, v):
-        return chosen.run(q, k, v) if bias is None else chosen.run(q, k, v, bias)
+    def run(q, k, v, slopes):
+        return chosen.run(q, k, v, spec, slopes)
 
     mesh, K = current_mesh(), k_BxSxKxDh.shape[2]
     if mesh is not None:
@@ -97,25 +104,38 @@ def attend(
         if q_BxTxHxDh.shape[0] % batch == 0 and K % mesh.shape["tensor"] == 0:
             heads, rows = P(BATCH_AXES, None, "tensor"), P(BATCH_AXES, "tensor")
             # None leaves have no spec
-            lse = rows if chosen.rows and bias is None else None
+            lse = rows if chosen.rows and spec.sigmoid is None else None
             specs: Any = Attended(heads, lse, rows if chosen.rows else None)  # type: ignore[arg-type]
-            run = per_device(run, (heads, heads, heads), specs)
-    return run(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv)
+            by_head = None if slopes_H is None else P("tensor")
+            run = per_device(run, (heads, heads, heads, by_head), specs)
+    return run(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv, slopes_H)
 
 
-def attention_map(q_BxTxHxDh, k_BxSxKxDh, lse_BxHxT=None, bias: float | None = None) -> jax.Array:
-    """The (B, H, T, S) weights: probabilities that belong to `lse`, or with a `bias` sigmoids. Quadratic: for short prompts."""
-    B, T, H, Dh = q_BxTxHxDh.shape
-    S, K = k_BxSxKxDh.shape[1:3]
-    rows = split_heads(q_BxTxHxDh, K).reshape(B, K, H // K * T, Dh)
-    logits = jnp.matmul(
-        rows,
-        k_BxSxKxDh.transpose(0, 2, 3, 1),
-        preferred_element_type=accumulator(q_BxTxHxDh.dtype),
-    ).reshape(B, H, T, S)
-    seen_TxS = jnp.arange(T)[:, None] >= jnp.arange(S)[None, :]
-    if bias is None:
+def attention_map(
+    q_BxTxHxDh, k_BxTxKxDh, lse_BxHxT=None, spec: AttentionSpec = PLAIN, positions_BxT=None
+) -> jax.Array:
+    """The (B, H, T, T) weights between some positions (default: all of 0 … T−1): probabilities that belong to `lse`, or sigmoids.
+
+    Quadratic: for short prompts.
+    """
+    B, T, H, _ = q_BxTxHxDh.shape
+    K = k_BxTxKxDh.shape[2]
+    if positions_BxT is None:
+        positions_BxT = jnp.broadcast_to(jnp.arange(T), (B, T))
+    rows = split_heads(q_BxTxHxDh, K, spec)
+    keys = k_BxTxKxDh.transpose(0, 2, 3, 1)
+    slopes_H = spec.slopes()
+    slopes_KxG = None if slopes_H is None else slopes_H.reshape(K, H // K)
+
+    def of_key_head(q_GxTxDh, k_DhxT, slopes_G, at_T):
+        logits, seen, _ = causal_logits(q_GxTxDh, k_DhxT, at_T, at_T, spec, slopes_G)
+        return logits, jnp.broadcast_to(seen, logits.shape)
+
+    of_sequence = jax.vmap(of_key_head, (0, 0, None if slopes_KxG is None else 0, None))
+    parts = jax.vmap(of_sequence, (0, 0, None, 0))(rows, keys, slopes_KxG, positions_BxT)
+    logits, seen = (x.reshape(B, H, T, T) for x in parts)
+    if spec.sigmoid is None:
         weights = jnp.exp(logits - lse_BxHxT[..., None])
     else:
-        weights = jax.nn.sigmoid(logits + bias)
-    return jnp.where(seen_TxS[None, None], weights, 0.0)
+        weights = jax.nn.sigmoid(logits + spec.sigmoid)
+    return jnp.where(seen, weights, 0.0)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from sysout_jax.attention.spec import PLAIN, AttentionSpec
+
 ROWS = 128  # query rows whose logits are held at once
 
 
-def logit_range(q_BxTxHxDh: jax.Array, k_BxSxKxDh: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The largest and the smallest logit q·k/√Dh over causal pairs of each sequence, (B,) and (B,) float32."""
+def logit_range(
+    q_BxTxHxDh: jax.Array, k_BxSxKxDh: jax.Array, spec: AttentionSpec = PLAIN
+) -> tuple[jax.Array, jax.Array]:
+    """The largest and the smallest logit of `spec` over the pairs that see each other, of each sequence, (B,) and (B,) float32."""
     B, T, H, Dh = q_BxTxHxDh.shape
     S, K = k_BxSxKxDh.shape[1:3]
     rows = min(ROWS, T)
@@ -17,13 +21,23 @@ def logit_range(q_BxTxHxDh: jax.Array, k_BxSxKxDh: jax.Array) -> tuple[jax.Array
     q = jnp.pad(q_BxTxHxDh, ((0, 0), (0, padded - T), (0, 0), (0, 0)))
     q = q.reshape(B, padded // rows, rows, K, H // K, Dh).swapaxes(0, 1)
 
+    slopes_H = spec.slopes()
+
     def block(args):
         first, q_BxRxKxGxDh = args
         logits = jnp.einsum(
             "brkgd,bskd->bkgrs", q_BxRxKxGxDh, k_BxSxKxDh, preferred_element_type=jnp.float32
-        ) * (Dh**-0.5)
+        ) * spec.scale_of(Dh)
         row = first + jnp.arange(rows)
-        seen = (row[:, None] >= jnp.arange(S)[None]) & (row < T)[:, None]
+        distance_RxS = row[:, None] - jnp.arange(S)[None]
+        seen = (distance_RxS >= 0) & (row < T)[:, None]
+        if spec.window is not None:
+            seen &= distance_RxS < spec.window
+        if spec.softcap is not None:
+            logits = spec.softcap * jnp.tanh(logits / spec.softcap)
+        if slopes_H is not None:
+            slopes = slopes_H.reshape(1, K, H // K, 1, 1)
+            logits = logits - slopes * distance_RxS.astype(jnp.float32)[None, None, None]
         seen = seen[None, None, None]
         high = jnp.where(seen, logits, -jnp.inf).max((1, 2, 3, 4))
         return high, jnp.where(seen, logits, jnp.inf).min((1, 2, 3, 4))

@@ -1,4 +1,4 @@
-"""Exact causal attention of a span of query rows, softmax or sigmoid; all rows at once are the kernel `reference`.
+"""Exact causal attention of a span of query rows by any `AttentionSpec`; all rows at once are the kernel `reference`.
 
 Matrix layouts are those in which XLA's CPU products need no transposition per block.
 """
@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from sysout_jax.attention.spec import AttentionSpec
 
 
 class Attended(NamedTuple):
@@ -22,25 +24,23 @@ class Attended(NamedTuple):
     sums: jax.Array | None
 
 
-def reference(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv, bias: float | None = None) -> Attended:
-    """All rows at once: the formula as written, quadratic in memory, differentiated by jax.
-
-    Softmax attention, or with a `bias` `σ(q·k/√Dh + bias)`.
-    """
+def reference(
+    q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv, spec: AttentionSpec, slopes_H: jax.Array | None = None
+) -> Attended:
+    """All rows at once: the formula as written, quadratic in memory, differentiated by jax."""
     B, T = q_BxTxHxDh.shape[:2]
 
-    def one_head(q, k, v):
-        return attend_rows(q, k, v, 0, T, bias)
+    def one_head(q, k, v, slopes_G):
+        return attend_rows(q, k, v, 0, T, spec, slopes_G)
 
-    heads = to_heads(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv)
-    found = map_heads(one_head, heads, B * k_BxSxKxDh.shape[2])
-    out, lse, sums = found
-    return from_heads(out, lse, sums, B, bias)
+    heads = to_heads(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv, spec, slopes_H)
+    out, lse, sums = map_heads(one_head, heads, B * k_BxSxKxDh.shape[2])
+    return from_heads(out, lse, sums, B, spec)
 
 
-def scaled(q: jax.Array) -> jax.Array:
-    """q / √Dh."""
-    return q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
+def scaled(q: jax.Array, spec: AttentionSpec) -> jax.Array:
+    """Queries times the factor on their products with keys."""
+    return q * jnp.asarray(spec.scale_of(q.shape[-1]), q.dtype)
 
 
 def accumulator(dtype) -> jnp.dtype:
@@ -48,30 +48,31 @@ def accumulator(dtype) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def split_heads(q_BxTxHxDh, num_kv_heads: int):
+def split_heads(q_BxTxHxDh, num_kv_heads: int, spec: AttentionSpec):
     """Scale and group the queries: (B, K, G, T, Dh), G query heads to a key head."""
     B, T, H, Dh = q_BxTxHxDh.shape
     grouped = q_BxTxHxDh.reshape(B, T, num_kv_heads, H // num_kv_heads, Dh)
-    return scaled(grouped.transpose(0, 2, 3, 1, 4))
+    return scaled(grouped.transpose(0, 2, 3, 1, 4), spec)
 
 
-def to_heads(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv):
-    """N = B·K key heads: q (N, G, T, Dh) scaled, k (N, Dh, S), v (N, S, Dv)."""
-    K = k_BxSxKxDh.shape[2]
+def to_heads(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv, spec: AttentionSpec, slopes_H):
+    """N = B·K key heads: q (N, G, T, Dh) scaled, k (N, Dh, S), v (N, S, Dv), and ALiBi's slopes (N, G) or None."""
+    B, K = q_BxTxHxDh.shape[0], k_BxSxKxDh.shape[2]
     parts = (
-        split_heads(q_BxTxHxDh, K),
+        split_heads(q_BxTxHxDh, K, spec),
         k_BxSxKxDh.transpose(0, 2, 3, 1),
         v_BxSxKxDv.transpose(0, 2, 1, 3),
     )
-    return tuple(part.reshape(-1, *part.shape[2:]) for part in parts)
+    slopes_NxG = None if slopes_H is None else jnp.tile(slopes_H.reshape(K, -1), (B, 1))
+    return *(part.reshape(-1, *part.shape[2:]) for part in parts), slopes_NxG
 
 
-def from_heads(out_NxGxTxDv, lse_NxGxT, sums_NxGxS, B: int, bias: float | None) -> Attended:
+def from_heads(out_NxGxTxDv, lse_NxGxT, sums_NxGxS, B: int, spec: AttentionSpec) -> Attended:
     N, G, T, Dv = out_NxGxTxDv.shape
     H = N * G // B
     out = out_NxGxTxDv.reshape(B, H, T, Dv).transpose(0, 2, 1, 3)
     sums = jax.lax.stop_gradient(sums_NxGxS.reshape(B, H, -1))
-    return Attended(out, lse_NxGxT.reshape(B, H, T) if bias is None else None, sums)
+    return Attended(out, lse_NxGxT.reshape(B, H, T) if spec.sigmoid is None else None, sums)
 
 
 def map_heads(one_head, heads, at_once: int):
@@ -81,38 +82,69 @@ def map_heads(one_head, heads, at_once: int):
     return jax.lax.map(lambda head: one_head(*head), heads, batch_size=batch)
 
 
-def causal_logits(q_GxTxDh, k_DhxS, first_row):
-    """(G, T, S) logits of a span of query rows that starts at `first_row`, and which pairs are causal."""
+class Logits(NamedTuple):
+    """Logits of a span of query rows over a span of keys."""
+
+    values: jax.Array  # (G, T, S)
+    seen: jax.Array  # (1, T, S) bool: the query may see the key
+    slope: (
+        jax.Array | None
+    )  # (G, T, S) d value / d (scale · q·k) where a cap bends it, else None for 1
+
+
+def causal_logits(q_GxTxDh, k_DhxS, row_T, key_S, spec: AttentionSpec, slopes_G=None) -> Logits:
+    """Of scaled queries at the positions `row_T` and keys at the positions `key_S`."""
     G, T, Dh = q_GxTxDh.shape
     S = k_DhxS.shape[-1]
     dtype = accumulator(q_GxTxDh.dtype)
-    logits = jnp.matmul(q_GxTxDh.reshape(G * T, Dh), k_DhxS, preferred_element_type=dtype)
-    seen_TxS = (first_row + jnp.arange(T))[:, None] >= jnp.arange(S)[None, :]
-    return logits.reshape(G, T, S), seen_TxS[None]
+    values = jnp.matmul(q_GxTxDh.reshape(G * T, Dh), k_DhxS, preferred_element_type=dtype)
+    values, slope = values.reshape(G, T, S), None
+    seen_TxS = row_T[:, None] >= key_S[None, :]
+    if spec.window is not None:
+        seen_TxS &= row_T[:, None] - key_S[None, :] < spec.window
+    if spec.softcap is not None:
+        bent = jnp.tanh(values / spec.softcap)
+        values, slope = spec.softcap * bent, 1.0 - bent * bent
+    if slopes_G is not None:
+        distance_TxS = (row_T[:, None] - key_S[None, :]).astype(dtype)
+        values = values - slopes_G.astype(dtype)[:, None, None] * distance_TxS[None]
+    return Logits(values, seen_TxS[None], slope)
 
 
-def attend_rows(q_GxTxDh, k_DhxS, v_SxDv, first_row, num_rows: int, bias: float | None):
-    """Exact attention of a span of query rows over the S first keys, for one key head.
+def attend_rows(
+    q_GxTxDh,
+    k_DhxS,
+    v_SxDv,
+    first_row,
+    num_rows: int,
+    spec: AttentionSpec,
+    slopes_G=None,
+    first_key: int = 0,
+):
+    """Exact attention of a span of query rows over S keys from `first_key` on, for one key head.
 
     Rows from `num_rows` on are padding: they are computed, but do not enter the column sums.
     """
     G, T, _ = q_GxTxDh.shape
     S = k_DhxS.shape[-1]
     dtype = accumulator(q_GxTxDh.dtype)
-    logits_GxTxS, seen = causal_logits(q_GxTxDh, k_DhxS, first_row)
+    row_T, key_S = first_row + jnp.arange(T), first_key + jnp.arange(S)
+    logits_GxTxS, seen, _ = causal_logits(q_GxTxDh, k_DhxS, row_T, key_S, spec, slopes_G)
 
     def mix(weights_GxTxS):
         flat = weights_GxTxS.reshape(G * T, S).astype(v_SxDv.dtype)
         return jnp.matmul(flat, v_SxDv, preferred_element_type=dtype).reshape(G, T, -1)
 
-    real_T = (first_row + jnp.arange(T)) < num_rows
-    if bias is not None:
-        weights_GxTxS = jnp.where(seen, jax.nn.sigmoid(logits_GxTxS + bias), 0.0)
+    real_T = row_T < num_rows
+    if spec.sigmoid is not None:
+        weights_GxTxS = jnp.where(seen, jax.nn.sigmoid(logits_GxTxS + spec.sigmoid), 0.0)
         share_GxT = jnp.broadcast_to(real_T[None].astype(dtype), (G, T))
         sums_GxS = jnp.matmul(share_GxT[:, None, :], weights_GxTxS)[:, 0]
         return mix(weights_GxTxS).astype(v_SxDv.dtype), jnp.zeros((G, T), dtype), sums_GxS
     logits_GxTxS = jnp.where(seen, logits_GxTxS, -jnp.inf)
     top_GxT = jax.lax.stop_gradient(logits_GxTxS.max(-1))
+    if spec.window is not None:  # a padded row may see nothing
+        top_GxT = jnp.where(jnp.isneginf(top_GxT), 0.0, top_GxT)
     weights_GxTxS = jnp.exp(logits_GxTxS - top_GxT[..., None])
     total_GxT = weights_GxTxS.sum(-1)
     lse_GxT = top_GxT + jnp.log(total_GxT)

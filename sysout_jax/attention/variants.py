@@ -21,6 +21,7 @@ from flax import linen as nn
 from sysout_jax.attention.extra_key import among, beside, per_head
 from sysout_jax.attention.kernels import attend
 from sysout_jax.attention.rows import Attended
+from sysout_jax.attention.spec import AttentionSpec
 from sysout_jax.linear import INIT, dense
 
 
@@ -34,7 +35,7 @@ class Mixed(NamedTuple):
     scale: jax.Array | Callable[[], jax.Array] | None = None
 
 
-#: `variant(module, x, q, k, v, kernel)`: `module` is the attention module whose parameters it may declare, `x` (B, T, D) its input.
+#: `variant(module, x, q, k, v, kernel, spec)`: `module` is the attention module whose parameters it may declare, `x` (B, T, D) its input.
 Variant = Callable[..., Mixed]
 
 
@@ -44,35 +45,35 @@ def _vectors(module: nn.Module, name: str) -> jax.Array:
     return module.param(name, INIT, shape, module.param_dtype)
 
 
-def default(module, x_BxTxD, q, k, v, kernel) -> Mixed:
+def default(module, x_BxTxD, q, k, v, kernel, spec) -> Mixed:
     """(a): softmax attention."""
-    return Mixed(attend(q, k, v, kernel=kernel))
+    return Mixed(attend(q, k, v, kernel=kernel, spec=spec))
 
 
-def fixed_bias(module, x_BxTxD, q, k, v, kernel) -> Mixed:
+def fixed_bias(module, x_BxTxD, q, k, v, kernel, spec) -> Mixed:
     """(b): a constant vector per head is added."""
-    attended = attend(q, k, v, kernel=kernel)
+    attended = attend(q, k, v, kernel=kernel, spec=spec)
     value = _vectors(module, "v_extra").astype(attended.out.dtype)
     return Mixed(attended._replace(out=attended.out + value[None, None]))
 
 
-def context_bias(module, x_BxTxD, q, k, v, kernel) -> Mixed:
+def context_bias(module, x_BxTxD, q, k, v, kernel, spec) -> Mixed:
     """(c): the constant vector is weighted by the attention that an extra key would take."""
     key, value = _vectors(module, "k_extra"), _vectors(module, "v_extra")
-    attended, g_BxHxT = beside(q, k, v, key, kernel)
+    attended, g_BxHxT = beside(q, k, v, key, kernel, spec)
     added = per_head(g_BxHxT, value.astype(attended.out.dtype)[None, None])
     return Mixed(attended._replace(out=attended.out + added))
 
 
-def attention_bias(module, x_BxTxD, q, k, v, kernel) -> Mixed:
+def attention_bias(module, x_BxTxD, q, k, v, kernel, spec) -> Mixed:
     """(d): an extra key and value take part in the softmax."""
     key, value = _vectors(module, "k_extra"), _vectors(module, "v_extra")
-    return Mixed(*among(q, k, v, key, value, kernel))
+    return Mixed(*among(q, k, v, key, value, kernel, spec))
 
 
-def context_scale(module, x_BxTxD, q, k, v, kernel) -> Mixed:
+def context_scale(module, x_BxTxD, q, k, v, kernel, spec) -> Mixed:
     """(e): a scale per token and head, between 0 and 2, read from the input of attention."""
-    attended = attend(q, k, v, kernel=kernel)
+    attended = attend(q, k, v, kernel=kernel, spec=spec)
     project = dense(module, module.cfg.num_heads, "scale_proj", True)
     logit_BxTxH = project(x_BxTxD).astype(jnp.promote_types(module.dtype, jnp.float32))
     scale_BxHxT = 2.0 * jax.nn.sigmoid(logit_BxTxH).transpose(0, 2, 1)
@@ -80,17 +81,21 @@ def context_scale(module, x_BxTxD, q, k, v, kernel) -> Mixed:
     return Mixed(scaled, scale_BxHxT)
 
 
-def sigmoid(module, x_BxTxD, q, k, v, kernel) -> Mixed:
+def sigmoid(module, x_BxTxD, q, k, v, kernel, spec) -> Mixed:
     """(f): weights that need not sum to one."""
-    return Mixed(attend(q, k, v, kernel=kernel, bias=sigmoid_bias(module.cfg, q.shape[1])))
+    return Mixed(attend(q, k, v, kernel=kernel, spec=spec))
 
 
-def sigmoid_bias(cfg, length: int) -> float | None:
-    """b of sigmoid attention, None for the softmax variants. −log of the context length, so that a prefix keeps its meaning, or
-    of the current length as in the paper's published code."""
+def attention_spec(cfg, length: int) -> AttentionSpec:
+    """The rule behind a config's weights over sequences of `length` tokens.
+
+    b of sigmoid attention is −log of the context length, so that a prefix keeps its meaning, or of the current length as in the paper's
+    published code.
+    """
     if cfg.attention != "sigmoid":
-        return None
-    return -math.log(cfg.context_length if cfg.sigmoid_bias == "context" else length)
+        return AttentionSpec()
+    positions = cfg.context_length if cfg.sigmoid_bias == "context" else length
+    return AttentionSpec(sigmoid=-math.log(positions))
 
 
 VARIANTS: dict[str, Variant] = {

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from sysout_jax.attention import VARIANTS, attention_map, sigmoid_bias
+from sysout_jax.attention import VARIANTS, attention_map, attention_spec
 from sysout_jax.capture import tap
 from sysout_jax.config import RopeScaling
 
@@ -104,9 +104,11 @@ def attend_and_tap(
     """
     cfg = module.cfg
     variant = VARIANTS[cfg.attention]
-    attended, scale_BxHxT = variant(module, x_BxTxD, q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh, kernel)
+    spec = attention_spec(cfg, q_BxTxHxDh.shape[1])
+    attended, scale_BxHxT = variant(
+        module, x_BxTxD, q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh, kernel, spec
+    )
     out_BxTxHxDh, lse_BxHxT, sums_BxHxS = attended
-    bias = sigmoid_bias(cfg, q_BxTxHxDh.shape[1])
     tap(module, "q", q_BxTxHxDh)
     tap(module, "k", k_BxTxKxDh)
     tap(module, "v", v_BxTxKxDh)
@@ -117,7 +119,7 @@ def attend_and_tap(
         tap(
             module,
             "attn_map",
-            lambda: attention_map(q_BxTxHxDh, k_BxTxKxDh, lse_BxHxT, bias),
+            lambda: attention_map(q_BxTxHxDh, k_BxTxKxDh, lse_BxHxT, spec),
         )
     if scale_BxHxT is not None:
         tap(module, "attn_scale", scale_BxHxT)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
-from sysout_jax.attention import attention_map, sigmoid_bias
+from sysout_jax.attention import AttentionSpec, attention_map, attention_spec
 from sysout_jax.calls import check_arguments, check_kind
 from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
@@ -175,7 +175,7 @@ def _look(
     lm: LanguageModel, tokens_T: np.ndarray, shown: np.ndarray, layers: dict[str, int], on_layer
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The shown rows of h, x_down and the attention map in their layers, and the kernel (F, D) of W_down in its layer."""
-    observe = _Rows(sigmoid_bias(lm.config, len(tokens_T)))
+    observe = _Rows(attention_spec(lm.config, len(tokens_T)))
     stream = Stream(lm, tokens_T[None])
     found: dict[str, np.ndarray] = {}
     kernel = None
@@ -190,9 +190,9 @@ def _look(
 
 @dataclass(frozen=True)
 class _Rows:
-    """The `Observe` that keeps the shown rows; `bias` is that of sigmoid attention."""
+    """The `Observe` that keeps the shown rows."""
 
-    bias: float | None
+    spec: AttentionSpec
 
     def __call__(self, x_in, taps, shown_BxW):
         def rows(x_BxTxC):
@@ -202,8 +202,7 @@ class _Rows:
         lse = taps.get("lse")
         if lse is not None:
             lse = jnp.take_along_axis(lse, shown_BxW[:, None], axis=2)
-        # shown positions ascend, so that "not after" among them means what it means in the sequence
-        maps = attention_map(rows(taps["q"]), rows(taps["k"]), lse, self.bias)
+        maps = attention_map(rows(taps["q"]), rows(taps["k"]), lse, self.spec, shown_BxW)
         return {
             "h": rows(taps["h"]).astype(jnp.float32),
             "x_down": rows(taps["x_down"]).astype(jnp.float32),

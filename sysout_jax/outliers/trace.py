@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sysout_jax.attention import attend, sigmoid_bias
+from sysout_jax.attention import AttentionSpec, attend, attention_spec
+from sysout_jax.attention.rows import causal_logits, scaled
 from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import Nonfinite, finite_or
@@ -117,9 +118,9 @@ def trace(
         "window": targets.window.astype(np.int32),
     }
     stream = Stream(lm, tokens[targets.sequences])
-    bias = sigmoid_bias(lm.config, stream.tokens.shape[1])
+    spec = attention_spec(lm.config, stream.tokens.shape[1])
     layers, channels, rows, close_up = [], [], None, None
-    for layer, params, seen in stream.layers(_Follow(bias), [extra] * lm.num_layers, on_layer):
+    for layer, params, seen in stream.layers(_Follow(spec), [extra] * lm.num_layers, on_layer):
         seen = {name: finite_or(value, np.nan) for name, value in seen.items()}
         mass = seen["mass"].sum(0) / np.maximum(seen["queries"].sum(0), 1)
         drain = seen["v_outlier"].mean(0) / np.maximum(seen["v_other"].mean(0), 1e-30)
@@ -143,7 +144,7 @@ def trace(
         targets=targets,
         channels=tuple(channels),
         rows=rows,
-        close_up=_close_up(*close_up[1:], int(targets.window[0]), bias),
+        close_up=_close_up(*close_up[1:], int(targets.window[0]), spec),
         nll=nll,
         nonfinite=stream.nonfinite(),
         **stacked,
@@ -152,9 +153,9 @@ def trace(
 
 @dataclass(frozen=True)
 class _Follow:
-    """The `Observe` of `trace`; `bias` is that of sigmoid attention."""
+    """The `Observe` of `trace`."""
 
-    bias: float | None
+    spec: AttentionSpec
 
     def __call__(self, x_in, taps, extra):
         def at(x_BxTxC):  # rows of the followed tokens, float32
@@ -170,10 +171,10 @@ class _Follow:
             name: at(taps[name]) for name in ("x_down", "up", "gate", "mlp_in") if name in taps
         }
         found["x_in"] = at_dims(x_in)
-        return found | _attention(taps, extra["mask"], self.bias) | _window(taps, extra["window"])
+        return found | _attention(taps, extra["mask"], self.spec) | _window(taps, extra["window"])
 
 
-def _attention(taps, mask_BxT, bias: float | None):
+def _attention(taps, mask_BxT, spec: AttentionSpec):
     """How much attention outlier tokens get, what their values add, and which dims of q and k make the difference."""
     q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh = (
         taps[name].astype(jnp.float32) for name in ("q", "k", "v")
@@ -183,7 +184,7 @@ def _attention(taps, mask_BxT, bias: float | None):
     # the same attention over values that are zero for all other tokens, with one more channel that counts the outlier tokens
     ones = jnp.ones((*v_BxTxKxDh.shape[:3], 1), jnp.float32)
     marked = jnp.concatenate([v_BxTxKxDh, ones], -1) * mask[:, :, None, None]
-    mixed = attend(q_BxTxHxDh, k_BxTxKxDh, marked, kernel="blockwise", bias=bias).out
+    mixed = attend(q_BxTxHxDh, k_BxTxKxDh, marked, kernel="blockwise", spec=spec).out
     sees = jnp.cumsum(mask, axis=1) > 0
     others = sees & ~mask_BxT
     added = jnp.linalg.norm(mixed[..., :Dh], axis=-1)
@@ -207,7 +208,7 @@ def _attention(taps, mask_BxT, bias: float | None):
         "others": jnp.broadcast_to(others.sum(1)[:, None], (len(mask), H)),
         "v_outlier": mean_over(norm, mask)[..., 0],
         "v_other": mean_over(norm, outside)[..., 0],
-        "qk": query * jnp.repeat(key, H // K, axis=1) * Dh**-0.5,
+        "qk": query * jnp.repeat(key, H // K, axis=1) * spec.scale_of(Dh),
     }
 
 
@@ -262,17 +263,21 @@ def _rows(
 
 
 def _close_up(
-    layer: int, head: int, seen: dict[str, np.ndarray], start: int, bias: float | None
+    layer: int, head: int, seen: dict[str, np.ndarray], start: int, spec: AttentionSpec
 ) -> HeadCloseUp:
     q = seen["window_q"][0, :, head]
     group = seen["window_q"].shape[2] // seen["window_k"].shape[2]
     k, v = seen["window_k"][0, :, head // group], seen["window_v"][0, :, head // group]
-    logits = q @ k.T * q.shape[-1] ** -0.5
-    logits = np.where(np.tri(len(q), dtype=bool), logits, -np.inf)
-    if bias is None:
+    at_W = start + jnp.arange(len(q))
+    slopes = None if spec.alibi is None else jnp.asarray(spec.alibi[head : head + 1])
+    values, seen_pairs, _ = causal_logits(
+        scaled(jnp.asarray(q)[None], spec), jnp.asarray(k.T), at_W, at_W, spec, slopes
+    )
+    logits = np.where(seen_pairs[0], values[0], -np.inf)
+    if spec.sigmoid is None:
         probabilities = np.exp(logits - seen["window_lse"][0, head][:, None])
     else:
-        probabilities = np.exp(-np.logaddexp(0.0, -(logits + bias)))
+        probabilities = np.exp(-np.logaddexp(0.0, -(logits + spec.sigmoid)))
     return HeadCloseUp(
         layer, head, start, seen["window_attn_in"][0], q, k, v, logits, probabilities
     )

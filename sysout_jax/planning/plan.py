@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from sysout_jax.attention import resolve_kernel
+from sysout_jax.attention import attention_spec, resolve_kernel
 from sysout_jax.engine import STEP_TOKENS, block_step
 from sysout_jax.errors import InputError
 from sysout_jax.models import build, parameter_shapes
@@ -81,7 +81,9 @@ def plan_training(config: TrainConfig, topology: str) -> Plan:
         shape = (config.accumulate, config.batch_size // config.accumulate, config.seq_len + 1)
         batch = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=program.batch_sharding)
         traced = program.train.trace(program.shapes, batch)  # type: ignore[attr-defined]
-        kernel = resolve_kernel(config.kernel, config.dtype, variant=config.model.attention)
+        kernel = resolve_kernel(
+            config.kernel, config.dtype, spec=attention_spec(config.model, config.seq_len)
+        )
         weights = parameter_count(program.shapes["params"], positions=False)
         flops = flops_per_token(config.model, weights, config.seq_len) * config.tokens_per_step
         return _plan("training step", config, topology, devices, mesh, kernel, traced, flops)

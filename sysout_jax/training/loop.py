@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from sysout_jax.attention import resolve_kernel
+from sysout_jax.attention import attention_spec, resolve_kernel
 from sysout_jax.data.identity import check_identity, identity
 from sysout_jax.data.token_files import check_vocab
 from sysout_jax.errors import InputError, RunError
@@ -67,7 +67,9 @@ def fit(
     sinks.check_extras(config.tensorboard, config.wandb)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     try:
-        kernel = resolve_kernel(config.kernel, config.dtype, variant=config.model.attention)
+        kernel = resolve_kernel(
+            config.kernel, config.dtype, spec=attention_spec(config.model, config.seq_len)
+        )
     except ValueError as error:
         raise InputError(f"--kernel {config.kernel}: {error}") from None
     for split in ("train", "val"):

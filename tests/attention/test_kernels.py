@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sysout_jax.attention import extra_key, resolve_kernel
+from sysout_jax.attention import PLAIN, AttentionSpec, extra_key, resolve_kernel
 from sysout_jax.attention.splash import BLOCKS, block_size
 from sysout_jax.capture import COLLECTION, flatten_taps
 from sysout_jax.config import ATTENTION, Gpt2Config, LlamaConfig
@@ -22,6 +22,10 @@ from sysout_jax.platform import compiling_for, target_platform
 from sysout_jax.sharding import make_mesh
 
 pytestmark = pytest.mark.optimised
+
+
+def rule(variant: str) -> AttentionSpec:
+    return AttentionSpec(sigmoid=-1.0) if variant == "sigmoid" else PLAIN
 
 
 @pytest.mark.parametrize(
@@ -37,9 +41,9 @@ pytestmark = pytest.mark.optimised
     ],
 )
 def test_auto(platform, dtype, variant, kernel):
-    assert resolve_kernel("auto", dtype, variant=variant, platform=platform) == kernel
+    assert resolve_kernel("auto", dtype, spec=rule(variant), platform=platform) == kernel
     with compiling_for(platform):
-        assert resolve_kernel("auto", dtype, variant=variant) == kernel
+        assert resolve_kernel("auto", dtype, spec=rule(variant)) == kernel
 
 
 @pytest.mark.parametrize(
@@ -59,14 +63,20 @@ def test_auto(platform, dtype, variant, kernel):
             "default",
             "'splash' runs on a TPU only.* for a cpu; use auto",
         ),
-        ("splash", "tpu", "float32", "sigmoid", "'splash' computes softmax only"),
+        ("splash", "tpu", "float32", "sigmoid", "'splash' does not compute attention with sigmoid"),
         ("fused", "gpu", "float32", "default", "'fused' is cuDNN's.* got float32; use"),
-        ("fused", "cpu", "bfloat16", "sigmoid", "'fused' computes softmax only.*blockwise"),
+        (
+            "fused",
+            "cpu",
+            "bfloat16",
+            "sigmoid",
+            "'fused' does not compute attention with sigmoid.*blockwise",
+        ),
     ],
 )
 def test_refused_with_a_reason(kernel, platform, dtype, variant, reason):
     with pytest.raises(ValueError, match=reason):
-        resolve_kernel(kernel, dtype, variant=variant, platform=platform)
+        resolve_kernel(kernel, dtype, spec=rule(variant), platform=platform)
 
 
 def test_a_model_refuses_what_its_kernel_cannot_do():
@@ -106,7 +116,7 @@ def test_fused_extra_key_keeps_its_precision_in_bfloat16(logit):
     q, k, v, key = (jnp.asarray(x, jnp.bfloat16) for x in (q, k, v, key))
 
     def outputs(kernel, q, k, v, key):
-        attended, g = extra_key.beside(q, k, v, key, kernel)
+        attended, g = extra_key.beside(q, k, v, key, kernel, PLAIN)
         return attended.out.astype(jnp.float32), g.astype(jnp.float32)
 
     want = outputs("reference", *(x.astype(jnp.float32) for x in (q, k, v, key)))

@@ -1,0 +1,46 @@
+"""Attention as a value: how queries and keys become weights, apart from the numbers themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """The rule behind the weights A_ts of query t and key s, for one layer; hashable, a static argument of every kernel.
+
+    logit_ts = cap(scale · q_t·k_s) − slope_h · (t − s)     for t − window < s ≤ t, cap(x) = softcap · tanh(x / softcap)
+    A_ts = softmax over s, or σ(logit_ts + sigmoid)
+    """
+
+    sigmoid: float | None = None
+    """b of sigmoid attention (Ramapuram et al. 2024); None: softmax."""
+    scale: float | None = None
+    """None: 1/√Dh."""
+    softcap: float | None = None
+    """Logits stay within ± this (Gemma 2); None: no cap."""
+    window: int | None = None
+    """Keys that a query sees, itself included (Mistral); None: all before it."""
+    alibi: tuple[float, ...] | None = None
+    """A slope per query head (Press et al. 2022); None: no distance enters."""
+
+    def scale_of(self, head_dim: int) -> float:
+        """The factor on q·k."""
+        return head_dim**-0.5 if self.scale is None else self.scale
+
+    def slopes(self) -> jax.Array | None:
+        """(H,) float32 slopes, None without ALiBi."""
+        return None if self.alibi is None else jnp.asarray(self.alibi, jnp.float32)
+
+    @property
+    def features(self) -> frozenset[str]:
+        """Names of what goes beyond plain softmax attention; a kernel says which of them it computes."""
+        names = ("sigmoid", "softcap", "window", "alibi")
+        return frozenset(name for name in names if getattr(self, name) is not None)
+
+
+#: softmax(q kᵀ / √Dh) over all keys up to the query.
+PLAIN = AttentionSpec()
