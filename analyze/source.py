@@ -43,6 +43,8 @@ class Source:
     ckpt: str | None = None
     """Hugging Face directory or hub id, nanoGPT ckpt.pt, llama2.c .bin, or a directory written by
     python -m sysout_jax.convert or python -m train. Default: a planted model with known outliers."""
+    accept_setting: tuple[str, ...] = ()
+    """Settings of the model's config to pass over although nothing here computes with them. Results may be wrong."""
     text: Path | None = None
     """Text file to analyse in non-overlapping windows. Default: a short text that comes with the package."""
     prompt: str | None = None
@@ -113,7 +115,10 @@ def prepare(source: Source, read: Callable[[Path], str] = read_text) -> Prepared
             "No --ckpt given: this is a small planted model whose outliers are known by construction."
         )
     else:
-        lm = so.load(source.ckpt, source.dtype, mesh if mesh.size > 1 else None)
+        spread = mesh if mesh.size > 1 else None
+        lm = so.load(source.ckpt, source.dtype, spread, accept=source.accept_setting)
+        if source.accept_setting:
+            notes.append(f"Settings passed over: {', '.join(source.accept_setting)}.")
     if lm.tokenizer is None:
         raise so.InputError(
             f"{source.ckpt}: has no tokenizer.json, so no text can be read; put the model's tokenizer.json beside its config or file"

@@ -9,6 +9,7 @@ import contextlib
 import io
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -16,7 +17,7 @@ from typing import NoReturn
 import jax
 
 from sysout_jax import interrupts
-from sysout_jax.errors import InputError, RunError
+from sysout_jax.errors import InputError, RunError, UnknownSettings
 from sysout_jax.printable import escaped, printable
 
 CANNOT_GO_ON = 1
@@ -69,6 +70,9 @@ def _status(main: Callable[[], None]) -> int:
     status = 0
     try:
         main()
+    except UnknownSettings as error:  # all commands that open checkpoints have this flag
+        names = " ".join(shlex.quote(name) for name in error.names[:12])
+        status = _refuse(f"{error} (--accept-setting {names})", BAD_INPUT)
     except InputError as error:
         status = _refuse(str(error), BAD_INPUT)
     except RunError as error:

@@ -58,7 +58,7 @@ class RopeScaling:
     """How rotary frequencies are stretched. `linear` divides all of them, `llama3` only the slow ones, `factors` each by its own."""
 
     kind: Literal["linear", "llama3", "factors"]
-    factor: float = 1.0
+    factor: float
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_context: int = 8192

@@ -5,5 +5,13 @@ class InputError(ValueError):
     """Bad input: one line with what was given, what was expected and what to do. Command lines exit with status 2."""
 
 
+class UnknownSettings(InputError):
+    """A checkpoint's config has settings that could be mathematics and are not computed; `names` are theirs."""
+
+    def __init__(self, message: str, names: tuple[str, ...]):
+        super().__init__(message)
+        self.names = names
+
+
 class RunError(RuntimeError):
     """A run that cannot go on though its input is good (disk full, NaN loss). Command lines exit with status 1."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sysout_jax import checkpoint
+from sysout_jax.calls import check_texts
 from sysout_jax.checks import shown
 from sysout_jax.config import ModelConfig
 from sysout_jax.convert import llama2c_tokenizer
@@ -43,14 +44,23 @@ class Opened(NamedTuple):
     tokenizer: Tokenizer | None
 
 
-def load(path: str | Path, dtype: Any = "float32", mesh: Mesh | None = None) -> LanguageModel:
+def load(
+    path: str | Path,
+    dtype: Any = "float32",
+    mesh: Mesh | None = None,
+    *,
+    accept: Collection[str] = (),
+) -> LanguageModel:
     """Open a checkpoint of any of the `FORMATS`, or a Hugging Face hub id (extra `hf`).
 
     Names, shapes and settings are all checked now; the weights themselves are read when they are used. `dtype` is that of
-    weights and compute, `mesh` spreads analyses over devices (`sysout_jax.sharding.make_mesh`). Raises InputError, with one line to act on, for everything that is wrong with the checkpoint.
+    weights and compute, `mesh` spreads analyses over devices (`sysout_jax.sharding.make_mesh`). `accept` names settings of a foreign config
+    that are passed over although nothing here computes with them. Raises InputError, with one line to act on, for everything that is wrong
+    with the checkpoint; UnknownSettings, which is one, for settings to accept.
     """
     dtype = _dtype_name(dtype)
-    opened = open_checkpoint(find(path))
+    accept = tuple(check_texts("accept", accept))
+    opened = open_checkpoint(find(path), accept)
     return LanguageModel(
         opened.config, opened.source, opened.tokenizer, dtype, str(path), mesh=mesh
     )
@@ -84,12 +94,15 @@ def find(path: str | Path) -> Path:
     )
 
 
-def open_checkpoint(path: Path) -> Opened:
-    """Recognise the format of what lies at `path` and open it; InputError when it is none or not whole."""
+def open_checkpoint(path: Path, accept: Collection[str] = ()) -> Opened:
+    """Recognise the format of what lies at `path` and open it; InputError when it is none or not whole.
+
+    `accept` is that of `load`; formats of our own have no settings to accept.
+    """
     try:
         for its in FORMATS:
             if its.recognises(path):
-                return its.open(path)
+                return its.open(path, accept)
         holds = ""
         if path.is_dir() and (files := sorted(p.name for p in path.glob("*.pt"))):
             holds = f" (it holds {printable_name(files[0])}; name that file)"
@@ -101,7 +114,7 @@ def open_checkpoint(path: Path) -> Opened:
     )
 
 
-def _open_orbax(path: Path) -> Opened:
+def _open_orbax(path: Path, _: Collection[str]) -> Opened:
     found = checkpoint.locate(path)
     assert found is not None
     held, written = None, None
@@ -115,20 +128,20 @@ def _open_orbax(path: Path) -> Opened:
     return Opened(config, source, bos_id, _tokenizer(found.home, bos_id))
 
 
-def _open_hugging_face(path: Path) -> Opened:
+def _open_hugging_face(path: Path, accept: Collection[str]) -> Opened:
     file = path / HF_CONFIG
     fields = read_json_object(file, "download it again")
-    layout, config = read_config(fields, str(file))
+    layout, config = read_config(fields, str(file), accept)
     bos_id = read_bos_id(fields, config.vocab_size, str(file))
     return Opened(config, SafetensorsSource(path, layout, config), bos_id, _tokenizer(path, bos_id))
 
 
-def _open_nanogpt(path: Path) -> Opened:
+def _open_nanogpt(path: Path, _: Collection[str]) -> Opened:
     config, source = open_nanogpt(path)
     return Opened(config, source, None, _tokenizer(path.parent, None))
 
 
-def _open_llama2c(path: Path) -> Opened:
+def _open_llama2c(path: Path, _: Collection[str]) -> Opened:
     config, source = open_llama2c(path)
     tokenizer = _tokenizer(path.parent, BOS_ID)
     pieces = path.parent / llama2c_tokenizer.FILE
@@ -137,8 +150,8 @@ def _open_llama2c(path: Path) -> Opened:
     return Opened(config, source, BOS_ID, tokenizer)
 
 
-def _open_gguf(path: Path) -> Opened:
-    config, source, fields = open_gguf(path)
+def _open_gguf(path: Path, accept: Collection[str]) -> Opened:
+    config, source, fields = open_gguf(path, accept)
     inside = read_gguf_tokenizer(path, fields)
     bos_id = inside.bos_id if inside else None
     return Opened(config, source, bos_id, _tokenizer(path.parent, bos_id) or inside)
@@ -149,7 +162,7 @@ class Format(NamedTuple):
 
     name: str
     recognises: Callable[[Path], bool]
-    open: Callable[[Path], Opened]
+    open: Callable[[Path, Collection[str]], Opened]
 
 
 #: Every kind of checkpoint that opens; the first that recognises a path has it.

@@ -32,6 +32,8 @@ class Args:
     """orbax opens everywhere in this library; hf opens in transformers (GPT-2 and LLaMA with default attention)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the written weights; auto keeps the one they are stored in."""
+    accept_setting: tuple[str, ...] = ()
+    """Settings of the source's config to pass over although nothing here computes with them."""
 
 
 def main() -> None:
@@ -40,7 +42,7 @@ def main() -> None:
     path = loading.find(args.src)
     if args.format == "orbax" and path.is_dir() and checkpoint.is_converted(path):
         raise InputError(f"--src {args.src}: is converted already; it opens as it is")
-    config, source, bos_id, tokenizer = loading.open_checkpoint(path)
+    config, source, bos_id, tokenizer = loading.open_checkpoint(path, args.accept_setting)
     if args.format == "hf":
         try:
             check_exportable(config)

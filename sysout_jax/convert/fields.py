@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from sysout_jax.checks import Rule, check, shown
-from sysout_jax.errors import InputError
+from sysout_jax.errors import InputError, UnknownSettings
 from sysout_jax.printable import printable_name, some
 
 # Training, generation and bookkeeping: no influence on a forward pass without dropout.
 IRRELEVANT = frozenset(
-    """_name_or_path architectures attention_dropout attn_implementation attn_pdrop auto_map bad_words_ids
-    begin_suppress_tokens bos_token_id chunk_size_feed_forward cls_token_id decoder_start_token_id
+    """architectures attention_dropout attn_implementation attn_pdrop auto_map bad_words_ids
+    begin_suppress_tokens chunk_size_feed_forward cls_token_id decoder_start_token_id
     diversity_penalty do_sample dropout dtype early_stopping embd_pdrop encoder_no_repeat_ngram_size eos_token_id
     exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing
     hidden_dropout id2label initializer_range is_decoder keys_to_ignore_at_inference label2id length_penalty
@@ -22,16 +22,26 @@ IRRELEVANT = frozenset(
     repetition_penalty resid_pdrop return_dict return_dict_in_generate sep_token_id summary_activation
     summary_first_dropout summary_proj_to_labels summary_type summary_use_proj suppress_tokens task_specific_params
     temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript
-    transformers_version typical_p unsloth_version unsloth_fixed use_bfloat16 use_cache""".split()
+    transformers_version typical_p unsloth_version unsloth_fixed use_bfloat16 use_cache
+    is_llama_config num_labels predict_special_tokens transformers.js_config""".split()
 )
 
 
-class Fields:
-    """Raises InputError under their names; the file's name is put before it by who knows it."""
+def is_irrelevant(name: str) -> bool:
+    """Whether no family computes with a setting of this name: the list above, private names, and ids of special tokens."""
+    return name in IRRELEVANT or name.startswith("_") or name.endswith(("_token_id", "_token_ids"))
 
-    def __init__(self, fields: Mapping[str, Any], prefix: str = ""):
-        self._left = {k: v for k, v in fields.items() if k not in IRRELEVANT}
+
+class Fields:
+    """Raises InputError under their names; the file's name is put before it by who knows it.
+
+    Settings named in `accept` are passed over although they are not computed with.
+    """
+
+    def __init__(self, fields: Mapping[str, Any], prefix: str = "", accept: Collection[str] = ()):
+        self._left = {k: v for k, v in fields.items() if not is_irrelevant(k)}
         self._prefix = prefix
+        self._accept = accept
 
     def take(self, name: str, rule: Rule, default: Any = ...) -> Any:
         """The field's value, which `rule` accepts; `default` where it is absent or null."""
@@ -59,7 +69,20 @@ class Fields:
                 raise InputError(f"{name} is {shown(value)}; expected an object")
             if value:
                 fields, given = fields | value, name
-        return Fields(fields, f"{given}.")
+        return Fields(fields, f"{given}.", self._accept)
+
+    def take_alias(self, name: str, alias: str) -> None:
+        """Take `alias` for `name` where only it is given; InputError where both are and differ."""
+        value = self._left.pop(alias, None)
+        if value is None:
+            return
+        if self._left.setdefault(name, value) is None:
+            self._left[name] = value
+        if type(self._left[name]) is not type(value) or self._left[name] != value:
+            raise InputError(
+                f"{self._prefix}{name} is {shown(self._left[name])} and {self._prefix}{alias}, which means the same, is "
+                f"{shown(value)}; expected one value"
+            )
 
     def must_be(self, name: str, default: Any) -> None:
         """The field may be absent or have the value that the model implements."""
@@ -71,12 +94,16 @@ class Fields:
             )
 
     def check_nothing_left(self) -> None:
-        left = {k: v for k, v in self._left.items() if v is not None and v is not False}
+        """Raises UnknownSettings for what nothing asked for, is on, and is not accepted."""
+        left = {
+            self._prefix + k: v
+            for k, v in sorted(self._left.items())
+            if v is not None and v is not False and self._prefix + k not in self._accept
+        }
         if left:
-            listed = some(
-                f"{self._prefix}{printable_name(k)}={shown(v)}" for k, v in sorted(left.items())
-            )
-            raise InputError(
-                f"architectural settings that are not handled: {listed}; "
-                "expected none of them (or false / null); this checkpoint would be computed wrongly"
+            listed = some(f"{printable_name(k)}={shown(v)}" for k, v in left.items())
+            raise UnknownSettings(
+                f"settings that are not handled: {listed}; this checkpoint might be computed wrongly; "
+                "accept them by name if they change nothing",
+                tuple(left),
             )

@@ -6,7 +6,7 @@ architecture's namespace is computed with, known to change nothing, or refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from sysout_jax.config import RULES, Gpt2Config, LlamaConfig, ModelConfig, RopeS
 from sysout_jax.convert.fields import Fields
 from sysout_jax.convert.foreign import ForeignSource, Held
 from sysout_jax.convert.gguf_file import PLAIN, UNREADABLE, GgufFile
-from sysout_jax.errors import InputError
+from sysout_jax.errors import InputError, UnknownSettings
 
 ROPE_FACTORS = "rope_freqs.weight"
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
@@ -72,8 +72,13 @@ def _held_dtype(kind: Any) -> str:
     return PLAIN[kind].name if kind in PLAIN else "float32"
 
 
-def open_gguf(path: Path) -> tuple[ModelConfig, GgufSource, dict[str, Any]]:
-    """Config, weights and all fields (for the tokenizer) of a GGUF model; InputError for everything that is wrong with it."""
+def open_gguf(
+    path: Path, accept: Collection[str] = ()
+) -> tuple[ModelConfig, GgufSource, dict[str, Any]]:
+    """Config, weights and all fields (for the tokenizer) of a GGUF model; InputError for everything that is wrong with it.
+
+    Settings named in `accept` are passed over where nothing here computes with them.
+    """
     file = GgufFile(path)
     name = file.fields.get("general.architecture")
     reader = ARCHITECTURES.get(name) if isinstance(name, str) else None
@@ -83,16 +88,18 @@ def open_gguf(path: Path) -> tuple[ModelConfig, GgufSource, dict[str, Any]]:
         )
     if EMBEDDING not in file.tensors:
         raise InputError(f"{path}: holds no {EMBEDDING}; expected a whole language model")
-    fields = _fields(file, str(name))
+    fields = _fields(file, str(name), accept)
     try:
         config = reader(file, fields)
         fields.check_nothing_left()
+    except UnknownSettings as error:
+        raise UnknownSettings(f"{path}: {error}", error.names) from None
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     return config, GgufSource(file, f"gguf-{name}", config, frozenset({ROPE_FACTORS})), file.fields
 
 
-def _fields(file: GgufFile, architecture: str) -> Fields:
+def _fields(file: GgufFile, architecture: str, accept: Collection[str]) -> Fields:
     """The keys in the architecture's namespace; one value per layer is one value where all are equal."""
     prefix = architecture + "."
     named = {
@@ -103,7 +110,9 @@ def _fields(file: GgufFile, architecture: str) -> Fields:
     for key, value in named.items():
         if isinstance(value, np.ndarray) and len(value) and (value == value[0]).all():
             named[key] = value[0].item()
-    return Fields({key: value for key, value in named.items() if key not in _HARMLESS}, prefix)
+    return Fields(
+        {key: value for key, value in named.items() if key not in _HARMLESS}, prefix, accept
+    )
 
 
 def _take(fields: Fields, table: Mapping[str, str], **defaults: Any) -> dict[str, Any]:

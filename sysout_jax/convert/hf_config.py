@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
 from sysout_jax.checks import shown
 from sysout_jax.config import RULES, Gpt2Config, LlamaConfig, ModelConfig, RopeScaling
 from sysout_jax.convert.fields import Fields
-from sysout_jax.errors import InputError
+from sysout_jax.errors import InputError, UnknownSettings
 
 #: Our fields ← theirs, where only the name differs; `hf_export` writes by the same tables.
 LLAMA_FIELDS = {
@@ -32,6 +32,14 @@ GPT2_FIELDS = {
     "num_heads": "n_head",
     "norm_eps": "layer_norm_epsilon",
     "tied_embeddings": "tie_word_embeddings",
+}
+#: Names that newer models use for the same, in files that hold both.
+GPT2_ALIASES = {
+    "n_embd": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_positions": "max_position_embeddings",
+    "n_inner": "intermediate_size",
 }
 NANOGPT_FIELDS = {
     "vocab_size": "vocab_size",
@@ -90,6 +98,7 @@ def _renamed(fields: Fields, table: Mapping[str, str], **defaults: Any) -> dict[
 
 def _llama(fields: Fields) -> LlamaConfig:
     fields.must_be("hidden_act", "silu")
+    fields.take_alias("max_position_embeddings", "max_sequence_length")
     bias = fields.take("attention_bias", RULES["qkv_bias"], False)
     plain = _renamed(
         fields,
@@ -119,6 +128,9 @@ def _gpt2(fields: Fields) -> Gpt2Config:
             f"activation_function = {shown(activation)} is not implemented; "
             f"expected one of {', '.join(sorted(ACTIVATIONS))}"
         )
+    for theirs, alias in GPT2_ALIASES.items():
+        fields.take_alias(theirs, alias)
+    fields.must_be("n_special", 0)
     fields.must_be("scale_attn_weights", True)
     fields.must_be("scale_attn_by_inverse_layer_idx", False)
     fields.must_be("add_cross_attention", False)
@@ -143,27 +155,47 @@ _READERS: dict[str, Callable[[Fields], ModelConfig]] = {
     "nanogpt": _nanogpt,
 }
 _LAYOUTS = {"mistral": "llama"}
+#: `model_type` of files that have none, by the class that they name.
+_BY_CLASS = {
+    "GPT2LMHeadModel": "gpt2",
+    "LlamaForCausalLM": "llama",
+    "LLaMAForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+}
 
 
-def read_config(fields: dict[str, Any], source: str) -> tuple[str, ModelConfig]:
+def read_config(
+    fields: dict[str, Any], source: str, accept: Collection[str] = ()
+) -> tuple[str, ModelConfig]:
     """The name table to use (`names.TABLES`) and our config.
 
-    Raises InputError for an unknown architecture, a missing field, or a setting that the model does not implement.
+    Settings named in `accept` are passed over where nothing here computes with them. Raises InputError for an unknown architecture, a
+    missing field, and a setting with a value that the model does not implement; UnknownSettings for settings that it does not know.
     """
-    # nanoGPT's config has no model_type; block_size is its name for the context
-    model_type = fields.get("model_type") or ("nanogpt" if "block_size" in fields else None)
+    model_type = fields.get("model_type") or _implied_type(fields)
     reader = _READERS.get(model_type) if isinstance(model_type, str) else None
     if reader is None:
         raise InputError(
             f"{source}: architecture {_architecture(fields)} is unknown; expected one of {', '.join(_READERS)}"
         )
-    taken = Fields(fields)
+    taken = Fields(fields, accept=accept)
     try:
         config = reader(taken)
         taken.check_nothing_left()
+    except UnknownSettings as error:
+        raise UnknownSettings(f"{source}: {error}", error.names) from None
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     return _LAYOUTS.get(str(model_type), str(model_type)), config
+
+
+def _implied_type(fields: Mapping[str, Any]) -> str | None:
+    """The `model_type` of a file that does not say it."""
+    if "block_size" in fields:  # nanoGPT's name for the context
+        return "nanogpt"
+    classes = fields.get("architectures")
+    named = classes[0] if isinstance(classes, list) and classes else None
+    return _BY_CLASS.get(named) if isinstance(named, str) else None
 
 
 def _architecture(fields: Mapping[str, Any]) -> str:

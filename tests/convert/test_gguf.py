@@ -190,7 +190,7 @@ def test_frequency_factors_equal_llama3_far_away():
     plain = rotary_frequencies(128, 5e5, None)
     want = rotary_frequencies(128, 5e5, scaling)
     factors = tuple((plain.astype(np.float64) / want).astype(np.float32).tolist())
-    got = rotary_frequencies(128, 5e5, RopeScaling(kind="factors", factors=factors))
+    got = rotary_frequencies(128, 5e5, RopeScaling(kind="factors", factor=1.0, factors=factors))
     np.testing.assert_allclose(16_000 * got.astype(float), 16_000 * want.astype(float), atol=4e-3)
 
 
