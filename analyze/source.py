@@ -41,7 +41,7 @@ class Source:
     """Flags that every analysis takes."""
 
     ckpt: str | None = None
-    """Hugging Face directory or hub id, nanoGPT ckpt.pt, llama2.c .bin, or a directory written by
+    """Hugging Face directory or hub id, GGUF file, nanoGPT ckpt.pt, llama2.c .bin, or a directory written by
     python -m sysout_jax.convert or python -m train. Default: a planted model with known outliers."""
     accept_setting: tuple[str, ...] = ()
     """Settings of the model's config to pass over although nothing here computes with them. Results may be wrong."""
@@ -220,6 +220,7 @@ def settings(args: Source, prepared: Prepared) -> dict[str, Any]:
         flags=flags,
         notes=prepared.notes,
         config=config_to_dict(prepared.lm.config),
+        stored_as=prepared.lm.stored_as,
         sequences=prepared.tokens.shape[0],
         length=prepared.tokens.shape[1],
     )

@@ -47,6 +47,11 @@ class LanguageModel:
     def num_layers(self) -> int:
         return self.config.num_layers
 
+    @property
+    def stored_as(self) -> dict[str, str]:
+        """Kind of weight (`mlp/down_proj/kernel`) → the types that a GGUF file stores it in, quantised or not; empty for other formats."""
+        return dict(getattr(self.source, "stored_as", {}))
+
     @cached_property
     def module(self):
         """The Flax module; `lm.module.apply({"params": lm.params}, tokens)` gives logits."""

@@ -25,7 +25,7 @@ class Args:
     """Convert a checkpoint to an Orbax directory or to a Hugging Face one. Config, BOS id and tokenizer go along."""
 
     src: str
-    """Hugging Face directory or hub id, nanoGPT ckpt.pt, llama2.c .bin, converted or trained checkpoint."""
+    """Hugging Face directory or hub id, GGUF file, nanoGPT ckpt.pt, llama2.c .bin, converted or trained checkpoint."""
     out: Path
     """Directory to write; must be new or empty."""
     format: Literal["orbax", "hf"] = "orbax"
