@@ -16,8 +16,8 @@ from tqdm import tqdm
 import sysout_jax as so
 from analyze.limits import MOST, MOST_SEEDS, check_count
 from analyze.source import Expects, Prepared, Source, check_out, prepare, settings, tell
-from sysout_jax.arguments import parse
-from sysout_jax.cli import run, say
+from sysout_jax.commands.arguments import parse
+from sysout_jax.commands.cli import run, say
 from sysout_jax.compress.methods import METHODS, Settings
 from sysout_jax.compress.results import Compression
 from sysout_jax.compress.study import compression

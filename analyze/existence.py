@@ -9,8 +9,8 @@ from pathlib import Path
 
 import sysout_jax as so
 from analyze.source import Expects, Source, check_out, prepare, progress, settings, tell
-from sysout_jax.arguments import parse
-from sysout_jax.cli import run, say
+from sysout_jax.commands.arguments import parse
+from sysout_jax.commands.cli import run, say
 from sysout_jax.published.measured import measured_by_statistics
 from sysout_jax.reports.existence import existence_summary, write_existence_report
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import sysout_jax as so
 from analyze.source import ClassLists, Expects, Source, check_out, prepare, progress, settings, tell
-from sysout_jax.arguments import parse
-from sysout_jax.cli import run, say
+from sysout_jax.commands.arguments import parse
+from sysout_jax.commands.cli import run, say
 from sysout_jax.published.measured import measured_by_positions
 from sysout_jax.reports.positions import positions_summary, write_positions_report
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 import sysout_jax as so
 from analyze.limits import LEAST_TAU, MOST, MOST_TAU, check_count, prompt_text, short
-from sysout_jax.cli import say
+from sysout_jax.commands.cli import say
 from sysout_jax.config import config_to_dict
 from sysout_jax.data.demo import demo_text
 from sysout_jax.data.text import prompt_sequence, read_text, text_windows

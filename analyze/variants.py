@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 import sysout_jax as so
 from analyze.source import Source, check_out, prepare, settings, tell
-from sysout_jax.arguments import parse
-from sysout_jax.cli import run, say
+from sysout_jax.commands.arguments import parse
+from sysout_jax.commands.cli import run, say
 from sysout_jax.figures.select import short_names
 from sysout_jax.figures.side_by_side import SideBySide
 from sysout_jax.reports.variants import summary, write_variants_report

@@ -9,9 +9,8 @@ edited = so.intervene(lm, tokens)
 compressed = so.compression(lm, tokens)
 """
 
-from sysout_jax import (
-    interrupts as interrupts,
-)  # first: our commands can be interrupted while the rest is imported
+# First: our commands can be interrupted while the rest is imported.
+from sysout_jax.commands import interrupts as interrupts  # noqa: I001
 from sysout_jax.capture import TAPS
 from sysout_jax.compress.results import Compression
 from sysout_jax.compress.study import compression

@@ -24,7 +24,7 @@ from sysout_jax.outliers.intervals import Interval, bootstrap_weights, interval
 from sysout_jax.outliers.lifecycle import lifecycle
 from sysout_jax.outliers.results import Lifecycle
 from sysout_jax.perplexity import Protocol, protocol_of
-from sysout_jax.serialise import plain
+from sysout_jax.storage.serialise import plain
 
 
 @dataclass(frozen=True)

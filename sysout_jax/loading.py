@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from sysout_jax import checkpoint
 from sysout_jax.calls import check_texts
+from sysout_jax.checkpoints import directory as checkpoint
 from sysout_jax.checks import shown
 from sysout_jax.config import ModelConfig
 from sysout_jax.convert import llama2c_tokenizer
@@ -29,7 +29,7 @@ from sysout_jax.data.tokenizers import Tokenizer, read_bos_id
 from sysout_jax.errors import InputError
 from sysout_jax.language_model import DTYPES, LanguageModel
 from sysout_jax.printable import printable, printable_name
-from sysout_jax.serialise import read_json_object
+from sysout_jax.storage.serialise import read_json_object
 from sysout_jax.weights import StoredWeights
 
 HF_CONFIG = "config.json"

@@ -19,7 +19,7 @@ from sysout_jax.outliers.attention import near_zero_updates
 from sysout_jax.outliers.collect import Stats, collect
 from sysout_jax.outliers.definitions import SINK_SHARE, TAU
 from sysout_jax.outliers.existence import Existence, existence
-from sysout_jax.serialise import plain
+from sysout_jax.storage.serialise import plain
 from sysout_jax.training.record import Record, training_record
 
 QUANTILES = (0.05, 0.5, 0.95)

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from sysout_jax.attention import resolve_kernel
-from sysout_jax.serialise import plain
+from sysout_jax.storage.serialise import plain
 from sysout_jax.version import __version__
 
 _VERSIONS_OF = ("jax", "jaxlib", "flax", "numpy", "matplotlib")

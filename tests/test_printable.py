@@ -6,7 +6,7 @@ import pytest
 
 from sysout_jax.errors import InputError
 from sysout_jax.printable import LONGEST, printable, printable_name
-from sysout_jax.serialise import read_json_object
+from sysout_jax.storage.serialise import read_json_object
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from sysout_jax.cli import run, say
+from sysout_jax.commands.cli import run, say
 from sysout_jax.planning import GIB, Plan, plan_analysis, plan_training
 from train.settings import Settings, parse
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sysout_jax.arguments import parse
-from sysout_jax.cli import run, say
+from sysout_jax.commands.arguments import parse
+from sysout_jax.commands.cli import run, say
 from sysout_jax.data.documents import Source
 from sysout_jax.data.prepare import prepare
 

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from sysout_jax import arguments
-from sysout_jax.cli import say
+from sysout_jax.commands import arguments
+from sysout_jax.commands.cli import say
 from sysout_jax.errors import InputError
 from sysout_jax.training.config import TrainConfig, load_config
 

@@ -11,7 +11,7 @@ from sysout_jax.compress.methods import Settings
 from sysout_jax.nonfinite import Nonfinite
 from sysout_jax.outliers.intervals import Interval
 from sysout_jax.perplexity import Protocol
-from sysout_jax.serialise import plain
+from sysout_jax.storage.serialise import plain
 
 
 @dataclass(frozen=True)

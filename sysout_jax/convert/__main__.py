@@ -10,11 +10,13 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from sysout_jax import checkpoint, loading, staging
-from sysout_jax.arguments import parse
-from sysout_jax.cli import run, say
+from sysout_jax import loading
+from sysout_jax.checkpoints import directory as checkpoint
+from sysout_jax.commands.arguments import parse
+from sysout_jax.commands.cli import run, say
 from sysout_jax.convert.hf_export import check_exportable, save_hugging_face
 from sysout_jax.errors import InputError
+from sysout_jax.storage import staging
 from sysout_jax.weights import expected_shapes, groups
 
 SAVE = {"orbax": checkpoint.save, "hf": save_hugging_face}

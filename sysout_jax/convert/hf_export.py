@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from sysout_jax.checkpoints.narrowing import Narrowing
 from sysout_jax.config import Gpt2Config, LlamaConfig, ModelConfig
 from sysout_jax.convert.forms import Shape
 from sysout_jax.convert.hf_config import ACTIVATIONS, GPT2_FIELDS, LLAMA_FIELDS, read_config
@@ -23,9 +24,8 @@ from sysout_jax.convert.safetensors_writer import Announced, write_safetensors
 from sysout_jax.data import tokenizers
 from sysout_jax.data.tokenizers import Tokenizer
 from sysout_jax.errors import InputError
-from sysout_jax.fingerprint import fingerprint, fingerprints
-from sysout_jax.narrowing import Narrowing
-from sysout_jax.staging import new_directory
+from sysout_jax.storage.fingerprint import fingerprint, fingerprints
+from sysout_jax.storage.staging import new_directory
 from sysout_jax.weights import WeightSource, expected_shapes, groups
 
 SHARD_BYTES = 4 * 10**9

@@ -11,8 +11,8 @@ from tokenizers import AddedToken, decoders, models, normalizers
 
 from sysout_jax.data.tokenizers import Tokenizer
 from sysout_jax.errors import InputError
-from sysout_jax.files import check_readable
 from sysout_jax.printable import printable
+from sysout_jax.storage.files import check_readable
 
 FILE = "tokenizer.bin"
 AGAIN = "copy or download it again"

@@ -15,9 +15,9 @@ from sysout_jax.config import ModelConfig
 from sysout_jax.convert.foreign import ForeignSource, Held
 from sysout_jax.convert.names import BASE_PREFIX
 from sysout_jax.errors import InputError, RunError
-from sysout_jax.files import check_readable
 from sysout_jax.printable import printable, printable_name, some
-from sysout_jax.serialise import read_json_object
+from sysout_jax.storage.files import check_readable
+from sysout_jax.storage.serialise import read_json_object
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

@@ -7,8 +7,8 @@ import zipfile
 from pathlib import Path
 
 from sysout_jax.errors import InputError
-from sysout_jax.files import check_readable
 from sysout_jax.printable import printable, printable_name
+from sysout_jax.storage.files import check_readable
 
 MAGIC = b"PK\x03\x04"
 AGAIN = "copy or download it again"

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from sysout_jax import staging
 from sysout_jax.data import tokenizers
 from sysout_jax.data.documents import LONGEST_PIECE, Source, pieces
 from sysout_jax.data.encoding import Encoder, Piece, Task, encode_in_order
 from sysout_jax.data.token_files import DTYPES, SPLITS, Meta, bin_path, token_dtype
 from sysout_jax.errors import InputError
 from sysout_jax.printable import printable_name
+from sysout_jax.storage import staging
 from sysout_jax.version import __version__
 
 TASK_SIZE = 1 << 18  # characters; 0.2 s of a BPE tokenizer

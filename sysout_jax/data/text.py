@@ -9,7 +9,7 @@ import numpy as np
 from sysout_jax.checks import shown
 from sysout_jax.data.tokenizers import Tokenizer
 from sysout_jax.errors import InputError
-from sysout_jax.files import check_readable
+from sysout_jax.storage.files import check_readable
 
 CHARACTERS_PER_TOKEN = (
     8  # how much of a long text to tokenise at first; doubled while it is not enough

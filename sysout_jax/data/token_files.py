@@ -15,7 +15,7 @@ import numpy as np
 from sysout_jax.checks import Is, OrNone, Rule, Whole, Word, check, check_fields
 from sysout_jax.errors import InputError
 from sysout_jax.printable import printable
-from sysout_jax.serialise import read_json_object
+from sysout_jax.storage.serialise import read_json_object
 
 META = "meta.json"
 SPLITS = ("train", "val")

@@ -16,8 +16,8 @@ import tokenizers
 from sysout_jax.checks import shown
 from sysout_jax.data import tokenizer_guard
 from sysout_jax.errors import InputError
-from sysout_jax.files import check_readable
 from sysout_jax.printable import escaped, printable_name
+from sysout_jax.storage.files import check_readable
 
 FILE = "tokenizer.json"
 MOST_BYTES = 1 << 28  # the largest of public models have 34 MB

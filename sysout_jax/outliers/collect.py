@@ -16,7 +16,7 @@ from sysout_jax.outliers.activations import ActivationStats, join_activations, r
 from sysout_jax.outliers.attention import AttentionStats, join_attention, reduce_attention
 from sysout_jax.outliers.definitions import TAU, TAUS
 from sysout_jax.outliers.weights import WeightStats, join_weights, reduce_weights
-from sysout_jax.serialise import plain
+from sysout_jax.storage.serialise import plain
 
 TOP = 16
 

@@ -18,7 +18,7 @@ from sysout_jax.outliers.definitions import TAU, TAUS
 from sysout_jax.outliers.intervals import Interval, bootstrap_weights, interval
 from sysout_jax.outliers.lifecycle import CANDIDATE_SHARE
 from sysout_jax.outliers.weights import outlier_lines
-from sysout_jax.serialise import plain
+from sysout_jax.storage.serialise import plain
 
 KINDS = ("W_down", "x_down", "h", "attention")  # what has a threshold
 

@@ -17,7 +17,7 @@ from sysout_jax.outliers.collect import Stats, collect
 from sysout_jax.outliers.definitions import TAU
 from sysout_jax.outliers.lifecycle import CANDIDATE_SHARE
 from sysout_jax.outliers.pooling import Pooled, pool_lines, pool_matrix
-from sysout_jax.serialise import plain
+from sysout_jax.storage.serialise import plain
 
 SHOWN = 16  # tokens drawn at most
 ELEMENTS = 8  # outliers named per place

@@ -17,7 +17,7 @@ from sysout_jax.outliers.collect import collect
 from sysout_jax.outliers.definitions import CODE_SHARE, TAU, TAUS
 from sysout_jax.outliers.lifecycle import CANDIDATE_SHARE
 from sysout_jax.outliers.tokens import TokenClasses
-from sysout_jax.serialise import plain
+from sysout_jax.storage.serialise import plain
 
 #: The paper's four, each a step from the one before.
 SENTENCES = (

@@ -18,7 +18,7 @@ from sysout_jax.outliers.collect import Stats, collect
 from sysout_jax.outliers.definitions import CODE_SHARE, TAU, TAUS
 from sysout_jax.outliers.lifecycle import CANDIDATE_SHARE
 from sysout_jax.outliers.tokens import TokenClasses
-from sysout_jax.serialise import plain
+from sysout_jax.storage.serialise import plain
 
 MAX_TEXTS = 12  # most frequent token texts that are named
 MAX_CHANNELS = 64  # channels named per layer

@@ -11,7 +11,7 @@ import numpy as np
 from sysout_jax.nonfinite import Nonfinite
 from sysout_jax.outliers.collect import Stats
 from sysout_jax.outliers.trace import Trace
-from sysout_jax.serialise import plain
+from sysout_jax.storage.serialise import plain
 
 
 @dataclass(frozen=True)

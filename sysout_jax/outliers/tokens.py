@@ -14,7 +14,7 @@ import numpy as np
 
 from sysout_jax.data.tokenizers import Tokenizer
 from sysout_jax.errors import InputError
-from sysout_jax.serialise import read_json_object
+from sysout_jax.storage.serialise import read_json_object
 
 INITIAL, OTHER = "initial", "other"
 #: Class → texts that belong to it. " " stands for any blank without a line end, "\n" for any blank with one.

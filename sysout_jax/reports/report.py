@@ -16,14 +16,15 @@ from typing import Any
 
 import jax
 
-from sysout_jax import interrupts, staging
+from sysout_jax.commands import interrupts
 from sysout_jax.errors import InputError, RunError
 from sysout_jax.figures import Figure, FigureSpec, TokenText, save_figure
-from sysout_jax.places import nearest
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.page import Picture, Section, Table, page
-from sysout_jax.serialise import plain, read_json_object
-from sysout_jax.workspaces import workspace
+from sysout_jax.storage import staging
+from sysout_jax.storage.places import nearest
+from sysout_jax.storage.serialise import plain, read_json_object
+from sysout_jax.storage.workspaces import workspace
 
 PAGE, FIGURES = "report.html", "figures"
 WORKSPACE = "report"  # what one analysis left unfinished, the next one clears, whichever it is

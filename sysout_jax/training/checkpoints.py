@@ -20,14 +20,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from sysout_jax import run_checkpoints as on_disk
+from sysout_jax.checkpoints import of_run as on_disk
+from sysout_jax.checkpoints.noise import quiet_orbax
+from sysout_jax.checkpoints.of_run import RECORD, RUN
 from sysout_jax.errors import RunError
-from sysout_jax.fingerprint import fingerprints
-from sysout_jax.held import PlainDirectory
-from sysout_jax.orbax_noise import quiet_orbax
 from sysout_jax.provenance import versions_and_device
-from sysout_jax.run_checkpoints import RECORD, RUN
-from sysout_jax.seal import Damaged
+from sysout_jax.storage.fingerprint import fingerprints
+from sysout_jax.storage.held import PlainDirectory
+from sysout_jax.storage.seal import Damaged
 from sysout_jax.training.stored_state import (
     STEP,
     Parts,

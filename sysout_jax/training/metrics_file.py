@@ -11,7 +11,7 @@ from typing import Any
 
 from sysout_jax.errors import InputError, RunError
 from sysout_jax.notices import warn_once
-from sysout_jax.staging import write_file
+from sysout_jax.storage.staging import write_file
 
 METRICS = "metrics.jsonl"
 UNREADABLE = ".unreadable"  # of lines that were moved aside

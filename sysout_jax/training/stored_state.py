@@ -11,8 +11,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from sysout_jax.fingerprint import fingerprint
-from sysout_jax.seal import Damaged, write_seal
+from sysout_jax.storage.fingerprint import fingerprint
+from sysout_jax.storage.seal import Damaged, write_seal
 
 OPTIMIZER, STEP = "optimizer", "step"
 BATCH_BYTES = 1 << 28  # of host memory while a checkpoint is read back

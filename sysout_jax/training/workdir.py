@@ -12,16 +12,16 @@ from typing import IO
 
 import jax
 
-from sysout_jax.checkpoint import write_config
+from sysout_jax.checkpoints.directory import write_config
+from sysout_jax.checkpoints.of_run import RUN
 from sysout_jax.data import tokenizers
 from sysout_jax.errors import InputError, RunError
-from sysout_jax.held import check_name
-from sysout_jax.run_checkpoints import RUN
-from sysout_jax.serialise import read_json_object
-from sysout_jax.staging import write_file
+from sysout_jax.storage.held import check_name
+from sysout_jax.storage.serialise import read_json_object
+from sysout_jax.storage.staging import write_file
+from sysout_jax.storage.workspaces import is_workspace
 from sysout_jax.training.config import TrainConfig, differences, from_dict, to_dict
 from sysout_jax.training.metrics_file import METRICS
-from sysout_jax.workspaces import is_workspace
 
 CONFIG = "train.json"
 LOCK = ".lock"

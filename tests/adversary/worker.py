@@ -87,7 +87,7 @@ def _run(case: dict[str, Any], originals: Path, place: Path) -> dict[str, Any]:
 
 def _called(command: list[str], place: Path) -> dict[str, Any]:
     """Status or exception of a command, what it printed, its seconds of processor and wall, its memory in MiB."""
-    from sysout_jax import cli
+    from sysout_jax.commands import cli
 
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}  # fmt: skip
     unraisable, streams = sys.unraisablehook, (sys.stdout, sys.stderr)

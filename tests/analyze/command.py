@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from sysout_jax.cli import run
+from sysout_jax.commands.cli import run
 from sysout_jax.data.demo import byte_tokenizer
 
 CONFIG = {

@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from analyze import compression
-from sysout_jax.cli import run
+from sysout_jax.commands.cli import run
 from sysout_jax.testing import demo_plant
 from tests.analyze.command import words
 

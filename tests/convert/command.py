@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
-from sysout_jax import cli
+from sysout_jax.commands import cli
 from sysout_jax.convert import __main__ as convert
 
 ROOT = Path(__file__).resolve().parents[2]

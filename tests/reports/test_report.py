@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from sysout_jax import workspaces
 from sysout_jax.errors import InputError, RunError
 from sysout_jax.figures import FIGURES
 from sysout_jax.provenance import run_settings, versions_and_device
@@ -20,6 +19,7 @@ from sysout_jax.reports import report as report_module
 from sysout_jax.reports.lifecycle import COUNTING, lifecycle_sections, write_lifecycle_report
 from sysout_jax.reports.page import Picture, Section, Table, page
 from sysout_jax.reports.report import write_report
+from sysout_jax.storage import workspaces
 from tests.test_figures import CASES, report_of
 
 EVIL = "<script>alert('&')</script>\x00\ud800"

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sysout_jax import staging
-from sysout_jax.cli import BAD_INPUT, CANNOT_GO_ON, run
+from sysout_jax.commands.cli import BAD_INPUT, CANNOT_GO_ON, run
 from sysout_jax.data import tokenizers
 from sysout_jax.errors import InputError
+from sysout_jax.storage import staging
 from train.prepare import main
 
 pytestmark = pytest.mark.slow

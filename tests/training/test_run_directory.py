@@ -145,7 +145,7 @@ def test_a_full_disk_is_one_line_and_whole_checkpoints_stay(
 
 def test_a_checkpoint_that_cannot_be_read_back_is_no_success(config, tmp_path, monkeypatch):
     def other_values(checkpoint, written):
-        from sysout_jax.seal import Damaged
+        from sysout_jax.storage.seal import Damaged
 
         raise Damaged("layer_0/mlp/kernel has other values than were written")
 

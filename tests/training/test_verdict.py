@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sysout_jax import run_checkpoints
+from sysout_jax.checkpoints import of_run as run_checkpoints
 from sysout_jax.errors import RunError
-from sysout_jax.seal import Damaged, write_seal
+from sysout_jax.storage.seal import Damaged, write_seal
 from sysout_jax.training import verdict
 from sysout_jax.training.verdict import DAMAGED, FINE, NOT_READ, attempt, reason
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from sysout_jax import checkpoint, staging, workspaces
+from sysout_jax.checkpoints import directory as checkpoint
 from sysout_jax.errors import InputError
+from sysout_jax.storage import staging, workspaces
 from sysout_jax.training import workdir
 from sysout_jax.training.config import from_dict
 from sysout_jax.training.workdir import LOCK, alone_in, check, claim

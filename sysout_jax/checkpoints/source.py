@@ -10,12 +10,12 @@ from typing import Any
 import jax
 from flax.traverse_util import flatten_dict
 
+from sysout_jax.checkpoints.groups import read_group, reason, stored_tree
 from sysout_jax.config import ModelConfig
 from sysout_jax.errors import InputError
-from sysout_jax.fingerprint import fingerprints
-from sysout_jax.held import Held, PlainDirectory
-from sysout_jax.orbax_groups import read_group, reason, stored_tree
 from sysout_jax.printable import printable
+from sysout_jax.storage.fingerprint import fingerprints
+from sysout_jax.storage.held import Held, PlainDirectory
 from sysout_jax.weights import expected_shapes, groups
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")

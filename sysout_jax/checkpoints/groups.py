@@ -14,10 +14,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from sysout_jax.fingerprint import fingerprints
-from sysout_jax.held import DESCRIPTORS, Held, PlainDirectory
-from sysout_jax.orbax_noise import quiet_orbax
+from sysout_jax.checkpoints.noise import quiet_orbax
 from sysout_jax.printable import printable
+from sysout_jax.storage.fingerprint import fingerprints
+from sysout_jax.storage.held import DESCRIPTORS, Held, PlainDirectory
 
 _interrupted: list[
     Held

@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 
-from sysout_jax import seal
-from sysout_jax.seal import Damaged, check_seal, write_seal
+from sysout_jax.storage import seal
+from sysout_jax.storage.seal import Damaged, check_seal, write_seal
 
 
 @pytest.fixture

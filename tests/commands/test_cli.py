@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from sysout_jax import cli
+from sysout_jax.commands import cli
 from sysout_jax.errors import InputError, RunError
 from sysout_jax.reports.summary import fit
 

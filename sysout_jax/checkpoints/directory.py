@@ -12,20 +12,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sysout_jax import run_checkpoints
+from sysout_jax.checkpoints import of_run as run_checkpoints
+from sysout_jax.checkpoints.groups import write_group
+from sysout_jax.checkpoints.narrowing import Narrowing
+from sysout_jax.checkpoints.of_run import RUN
+from sysout_jax.checkpoints.source import OrbaxSource, file_sizes
 from sysout_jax.config import ModelConfig, config_from_dict, config_to_dict
 from sysout_jax.data import tokenizers
 from sysout_jax.data.tokenizers import Tokenizer, read_bos_id
 from sysout_jax.errors import InputError
-from sysout_jax.held import Held
-from sysout_jax.narrowing import Narrowing
 from sysout_jax.notices import warn_once
-from sysout_jax.orbax_groups import write_group
-from sysout_jax.orbax_source import OrbaxSource, file_sizes
-from sysout_jax.run_checkpoints import RUN
-from sysout_jax.seal import Damaged
-from sysout_jax.serialise import read_json_object
-from sysout_jax.staging import new_directory, write_file
+from sysout_jax.storage.held import Held
+from sysout_jax.storage.seal import Damaged
+from sysout_jax.storage.serialise import read_json_object
+from sysout_jax.storage.staging import new_directory, write_file
 from sysout_jax.weights import WeightSource, groups
 
 CONFIG = "model.json"

@@ -12,7 +12,7 @@ from typing import Any
 
 import tyro
 
-from sysout_jax import cli
+from sysout_jax.commands import cli
 from sysout_jax.errors import InputError
 from sysout_jax.printable import printable, printable_name
 

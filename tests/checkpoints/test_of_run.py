@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
-from sysout_jax import run_checkpoints, seal
-from sysout_jax.checkpoint import write_config
+from sysout_jax.checkpoints import of_run as run_checkpoints
+from sysout_jax.checkpoints.directory import write_config
 from sysout_jax.config import Gpt2Config
 from sysout_jax.errors import InputError
 from sysout_jax.models import parameter_shapes
+from sysout_jax.storage import seal
 from sysout_jax.training.checkpoints import Checkpoints
 
 CONFIG = Gpt2Config(

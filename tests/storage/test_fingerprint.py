@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sysout_jax.fingerprint import CHUNK, SPREAD, _on_device, fingerprint, fingerprints
+from sysout_jax.storage.fingerprint import CHUNK, SPREAD, _on_device, fingerprint, fingerprints
 
 
 def written_out(array: np.ndarray) -> int:

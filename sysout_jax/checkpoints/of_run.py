@@ -1,6 +1,6 @@
 """The checkpoints of a training run as they lie on disk: which are whole, what is written beside the values, and how a reader keeps one from being removed.
 
-`<run>/checkpoints/<step>/` holds one Orbax directory per parameter group and for the optimiser, a record, and a seal (`sysout_jax.seal`).
+`<run>/checkpoints/<step>/` holds one Orbax directory per parameter group and for the optimiser, a record, and a seal (`sysout_jax.storage.seal`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from sysout_jax import seal
-from sysout_jax.held import Held
-from sysout_jax.seal import Damaged, check_seal
+from sysout_jax.storage import seal
+from sysout_jax.storage.held import Held
+from sysout_jax.storage.seal import Damaged, check_seal
 
 RUN = "checkpoints"
 RECORD = "record"  # JSON, see `sysout_jax.training.checkpoints`

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sysout_jax import held
 from sysout_jax.errors import InputError
-from sysout_jax.held import Held, PlainDirectory, check_name
+from sysout_jax.storage import held
+from sysout_jax.storage.held import Held, PlainDirectory, check_name
 
 MISREAD = ["a[b]", "x*y", "q?", "b\\c", "end\\", "gs:", "\udcff"]
 PLAIN = ["plain", "sp ace", "ünï 漢", "h#h", "p%20", "a]", "~", "a:b", "{a}"]

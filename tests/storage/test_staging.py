@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from sysout_jax import staging, workspaces
 from sysout_jax.errors import InputError, RunError
-from sysout_jax.staging import new_directory, write_file
-from sysout_jax.workspaces import MARKER
+from sysout_jax.storage import staging, workspaces
+from sysout_jax.storage.staging import new_directory, write_file
+from sysout_jax.storage.workspaces import MARKER
 from tests.analyze.command import tree
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def in_the_way(kind: str, place: Path, elsewhere: Path) -> None:

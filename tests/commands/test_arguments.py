@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 
-from sysout_jax.arguments import parse
+from sysout_jax.commands.arguments import parse
 from sysout_jax.errors import InputError
 
 

@@ -1,0 +1,1 @@
+"""Weights that we wrote: converted directories and checkpoints of runs, as Orbax holds them."""

@@ -1,0 +1,1 @@
+"""Files and directories of ours, whatever they hold: where they may lie, how they appear whole, how damage is seen."""
