@@ -10,7 +10,7 @@ import dataclasses
 from dataclasses import MISSING, dataclass
 from typing import Any, Literal, get_args
 
-from sysout_jax.checks import Flag, Real, Rule, Whole, Word, check, check_fields, shown
+from sysout_jax.checks import Flag, OrNone, Real, Rule, Whole, Word, check, check_fields, shown
 from sysout_jax.errors import InputError
 from sysout_jax.printable import printable_name
 
@@ -36,6 +36,7 @@ RULES: dict[str, Rule] = {
     "low_freq_factor": _FACTOR,
     "high_freq_factor": _FACTOR,
     "original_context": Whole(),
+    "sliding_window": OrNone(Whole()),
     "tied_embeddings": Flag(),
     "qkv_bias": Flag(),
     "o_bias": Flag(),
@@ -102,7 +103,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaConfig(ModelConfig):
-    """LLaMA and its descendants: RMSNorm, rotary positions, grouped queries, SwiGLU."""
+    """LLaMA, Mistral and Qwen2: RMSNorm, rotary positions, grouped queries, SwiGLU."""
 
     family: str = "llama"
     num_kv_heads: int
@@ -110,6 +111,8 @@ class LlamaConfig(ModelConfig):
     tied_embeddings: bool = False
     rope_theta: float = 10_000.0
     rope_scaling: RopeScaling | None = None
+    sliding_window: int | None = None
+    """Keys that a query sees, itself included; None: all before it."""
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
@@ -192,7 +195,7 @@ MODEL_SIZES: dict[str, ModelConfig] = {
     "llama-3-8b": _llama(32, 4096, 32, 8, 14336, 128256, 8192, rope_theta=5e5),
     "llama-3.1-8b": _llama(32, 4096, 32, 8, 14336, 128256, 131072, rope_theta=5e5, rope_scaling=_LLAMA31),
     "llama-3.2-1b": _llama(16, 2048, 32, 8, 8192, 128256, 131072, rope_theta=5e5, rope_scaling=_LLAMA32, tied_embeddings=True),
-    "mistral-7b": _llama(32, 4096, 32, 8, 14336, 32000, 4096),  # context = its sliding window
+    "mistral-7b": _llama(32, 4096, 32, 8, 14336, 32000, 32768, sliding_window=4096),
     "tinyllama-120m": _llama(12, 768, 12, 12, 2048, 32000, 2048),
     "gpt2": _gpt2(12, 768, 12),
     "gpt2-medium": _gpt2(24, 1024, 16),

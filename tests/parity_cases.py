@@ -72,6 +72,11 @@ CASES: dict[str, Case] = {
         "llama", _LLAMA | {"head_dim": 8, "rope_parameters": _LLAMA3, "num_key_value_heads": 2}
     ),
     "mistral": Case("mistral", _LLAMA | {"num_key_value_heads": 2, "sliding_window": 32}),
+    "mistral-window": Case("mistral", _LLAMA | {"num_key_value_heads": 2, "sliding_window": 5}),
+    "qwen2": Case(
+        "qwen2",
+        _LLAMA | {"num_key_value_heads": 2, "tie_word_embeddings": True, "sliding_window": 4},
+    ),
     "gpt2": Case("gpt2", _GPT2),
     "gpt2-exact-gelu-untied": Case(
         "gpt2",

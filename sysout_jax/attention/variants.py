@@ -87,15 +87,18 @@ def sigmoid(module, x_BxTxD, q, k, v, kernel, spec) -> Mixed:
 
 
 def attention_spec(cfg, length: int) -> AttentionSpec:
-    """The rule behind a config's weights over sequences of `length` tokens.
+    """The rule behind a config's weights over sequences of `length` tokens; a window that none of them leaves is none.
 
     b of sigmoid attention is −log of the context length, so that a prefix keeps its meaning, or of the current length as in the paper's
     published code.
     """
+    window = getattr(cfg, "sliding_window", None)
+    if window is not None and window >= length:
+        window = None
     if cfg.attention != "sigmoid":
-        return AttentionSpec()
+        return AttentionSpec(window=window)
     positions = cfg.context_length if cfg.sigmoid_bias == "context" else length
-    return AttentionSpec(sigmoid=-math.log(positions))
+    return AttentionSpec(sigmoid=-math.log(positions), window=window)
 
 
 VARIANTS: dict[str, Variant] = {

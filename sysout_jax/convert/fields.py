@@ -54,6 +54,10 @@ class Fields:
             )
         return check(self._prefix + name, value, rule)
 
+    def has(self, name: str) -> bool:
+        """Whether the file has the field and nobody has taken it."""
+        return name in self._left
+
     def take_any(self, name: str, default: Any = None) -> Any:
         """The field's value, whatever it is."""
         value = self._left.pop(name, None)

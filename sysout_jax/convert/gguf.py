@@ -174,5 +174,6 @@ def _gpt2(file: GgufFile, fields: Fields) -> Gpt2Config:
 #: `general.architecture` → its config's reader; the name table is `gguf-<architecture>` in `names.TABLES`.
 ARCHITECTURES: dict[str, Callable[[GgufFile, Fields], ModelConfig]] = {
     "llama": _llama,
+    "qwen2": _llama,
     "gpt2": _gpt2,
 }

@@ -97,9 +97,30 @@ def _renamed(fields: Fields, table: Mapping[str, str], **defaults: Any) -> dict[
 
 
 def _llama(fields: Fields) -> LlamaConfig:
+    bias = fields.take("attention_bias", RULES["qkv_bias"], False)
+    return _llama_with(fields, qkv_bias=bias, o_bias=bias)
+
+
+def _mistral(fields: Fields) -> LlamaConfig:
+    # without the key, transformers takes 4096; with null, there is no window
+    given = fields.has("sliding_window")
+    window = fields.take("sliding_window", RULES["sliding_window"], None if given else 4096)
+    return _llama_with(fields, sliding_window=window)
+
+
+def _qwen2(fields: Fields) -> LlamaConfig:
+    fields.must_be("use_sliding_window", False)
+    fields.take_any("sliding_window")  # not used then
+    layers = fields.take_any("layer_types", [])
+    if not isinstance(layers, list) or any(kind != "full_attention" for kind in layers):
+        raise InputError(f"layer_types is {shown(layers)}; expected full_attention in all layers")
+    return _llama_with(fields, qkv_bias=True)
+
+
+def _llama_with(fields: Fields, **more: Any) -> LlamaConfig:
+    """What LLaMA and its descendants share, and what they differ in."""
     fields.must_be("hidden_act", "silu")
     fields.take_alias("max_position_embeddings", "max_sequence_length")
-    bias = fields.take("attention_bias", RULES["qkv_bias"], False)
     plain = _renamed(
         fields,
         LLAMA_FIELDS,
@@ -115,10 +136,7 @@ def _llama(fields: Fields) -> LlamaConfig:
     if plain["head_dim"] is None:
         plain["head_dim"] = plain["d_model"] // heads
     theta, scaling = _rope(fields, context)
-    # within the sliding window attention is plain causal attention, so that far the model is exact
-    window = fields.take("sliding_window", RULES["context_length"], context)
-    plain["context_length"] = min(context, window)
-    return LlamaConfig(**plain, rope_theta=theta, rope_scaling=scaling, qkv_bias=bias, o_bias=bias)
+    return LlamaConfig(**plain, rope_theta=theta, rope_scaling=scaling, **more)
 
 
 def _gpt2(fields: Fields) -> Gpt2Config:
@@ -150,17 +168,19 @@ def _nanogpt(fields: Fields) -> Gpt2Config:
 
 _READERS: dict[str, Callable[[Fields], ModelConfig]] = {
     "llama": _llama,
-    "mistral": _llama,
+    "mistral": _mistral,
+    "qwen2": _qwen2,
     "gpt2": _gpt2,
     "nanogpt": _nanogpt,
 }
-_LAYOUTS = {"mistral": "llama"}
+_LAYOUTS = {"mistral": "llama", "qwen2": "llama"}
 #: `model_type` of files that have none, by the class that they name.
 _BY_CLASS = {
     "GPT2LMHeadModel": "gpt2",
     "LlamaForCausalLM": "llama",
     "LLaMAForCausalLM": "llama",
     "MistralForCausalLM": "mistral",
+    "Qwen2ForCausalLM": "qwen2",
 }
 
 

@@ -97,11 +97,31 @@ def check_exportable(config: ModelConfig) -> None:
             f"attention {config.attention!r} has no class in transformers, which would compute plain softmax attention; "
             "expected a model with default attention, use --format orbax"
         )
+    if not isinstance(config, LlamaConfig):
+        return
+    if _class(config) == "Mistral" and (config.qkv_bias or config.o_bias or config.mlp_bias):
+        raise InputError(
+            "a sliding window and biases together have no class in transformers; expected one of them, use --format orbax"
+        )
+    if config.rope_scaling is not None and config.rope_scaling.kind == "factors":
+        raise InputError(
+            "rotary positions with a divisor for every pair have no name in transformers; expected linear or llama3 scaling, "
+            "use --format orbax"
+        )
+
+
+def _class(config: LlamaConfig) -> str:
+    """Which of transformers' classes computes it, biases that we lack being zero."""
+    if config.sliding_window is not None:
+        return "Mistral"
+    return "Qwen2" if config.qkv_bias and not (config.o_bias or config.mlp_bias) else "Llama"
 
 
 def _with_their_biases(config: ModelConfig) -> ModelConfig:
     """The same model with the biases that transformers' class insists on; those that we lack are zero."""
     if isinstance(config, LlamaConfig):
+        if _class(config) == "Qwen2":
+            return config
         bias = config.qkv_bias or config.o_bias
         return dataclasses.replace(config, qkv_bias=bias, o_bias=bias)
     assert isinstance(config, Gpt2Config)
@@ -110,11 +130,17 @@ def _with_their_biases(config: ModelConfig) -> ModelConfig:
 
 def _fields(config: ModelConfig) -> dict[str, Any]:
     if isinstance(config, LlamaConfig):
+        name = _class(config)
+        owns: dict[str, dict[str, Any]] = {
+            "Llama": {"attention_bias": config.qkv_bias},
+            "Mistral": {"sliding_window": config.sliding_window},
+            "Qwen2": {"use_sliding_window": False},
+        }
         return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
+            "architectures": [f"{name}ForCausalLM"],
+            "model_type": name.lower(),
             "hidden_act": "silu",
-            "attention_bias": config.qkv_bias,
+            **owns[name],
             "rope_theta": config.rope_theta,
             "rope_scaling": _rope_scaling(config),
             **{theirs: getattr(config, ours) for ours, theirs in LLAMA_FIELDS.items()},

@@ -125,6 +125,12 @@ GGUF_LLAMA: dict[str, Stored] = {
     "final_norm/scale": Stored("output_norm.weight"),
     "lm_head/kernel": _linear("output.weight"),
 }
+#: Qwen2's q and k are stored as they are.
+_UNPAIRED = {PAIRED_LINEAR: LINEAR, PAIRED: SAME}
+GGUF_QWEN2: dict[str, Stored] = {
+    ours: Stored(stored.name, _UNPAIRED.get(stored.form, stored.form))
+    for ours, stored in GGUF_LLAMA.items()
+}
 GGUF_GPT2: dict[str, Stored] = {
     "embed/embedding": Stored("token_embd.weight"),
     "positions/embedding": Stored("position_embd.weight"),
@@ -151,6 +157,7 @@ TABLES = {
     "nanogpt": NANOGPT,
     "meta": META,
     "gguf-llama": GGUF_LLAMA,
+    "gguf-qwen2": GGUF_QWEN2,
     "gguf-gpt2": GGUF_GPT2,
 }
 

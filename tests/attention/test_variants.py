@@ -59,7 +59,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setitem(blocks.GROUPS, "cpu", 2)
 
 
-def formula(module, x, q, k, v, kernel) -> Mixed:
+def formula(module, x, q, k, v, kernel, spec) -> Mixed:
     """An et al., Table 2 and D.1, with explicit maps; parameters are declared under the names of the library."""
     cfg = module.cfg
     H, Dh, group = q.shape[2], q.shape[3], q.shape[2] // k.shape[2]

@@ -14,9 +14,10 @@ from tests.analyze.command import call
 from tests.parity_cases import FIXTURES
 
 LLAMA = {"LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM"}
-KNOWN = LLAMA | {"GPT2LMHeadModel"}
+QWEN = {"Qwen2ForCausalLM"}
+KNOWN = LLAMA | QWEN | {"GPT2LMHeadModel"}
 #: What the published files hold, counted by hand: so many are of families that load.
-NUMBER = 26
+NUMBER = 30
 
 
 def fixture(case: str) -> dict:
@@ -34,7 +35,7 @@ def test_published_files_are_read_with_their_values(shared_data):
     for name, fields in known.items():
         layout, config = read_config(fields, name)
         first = {key: fields.get(key) for key in fields}
-        if set(fields["architectures"]) & LLAMA:
+        if set(fields["architectures"]) & (LLAMA | QWEN):
             assert layout == "llama"
             heads = first["num_attention_heads"]
             assert config.d_model == first["hidden_size"] and config.num_heads == heads
@@ -49,7 +50,12 @@ def test_published_files_are_read_with_their_values(shared_data):
             if scaling:
                 assert config.rope_scaling.factor == scaling["factor"]
             context = first.get("max_position_embeddings", first.get("max_sequence_length"))
-            assert config.context_length == min(context, first.get("sliding_window") or context)
+            assert config.context_length == context
+            assert config.sliding_window == (
+                None if set(fields["architectures"]) & QWEN else first.get("sliding_window")
+            )
+            assert config.qkv_bias == bool(set(fields["architectures"]) & QWEN)
+            assert not config.o_bias and not config.mlp_bias
         else:
             assert layout == "gpt2"
             assert config.d_model == first["n_embd"] and config.num_layers == first["n_layer"]

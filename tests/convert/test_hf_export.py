@@ -80,6 +80,8 @@ def test_there_and_back(case, tmp_path, monkeypatch, capsys):
         assert not np.any(back.params["layer_1"]["attn"]["qkv_proj"]["bias"])
         return
     assert_same_model(there, back)
+    if case == "mistral-window":
+        assert back.config.sliding_window == 5
     if case != "mistral":  # the same tensors under the same names
         held, written = ({}, {})
         for directory, tensors in ((src, held), (out, written)):
@@ -248,3 +250,18 @@ def test_what_does_not_read_back_is_no_success(damage, tmp_path, monkeypatch):
     with pytest.raises(RunError, match="read again, it is not what was written"):
         export(lm, tmp_path / "out")
     assert not everything_below(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sliding_window": 4, "qkv_bias": True},
+        {"rope_scaling": RopeScaling(kind="factors", factor=1.0, factors=(1.0, 2.0, 2.0, 8.0))},
+    ],
+    ids=["window and biases", "factors"],
+)
+def test_what_no_class_computes_is_refused(changes, tmp_path):
+    lm = random_model(dataclasses.replace(MODELS["llama-gqa-tied"], head_dim=8, **changes))
+    with pytest.raises(so.InputError, match="in transformers; .*use --format orbax"):
+        export(lm, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
