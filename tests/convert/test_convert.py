@@ -251,7 +251,7 @@ def test_status_of_a_command(capsys):
 
 
 def test_a_reader_that_leaves_early_causes_no_traceback():
-    code = "from sysout_jax import cli; cli.run(lambda: print('x\\n' * 10**6))"
+    code = "from sysout_jax.commands import cli; cli.run(lambda: print('x\\n' * 10**6))"
     command = f'"{sys.executable}" -c "{code}" | head -1; exit ${{PIPESTATUS[0]}}'
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (141, "x\n", "")

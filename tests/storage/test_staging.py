@@ -124,7 +124,7 @@ def killed(code: str):
 
 def enter(call: str) -> str:
     return (
-        f"from pathlib import Path\nfrom sysout_jax import staging, workspaces\nblock = {call}\n"
+        f"from pathlib import Path\nfrom sysout_jax.storage import staging, workspaces\nblock = {call}\n"
         "directory = block.__enter__()\n(directory / 'd').mkdir()\n(directory / 'd/half').write_text('x')"
     )
 
