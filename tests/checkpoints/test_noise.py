@@ -6,7 +6,7 @@ import asyncio
 import gc
 import logging
 
-from sysout_jax.orbax_noise import quiet_orbax
+from sysout_jax.checkpoints.noise import quiet_orbax
 
 
 async def fails():
