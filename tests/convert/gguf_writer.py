@@ -83,7 +83,8 @@ def write_gguf(
     """A whole model file; matrices whose rows are whole blocks are stored as `quantise`, everything else as float32."""
     config = json.loads((hf / "config.json").read_text())
     arch = "gpt2" if config["model_type"] == "gpt2" else "llama"
-    writer = gguf.GGUFWriter(path, arch)
+    writer = gguf.GGUFWriter(path, "qwen2" if config["model_type"] == "qwen2" else arch)
+    permute = permute and config["model_type"] != "qwen2"  # stored as it is
     if arch == "llama":
         heads = config["num_attention_heads"]
         writer.add_context_length(config["max_position_embeddings"])

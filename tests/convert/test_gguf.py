@@ -27,6 +27,7 @@ CASES = [
     "llama-head-dim",
     "llama-biases",
     "llama-linear-rope",
+    "qwen2",
     "gpt2",
 ]
 
@@ -44,6 +45,8 @@ def test_float32_is_the_hugging_face_model_exactly(case, tmp_path):
     write_gguf(FIXTURES / case, path)
     ours, theirs = so.load(path), so.load(FIXTURES / case)
     assert equal(ours, theirs)
+    if case == "qwen2":
+        assert ours.config.qkv_bias and not ours.config.o_bias
     for field in (
         "d_model",
         "num_heads",
