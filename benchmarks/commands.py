@@ -21,7 +21,7 @@ import jax
 import numpy as np
 import tyro
 
-from sysout_jax.checkpoints.directory import save
+from sysout_jax.checkpoints.checkpoint import save
 from sysout_jax.config import LlamaConfig
 from sysout_jax.data.demo import byte_tokenizer
 from sysout_jax.models import parameter_shapes

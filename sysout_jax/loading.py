@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sysout_jax.calls import check_texts
-from sysout_jax.checkpoints import directory as checkpoint
+from sysout_jax.checkpoints import checkpoint
 from sysout_jax.checks import shown
 from sysout_jax.config import ModelConfig
 from sysout_jax.convert import llama2c_tokenizer

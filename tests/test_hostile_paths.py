@@ -102,7 +102,7 @@ def test_within_a_converted_directory(converted, kind, name):
 @pytest.fixture
 def converted(tmp_path) -> Path:
     """A small converted model with a tokenizer."""
-    from sysout_jax.checkpoints import directory as checkpoint
+    from sysout_jax.checkpoints import checkpoint
     from tests.random_models import random_model
 
     lm = random_model("gpt2", 0, num_layers=2)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
-from sysout_jax.checkpoints import directory as checkpoint
+from sysout_jax.checkpoints import checkpoint
 from sysout_jax.data.demo import byte_tokenizer
 from sysout_jax.engine import Stream, observe_nothing
 from sysout_jax.figures import FIGURES, draw_figures, style

@@ -66,10 +66,7 @@ def _log_odds(q_BxTxHxDh, key_HxDh, lse_BxHxT, spec: AttentionSpec) -> jax.Array
         key_HxDh.astype(q_BxTxHxDh.dtype),
         preferred_element_type=lse_BxHxT.dtype,
     )
-    logit_BxHxT = spec.scale_of(q_BxTxHxDh.shape[-1]) * logit_BxHxT
-    if spec.softcap is not None:
-        logit_BxHxT = spec.softcap * jnp.tanh(logit_BxHxT / spec.softcap)
-    return logit_BxHxT - lse_BxHxT
+    return spec.capped(spec.scale_of(q_BxTxHxDh.shape[-1]) * logit_BxHxT) - lse_BxHxT
 
 
 def _kernel(kernel: str, dtype, spec: AttentionSpec) -> str:

@@ -30,11 +30,8 @@ def logit_range(
         ) * spec.scale_of(Dh)
         row = first + jnp.arange(rows)
         distance_RxS = row[:, None] - jnp.arange(S)[None]
-        seen = (distance_RxS >= 0) & (row < T)[:, None]
-        if spec.window is not None:
-            seen &= distance_RxS < spec.window
-        if spec.softcap is not None:
-            logits = spec.softcap * jnp.tanh(logits / spec.softcap)
+        seen = spec.sees(distance_RxS) & (row < T)[:, None]
+        logits = spec.capped(logits)
         if slopes_H is not None:
             slopes = slopes_H.reshape(1, K, H // K, 1, 1)
             logits = logits - slopes * distance_RxS.astype(jnp.float32)[None, None, None]

@@ -99,16 +99,13 @@ def causal_logits(q_GxTxDh, k_DhxS, row_T, key_S, spec: AttentionSpec, slopes_G=
     dtype = accumulator(q_GxTxDh.dtype)
     values = jnp.matmul(q_GxTxDh.reshape(G * T, Dh), k_DhxS, preferred_element_type=dtype)
     values, slope = values.reshape(G, T, S), None
-    seen_TxS = row_T[:, None] >= key_S[None, :]
-    if spec.window is not None:
-        seen_TxS &= row_T[:, None] - key_S[None, :] < spec.window
+    distance_TxS = row_T[:, None] - key_S[None, :]
     if spec.softcap is not None:
-        bent = jnp.tanh(values / spec.softcap)
-        values, slope = spec.softcap * bent, 1.0 - bent * bent
+        values = spec.capped(values)
+        slope = 1.0 - (values / spec.softcap) ** 2
     if slopes_G is not None:
-        distance_TxS = (row_T[:, None] - key_S[None, :]).astype(dtype)
-        values = values - slopes_G.astype(dtype)[:, None, None] * distance_TxS[None]
-    return Logits(values, seen_TxS[None], slope)
+        values = values - slopes_G.astype(dtype)[:, None, None] * distance_TxS[None].astype(dtype)
+    return Logits(values, spec.sees(distance_TxS)[None], slope)
 
 
 def attend_rows(

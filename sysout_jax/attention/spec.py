@@ -31,6 +31,15 @@ class AttentionSpec:
         """The factor on q·k."""
         return head_dim**-0.5 if self.scale is None else self.scale
 
+    def capped(self, logits: jax.Array) -> jax.Array:
+        """Logits within the soft cap."""
+        return logits if self.softcap is None else self.softcap * jnp.tanh(logits / self.softcap)
+
+    def sees(self, distance: jax.Array) -> jax.Array:
+        """bool: whether a query sees a key so many positions before it."""
+        seen = distance >= 0
+        return seen if self.window is None else seen & (distance < self.window)
+
     def slopes(self) -> jax.Array | None:
         """(H,) float32 slopes, None without ALiBi."""
         return None if self.alibi is None else jnp.asarray(self.alibi, jnp.float32)

@@ -196,10 +196,8 @@ def _is_command() -> bool:
     if command is None:
         return False
     package = sys.modules.get(command["package"])  # half imported: it is what imports us
-    ours = __file__
-    for _ in ("commands", "sysout_jax", "the directory that holds both packages"):
-        ours = os.path.dirname(ours)
-    return os.path.dirname(os.path.dirname(getattr(package, "__file__", None) or "")) == ours
+    beside = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+    return os.path.dirname(os.path.dirname(getattr(package, "__file__", None) or "")) == beside
 
 
 if _is_command():

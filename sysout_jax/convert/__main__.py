@@ -11,7 +11,7 @@ from typing import Literal
 from tqdm import tqdm
 
 from sysout_jax import loading
-from sysout_jax.checkpoints import directory as checkpoint
+from sysout_jax.checkpoints import checkpoint
 from sysout_jax.commands.arguments import parse
 from sysout_jax.commands.cli import run, say
 from sysout_jax.convert.hf_export import check_exportable, save_hugging_face
@@ -31,7 +31,7 @@ class Args:
     out: Path
     """Directory to write; must be new or empty."""
     format: Literal["orbax", "hf"] = "orbax"
-    """orbax opens everywhere in this library; hf opens in transformers (GPT-2 and LLaMA with default attention)."""
+    """orbax opens everywhere in this library; hf opens in transformers (GPT-2, LLaMA, Mistral and Qwen2 with default attention)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the written weights; auto keeps the one they are stored in."""
     accept_setting: tuple[str, ...] = ()

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from sysout_jax.checks import Rule, check, shown
+from sysout_jax.config import RULES
 from sysout_jax.errors import InputError, UnknownSettings
 from sysout_jax.printable import printable_name, some
 
 # Training, generation and bookkeeping: no influence on a forward pass without dropout.
 IRRELEVANT = frozenset(
     """architectures attention_dropout attn_implementation attn_pdrop auto_map bad_words_ids
-    begin_suppress_tokens chunk_size_feed_forward cls_token_id decoder_start_token_id
-    diversity_penalty do_sample dropout dtype early_stopping embd_pdrop encoder_no_repeat_ngram_size eos_token_id
-    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing
+    begin_suppress_tokens chunk_size_feed_forward
+    diversity_penalty do_sample dropout dtype early_stopping embd_pdrop encoder_no_repeat_ngram_size
+    exponential_decay_length_penalty finetuning_task gradient_checkpointing
     hidden_dropout id2label initializer_range is_decoder keys_to_ignore_at_inference label2id length_penalty
     max_length max_new_tokens max_window_layers min_length mlp_dropout model_type n_ctx name_or_path
     no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions output_hidden_states
-    output_scores pad_token_id prefix pretraining_tp problem_type pruned_heads reorder_and_upcast_attn
-    repetition_penalty resid_pdrop return_dict return_dict_in_generate sep_token_id summary_activation
+    output_scores prefix pretraining_tp problem_type pruned_heads reorder_and_upcast_attn
+    repetition_penalty resid_pdrop return_dict return_dict_in_generate summary_activation
     summary_first_dropout summary_proj_to_labels summary_type summary_use_proj suppress_tokens task_specific_params
     temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript
     transformers_version typical_p unsloth_version unsloth_fixed use_bfloat16 use_cache
@@ -30,6 +32,17 @@ IRRELEVANT = frozenset(
 def is_irrelevant(name: str) -> bool:
     """Whether no family computes with a setting of this name: the list above, private names, and ids of special tokens."""
     return name in IRRELEVANT or name.startswith("_") or name.endswith(("_token_id", "_token_ids"))
+
+
+@contextlib.contextmanager
+def naming(source: object) -> Iterator[None]:
+    """Within, errors begin with the file that they are about."""
+    try:
+        yield
+    except UnknownSettings as error:
+        raise UnknownSettings(f"{source}: {error}", error.names) from None
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
 
 
 class Fields:
@@ -54,6 +67,13 @@ class Fields:
             )
         return check(self._prefix + name, value, rule)
 
+    def take_table(self, table: Mapping[str, str], **defaults: Any) -> dict[str, Any]:
+        """Our fields by a table of their names, each checked by our rule; those without a default must be there."""
+        return {
+            ours: self.take(theirs, RULES[ours], defaults.get(ours, ...))
+            for ours, theirs in table.items()
+        }
+
     def has(self, name: str) -> bool:
         """Whether the file has the field and nobody has taken it."""
         return name in self._left
@@ -77,15 +97,13 @@ class Fields:
 
     def take_alias(self, name: str, alias: str) -> None:
         """Take `alias` for `name` where only it is given; InputError where both are and differ."""
-        value = self._left.pop(alias, None)
-        if value is None:
-            return
-        if self._left.setdefault(name, value) is None:
-            self._left[name] = value
-        if type(self._left[name]) is not type(value) or self._left[name] != value:
+        own, other = self._left.get(name), self._left.pop(alias, None)
+        if own is None:
+            self._left[name] = other
+        elif other is not None and (type(own) is not type(other) or own != other):
             raise InputError(
-                f"{self._prefix}{name} is {shown(self._left[name])} and {self._prefix}{alias}, which means the same, is "
-                f"{shown(value)}; expected one value"
+                f"{self._prefix}{name} is {shown(own)} and {self._prefix}{alias}, which means the same, is {shown(other)}; "
+                "expected one value"
             )
 
     def must_be(self, name: str, default: Any) -> None:

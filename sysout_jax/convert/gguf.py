@@ -6,7 +6,7 @@ architecture's namespace is computed with, known to change nothing, or refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ import numpy as np
 
 from sysout_jax.checks import shown
 from sysout_jax.config import RULES, Gpt2Config, LlamaConfig, ModelConfig, RopeScaling
-from sysout_jax.convert.fields import Fields
+from sysout_jax.convert.fields import Fields, naming
 from sysout_jax.convert.foreign import ForeignSource, Held
 from sysout_jax.convert.gguf_file import PLAIN, UNREADABLE, GgufFile
-from sysout_jax.errors import InputError, UnknownSettings
+from sysout_jax.errors import InputError
 
 ROPE_FACTORS = "rope_freqs.weight"
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
@@ -89,13 +89,9 @@ def open_gguf(
     if EMBEDDING not in file.tensors:
         raise InputError(f"{path}: holds no {EMBEDDING}; expected a whole language model")
     fields = _fields(file, str(name), accept)
-    try:
+    with naming(path):
         config = reader(file, fields)
         fields.check_nothing_left()
-    except UnknownSettings as error:
-        raise UnknownSettings(f"{path}: {error}", error.names) from None
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
     return config, GgufSource(file, f"gguf-{name}", config, frozenset({ROPE_FACTORS})), file.fields
 
 
@@ -115,17 +111,9 @@ def _fields(file: GgufFile, architecture: str, accept: Collection[str]) -> Field
     )
 
 
-def _take(fields: Fields, table: Mapping[str, str], **defaults: Any) -> dict[str, Any]:
-    """Our fields ← theirs, each checked by our rule; those without a default must be there."""
-    return {
-        ours: fields.take(theirs, RULES[ours], defaults.get(ours, ...))
-        for ours, theirs in table.items()
-    }
-
-
 def _llama(file: GgufFile, fields: Fields) -> LlamaConfig:
     fields.must_be("expert_count", 0)
-    plain = _take(fields, _SIZES | _LLAMA, num_kv_heads=None, rope_theta=10_000.0)
+    plain = fields.take_table(_SIZES | _LLAMA, num_kv_heads=None, rope_theta=10_000.0)
     heads, width = plain["num_heads"], plain["d_model"]
     plain["num_kv_heads"] = plain["num_kv_heads"] or heads
     head_dim = fields.take("attention.key_length", RULES["head_dim"], width // heads)
@@ -164,7 +152,7 @@ def _rope_scaling(file: GgufFile, fields: Fields, head_dim: int) -> RopeScaling 
 
 def _gpt2(file: GgufFile, fields: Fields) -> Gpt2Config:
     return Gpt2Config(
-        **_take(fields, _SIZES | {"norm_eps": "attention.layer_norm_epsilon"}),
+        **fields.take_table(_SIZES | {"norm_eps": "attention.layer_norm_epsilon"}),
         vocab_size=file.tensors[EMBEDDING].shape[0],
         tied_embeddings=HEAD not in file.tensors,
         bias=True,

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from sysout_jax.checks import shown
 from sysout_jax.config import RULES, Gpt2Config, LlamaConfig, ModelConfig, RopeScaling
-from sysout_jax.convert.fields import Fields
-from sysout_jax.errors import InputError, UnknownSettings
+from sysout_jax.convert.fields import Fields, naming
+from sysout_jax.errors import InputError
 
 #: Our fields ← theirs, where only the name differs; `hf_export` writes by the same tables.
 LLAMA_FIELDS = {
@@ -88,14 +88,6 @@ def _factor(scaling: Fields, name: str) -> float:
     return float(scaling.take(name, RULES[name]))
 
 
-def _renamed(fields: Fields, table: Mapping[str, str], **defaults: Any) -> dict[str, Any]:
-    """Our fields by a table of names; those without a default must be there."""
-    return {
-        ours: fields.take(theirs, RULES[ours], defaults.get(ours, ...))
-        for ours, theirs in table.items()
-    }
-
-
 def _llama(fields: Fields) -> LlamaConfig:
     bias = fields.take("attention_bias", RULES["qkv_bias"], False)
     return _llama_with(fields, qkv_bias=bias, o_bias=bias)
@@ -121,8 +113,7 @@ def _llama_with(fields: Fields, **more: Any) -> LlamaConfig:
     """What LLaMA and its descendants share, and what they differ in."""
     fields.must_be("hidden_act", "silu")
     fields.take_alias("max_position_embeddings", "max_sequence_length")
-    plain = _renamed(
-        fields,
+    plain = fields.take_table(
         LLAMA_FIELDS,
         num_kv_heads=None,
         head_dim=None,
@@ -152,7 +143,7 @@ def _gpt2(fields: Fields) -> Gpt2Config:
     fields.must_be("scale_attn_weights", True)
     fields.must_be("scale_attn_by_inverse_layer_idx", False)
     fields.must_be("add_cross_attention", False)
-    plain = _renamed(fields, GPT2_FIELDS, norm_eps=1e-5, tied_embeddings=True)
+    plain = fields.take_table(GPT2_FIELDS, norm_eps=1e-5, tied_embeddings=True)
     return Gpt2Config(
         **plain,
         d_ff=fields.take("n_inner", RULES["d_ff"], 4 * plain["d_model"]),
@@ -162,7 +153,7 @@ def _gpt2(fields: Fields) -> Gpt2Config:
 
 
 def _nanogpt(fields: Fields) -> Gpt2Config:
-    plain = _renamed(fields, NANOGPT_FIELDS, bias=True)
+    plain = fields.take_table(NANOGPT_FIELDS, bias=True)
     return Gpt2Config(**plain, d_ff=4 * plain["d_model"], activation="gelu")
 
 
@@ -199,13 +190,9 @@ def read_config(
             f"{source}: architecture {_architecture(fields)} is unknown; expected one of {', '.join(_READERS)}"
         )
     taken = Fields(fields, accept=accept)
-    try:
+    with naming(source):
         config = reader(taken)
         taken.check_nothing_left()
-    except UnknownSettings as error:
-        raise UnknownSettings(f"{source}: {error}", error.names) from None
-    except InputError as error:
-        raise InputError(f"{source}: {error}") from None
     return _LAYOUTS.get(str(model_type), str(model_type)), config
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers
 
+from sysout_jax.convert.sentencepiece import SPACE, implied_merges
 from sysout_jax.data.tokenizers import Tokenizer
 from sysout_jax.errors import InputError
 from sysout_jax.printable import printable
@@ -18,7 +19,6 @@ FILE = "tokenizer.bin"
 AGAIN = "copy or download it again"
 MOST_BYTES = 1 << 23  # a vocabulary of 128,000 takes 2 MiB
 MOST_PIECE = 128  # bytes; sentencepiece's own limit is 16 characters
-SPACE = "▁"
 _SPECIAL = ("<unk>", "<s>", "</s>")  # ids 0, 1, 2 of every sentencepiece LLaMA
 _FIRST_BYTE = len(_SPECIAL)
 _BYTES = [f"<0x{b:02X}>" for b in range(256)]
@@ -42,7 +42,7 @@ def read_tokenizer_bin(path: Path, vocab_size: int, bos_id: int) -> Tokenizer:
     if len(vocab) != len(names):
         raise InputError(f"{path}: some pieces occur twice; put a tokenizer.json beside the model")
     scores = {name: score for name, (_, score) in zip(names, pieces, strict=True)}
-    merges = _merges(names[_FIRST_BYTE + len(_BYTES) :], vocab, scores)
+    merges = implied_merges(names[_FIRST_BYTE + len(_BYTES) :], vocab, scores)
     backend = tokenizers.Tokenizer(
         models.BPE(vocab, merges, unk_token=_SPECIAL[0], fuse_unk=True, byte_fallback=True)
     )
@@ -98,18 +98,3 @@ def _name_bytes(path: Path, names: list[str]) -> None:
             "put the model's tokenizer.json beside it"
         )
     names[: len(head)] = [*_SPECIAL, *_BYTES]
-
-
-def _merges(
-    names: list[str], vocab: dict[str, int], scores: dict[str, float]
-) -> list[tuple[str, str]]:
-    """Every way to build a piece from two others, the best-scored piece first, as sentencepiece would choose."""
-    merges = []
-    for name in names:
-        splits = [(name[:i], name[i:]) for i in range(1, len(name))]
-        known = [(a, b) for a, b in splits if a in vocab and b in vocab]
-        merges += [
-            (scores[name], pair) for pair in sorted(known, key=lambda p: (vocab[p[0]], vocab[p[1]]))
-        ]
-    merges.sort(key=lambda merge: -merge[0])
-    return [pair for _, pair in merges]

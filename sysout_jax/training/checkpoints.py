@@ -20,9 +20,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from sysout_jax.checkpoints import of_run as on_disk
+from sysout_jax.checkpoints import run_checkpoints as on_disk
 from sysout_jax.checkpoints.noise import quiet_orbax
-from sysout_jax.checkpoints.of_run import RECORD, RUN
+from sysout_jax.checkpoints.run_checkpoints import RECORD, RUN
 from sysout_jax.errors import RunError
 from sysout_jax.provenance import versions_and_device
 from sysout_jax.storage.fingerprint import fingerprints

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sysout_jax.checkpoints.directory import home_of
+from sysout_jax.checkpoints.checkpoint import home_of
 from sysout_jax.training.metrics_file import METRICS, read_metrics
 
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.experimental.multihost_utils import process_allgather
 
-from sysout_jax.checkpoints.of_run import check_whole
+from sysout_jax.checkpoints.run_checkpoints import check_whole
 from sysout_jax.errors import RunError
 from sysout_jax.printable import printable
 from sysout_jax.storage.seal import Damaged

@@ -12,8 +12,8 @@ from typing import IO
 
 import jax
 
-from sysout_jax.checkpoints.directory import write_config
-from sysout_jax.checkpoints.of_run import RUN
+from sysout_jax.checkpoints.checkpoint import write_config
+from sysout_jax.checkpoints.run_checkpoints import RUN
 from sysout_jax.data import tokenizers
 from sysout_jax.errors import InputError, RunError
 from sysout_jax.storage.held import check_name

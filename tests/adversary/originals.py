@@ -104,7 +104,7 @@ def _llama2c(directory: Path, tensors: dict[str, np.ndarray]) -> None:
 
 def _converted(model: Path, hf: Path) -> None:
     from sysout_jax import loading
-    from sysout_jax.checkpoints import directory as checkpoint
+    from sysout_jax.checkpoints import checkpoint
 
     config, source, bos_id, tokenizer = loading.open_checkpoint(hf)
     checkpoint.save(model, config, source, "float32", tokenizer, bos_id)

@@ -28,21 +28,22 @@ CONFIG = {
 }
 
 
-def write_model(directory: Path) -> Path:
-    """A small random LLaMA in Hugging Face's format, with a byte tokenizer."""
+def write_model(directory: Path, **changes) -> Path:
+    """A small random LLaMA in Hugging Face's format, its config changed as told, with a byte tokenizer."""
     directory.mkdir()
+    config = CONFIG | changes
     rng = np.random.default_rng(0)
 
     def matrix(*shape):
         return (rng.standard_normal(shape) * 0.2).astype(np.float32)
 
-    D, F, V = 16, 24, 300
+    D, F, V = (config[name] for name in ("hidden_size", "intermediate_size", "vocab_size"))
     tensors = {
         "model.embed_tokens.weight": matrix(V, D),
         "lm_head.weight": matrix(V, D),
         "model.norm.weight": matrix(D),
     }
-    for layer in range(2):
+    for layer in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{layer}."
         shapes = {
             "self_attn.q_proj": (D, D),
@@ -57,7 +58,7 @@ def write_model(directory: Path) -> Path:
         }
         tensors |= {f"{prefix}{name}.weight": matrix(*shape) for name, shape in shapes.items()}
     save_file(tensors, directory / "model.safetensors")
-    (directory / "config.json").write_text(json.dumps(CONFIG))
+    (directory / "config.json").write_text(json.dumps(config))
     byte_tokenizer().backend.save(str(directory / "tokenizer.json"))
     return directory
 

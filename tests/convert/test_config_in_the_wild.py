@@ -34,34 +34,34 @@ def test_published_files_are_read_with_their_values(shared_data):
     assert len(known) == NUMBER
     for name, fields in known.items():
         layout, config = read_config(fields, name)
-        first = {key: fields.get(key) for key in fields}
-        if set(fields["architectures"]) & (LLAMA | QWEN):
+        classes = set(fields["architectures"])
+        if classes & (LLAMA | QWEN):
             assert layout == "llama"
-            heads = first["num_attention_heads"]
-            assert config.d_model == first["hidden_size"] and config.num_heads == heads
-            assert config.num_layers == first["num_hidden_layers"]
-            assert config.num_kv_heads == (first.get("num_key_value_heads") or heads)
-            assert config.head_dim == first.get("head_dim", config.d_model // heads)
-            assert config.norm_eps == first["rms_norm_eps"]
-            assert config.rope_theta == first.get("rope_theta", 10_000.0)
-            assert config.tied_embeddings == first.get("tie_word_embeddings", False)
-            scaling = first.get("rope_scaling")
+            heads = fields["num_attention_heads"]
+            assert config.d_model == fields["hidden_size"] and config.num_heads == heads
+            assert config.num_layers == fields["num_hidden_layers"]
+            assert config.num_kv_heads == (fields.get("num_key_value_heads") or heads)
+            assert config.head_dim == fields.get("head_dim", config.d_model // heads)
+            assert config.norm_eps == fields["rms_norm_eps"]
+            assert config.rope_theta == fields.get("rope_theta", 10_000.0)
+            assert config.tied_embeddings == fields.get("tie_word_embeddings", False)
+            scaling = fields.get("rope_scaling")
             assert (config.rope_scaling is None) == (scaling is None)
             if scaling:
                 assert config.rope_scaling.factor == scaling["factor"]
-            context = first.get("max_position_embeddings", first.get("max_sequence_length"))
+            context = fields.get("max_position_embeddings", fields.get("max_sequence_length"))
             assert config.context_length == context
             assert config.sliding_window == (
-                None if set(fields["architectures"]) & QWEN else first.get("sliding_window")
+                None if classes & QWEN else fields.get("sliding_window")
             )
-            assert config.qkv_bias == bool(set(fields["architectures"]) & QWEN)
+            assert config.qkv_bias == bool(classes & QWEN)
             assert not config.o_bias and not config.mlp_bias
         else:
             assert layout == "gpt2"
-            assert config.d_model == first["n_embd"] and config.num_layers == first["n_layer"]
-            assert config.context_length == first["n_positions"] and config.tied_embeddings
+            assert config.d_model == fields["n_embd"] and config.num_layers == fields["n_layer"]
+            assert config.context_length == fields["n_positions"] and config.tied_embeddings
             assert config.activation == "gelu_tanh" and config.d_ff == 4 * config.d_model
-        assert config.vocab_size == first["vocab_size"]
+        assert config.vocab_size == fields["vocab_size"]
 
 
 @pytest.mark.parametrize(

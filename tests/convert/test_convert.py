@@ -185,7 +185,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(
-        "sysout_jax.checkpoints.directory.config_to_dict", full
+        "sysout_jax.checkpoints.checkpoint.config_to_dict", full
     )  # the weights are written by then
     args = ("--src", FIXTURES / "gpt2", "--out", tmp_path / "out")
     assert run_here(monkeypatch, *args) == 1  # good input, but it cannot go on

@@ -16,7 +16,7 @@ import pytest
 
 import sysout_jax as so
 from analyze import existence
-from sysout_jax.checkpoints import directory as checkpoint
+from sysout_jax.checkpoints import checkpoint
 from sysout_jax.errors import RunError
 from sysout_jax.weights import InMemory
 from tests.analyze import command

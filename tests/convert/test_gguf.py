@@ -16,6 +16,7 @@ import sysout_jax as so
 from sysout_jax.config import RopeScaling
 from sysout_jax.convert.gguf_file import PLAIN, UNREADABLE, GgufFile
 from sysout_jax.models.layers import rotary_frequencies
+from tests.analyze.command import write_model
 from tests.convert.gguf_writer import hf_tensors, paired, to_gguf, write_gguf
 from tests.limits import memory_below, within
 from tests.parity_cases import FIXTURES
@@ -79,46 +80,9 @@ def test_rows_of_a_head_lie_where_the_format_says():
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory) -> Path:
     """A LLaMA whose rows are whole blocks of every type."""
-    directory = tmp_path_factory.mktemp("wide")
-    D, F, V = 256, 512, 32
-    config = {
-        "model_type": "llama",
-        "vocab_size": V,
-        "hidden_size": D,
-        "intermediate_size": F,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 32,
-        "rms_norm_eps": 1e-5,
-        "tie_word_embeddings": True,
-    }
-    (directory / "config.json").write_text(json.dumps(config))
-    rng = np.random.default_rng(0)
-    shapes = {
-        "self_attn.q_proj": (D, D),
-        "self_attn.k_proj": (D // 2, D),
-        "self_attn.v_proj": (D // 2, D),
-        "self_attn.o_proj": (D, D),
-        "mlp.gate_proj": (F, D),
-        "mlp.up_proj": (F, D),
-        "mlp.down_proj": (D, F),
-        "input_layernorm": (D,),
-        "post_attention_layernorm": (D,),
-    }
-    tensors = {
-        f"model.layers.0.{name}.weight": rng.standard_normal(s) for name, s in shapes.items()
-    }
-    tensors |= {
-        "model.embed_tokens.weight": rng.standard_normal((V, D)),
-        "model.norm.weight": rng.standard_normal(D),
-    }
-    from safetensors.numpy import save_file
-
-    save_file(
-        {k: v.astype(np.float32) for k, v in tensors.items()}, directory / "model.safetensors"
-    )
-    return directory
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "num_hidden_layers": 1}
+    return write_model(tmp_path_factory.mktemp("wide") / "model", **sizes)
 
 
 @pytest.mark.parametrize(
@@ -299,7 +263,7 @@ BAD = {
     "half a header": (b"GGUF\3", "not a whole GGUF file"),
     "an unknown architecture": (
         _header(_text(b"general.architecture") + struct.pack("<I", 8) + _text(b"mam\x1b[31mba"), 1),
-        "architecture 'mam.*x1b.*ba' is unknown; expected one of llama, gpt2",
+        "architecture 'mam.*x1b.*ba' is unknown; expected one of llama, qwen2, gpt2",
     ),
 }
 

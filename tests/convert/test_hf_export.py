@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 import sysout_jax as so
-from sysout_jax.checkpoints import directory as checkpoint
+from sysout_jax.checkpoints import checkpoint
 from sysout_jax.commands import cli
 from sysout_jax.config import Gpt2Config, LlamaConfig, ModelConfig, RopeScaling
 from sysout_jax.convert.hf_export import save_hugging_face

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import sysout_jax as so
-from sysout_jax.checkpoints import directory as checkpoint
+from sysout_jax.checkpoints import checkpoint
 from sysout_jax.convert.hf_export import save_hugging_face
 from sysout_jax.weights import InMemory
 from tests.convert.command import everything_below, run_here

@@ -78,7 +78,7 @@ def test_planted_truth_is_recovered(case):
 
 def test_streamed_equals_in_memory_and_converted_equals_direct(tmp_path):
     """A model read layer by layer from disk gives the very same report as one in memory."""
-    from sysout_jax.checkpoints import directory as checkpoint
+    from sysout_jax.checkpoints import checkpoint
 
     planted = planted_llama(seed=5)
     tokens = planted.tokens(2, 256)

@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from sysout_jax.checkpoints import of_run as run_checkpoints
+from sysout_jax.checkpoints import run_checkpoints
 from sysout_jax.errors import RunError
 from sysout_jax.storage import seal
 from sysout_jax.training.checkpoints import Checkpoints

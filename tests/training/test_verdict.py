@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sysout_jax.checkpoints import of_run as run_checkpoints
+from sysout_jax.checkpoints import run_checkpoints
 from sysout_jax.errors import RunError
 from sysout_jax.storage.seal import Damaged, write_seal
 from sysout_jax.training import verdict

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sysout_jax.checkpoints import directory as checkpoint
+from sysout_jax.checkpoints import checkpoint
 from sysout_jax.errors import InputError
 from sysout_jax.storage import staging, workspaces
 from sysout_jax.training import workdir

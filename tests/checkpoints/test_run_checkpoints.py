@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
-from sysout_jax.checkpoints import of_run as run_checkpoints
-from sysout_jax.checkpoints.directory import write_config
+from sysout_jax.checkpoints import run_checkpoints
+from sysout_jax.checkpoints.checkpoint import write_config
 from sysout_jax.config import Gpt2Config
 from sysout_jax.errors import InputError
 from sysout_jax.models import parameter_shapes

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sysout_jax.checkpoints import of_run as run_checkpoints
+from sysout_jax.checkpoints import run_checkpoints
 from sysout_jax.checkpoints.groups import write_group
 from sysout_jax.checkpoints.narrowing import Narrowing
-from sysout_jax.checkpoints.of_run import RUN
+from sysout_jax.checkpoints.run_checkpoints import RUN
 from sysout_jax.checkpoints.source import OrbaxSource, file_sizes
 from sysout_jax.config import ModelConfig, config_from_dict, config_to_dict
 from sysout_jax.data import tokenizers
