@@ -91,6 +91,8 @@ def mutated(rng: Random, command: list[str]) -> list[str]:
                 command.insert(rng.randrange(1, len(command) + 1), rng.choice(WORDS + PATHS))
             case _:
                 _set(rng, command)
+    if command[0].startswith("analyze.") and not {"--num-seqs", "--prompt"} & set(command):
+        command += SMALL.split()  # cut away, it leaves a whole job, which is no mistake
     return command
 
 

@@ -106,6 +106,9 @@ def test_edits(tmp_path: Path):
     (tmp_path / "a.json").write_text('{"a": {"b": [1, 2]}, "c": 3}')
     apply([["json", "a.json", ["a", "b", 1], "NaN"], ["json", "a.json", ["d"], [["[", 3]]]], tmp_path)  # fmt: skip
     assert (tmp_path / "a.json").read_text() == '{"a": {"b": [1, NaN]}, "c": 3, "d": [[[}'
+    (tmp_path / "b.json").write_text('{"c": 3}')  # too deep to be read for a second edit
+    apply([["json", "b.json", ["c"], [["[", 99999], ["]", 99999]]], ["json", "b.json", ["d"], "5"]], tmp_path)  # fmt: skip
+    assert (tmp_path / "b.json").read_text() == f'{{"c": {"[" * 99999}{"]" * 99999}}}'
     assert changed_json('{"c": 3}', ["c"], "4", True) == '{"c": 3, "c": 4}'
     assert changed_json('{"c": 3, "d": 4}', ["c"], None) == '{"d": 4}'
     (tmp_path / "a.bin").write_bytes(b"abcdef")
