@@ -23,6 +23,7 @@ from sysout_jax.data.text import prompt_sequence, read_text, text_windows
 from sysout_jax.language_model import DTypeName
 from sysout_jax.outliers.definitions import TAU
 from sysout_jax.outliers.tokens import TokenClasses
+from sysout_jax.printable import printable_name
 from sysout_jax.processes import start_processes
 from sysout_jax.provenance import run_settings
 from sysout_jax.published.expected import Expected
@@ -43,8 +44,6 @@ class Source:
     ckpt: str | None = None
     """Hugging Face directory or hub id, GGUF file, nanoGPT ckpt.pt, llama2.c .bin, or a directory written by
     python -m sysout_jax.convert or python -m train. Default: a planted model with known outliers."""
-    accept_setting: tuple[str, ...] = ()
-    """Settings of the model's config to pass over although nothing here computes with them. Results may be wrong."""
     text: Path | None = None
     """Text file to analyse in non-overlapping windows. Default: a short text that comes with the package."""
     prompt: str | None = None
@@ -63,6 +62,8 @@ class Source:
     """Sequences per step (default 4096 tokens worth). Changes no result."""
     seed: int = 0
     """Draws random controls and resamples."""
+    accept_setting: tuple[str, ...] = ()
+    """Settings of the model's config that are unknown here and that you know to change nothing; the report records them."""
     mesh: MeshConfig = field(default_factory=lambda: MeshConfig(data=1, fsdp=-1))
     """Where there are several devices: how they share weights and sequences. Changes results by rounding only."""
 
@@ -117,8 +118,10 @@ def prepare(source: Source, read: Callable[[Path], str] = read_text) -> Prepared
     else:
         spread = mesh if mesh.size > 1 else None
         lm = so.load(source.ckpt, source.dtype, spread, accept=source.accept_setting)
-        if source.accept_setting:
-            notes.append(f"Settings passed over: {', '.join(source.accept_setting)}.")
+        if lm.accepted:
+            notes.append(
+                f"Not computed with, accepted as changing nothing: {', '.join(map(printable_name, lm.accepted))}."
+            )
     if lm.tokenizer is None:
         raise so.InputError(
             f"{source.ckpt}: has no tokenizer.json, so no text can be read; put the model's tokenizer.json beside its config or file"
@@ -219,6 +222,7 @@ def settings(args: Source, prepared: Prepared) -> dict[str, Any]:
         prepared.lm.module.kernel,
         flags=flags,
         notes=prepared.notes,
+        accepted_settings=prepared.lm.accepted,
         config=config_to_dict(prepared.lm.config),
         stored_as=prepared.lm.stored_as,
         sequences=prepared.tokens.shape[0],

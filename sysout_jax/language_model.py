@@ -40,6 +40,8 @@ class LanguageModel:
     """Replaces the block that streaming runs layer by layer, see `block`."""
     mesh: Mesh | None = None
     """Devices that weights and sequences are spread over (`sysout_jax.sharding.make_mesh`); None: jax's default device."""
+    accepted: tuple[str, ...] = ()
+    """Settings of its config that nothing computes with, accepted by name."""
     checked: dict[str, tuple[Damaged, ...]] = field(default_factory=dict, repr=False)
     """What `check` found in the groups that were read."""
 

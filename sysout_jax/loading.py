@@ -42,6 +42,7 @@ class Opened(NamedTuple):
     source: StoredWeights
     bos_id: int | None
     tokenizer: Tokenizer | None
+    accepted: tuple[str, ...] = ()
 
 
 def load(
@@ -54,16 +55,14 @@ def load(
     """Open a checkpoint of any of the `FORMATS`, or a Hugging Face hub id (extra `hf`).
 
     Names, shapes and settings are all checked now; the weights themselves are read when they are used. `dtype` is that of
-    weights and compute, `mesh` spreads analyses over devices (`sysout_jax.sharding.make_mesh`). `accept` names settings of a foreign config
-    that are passed over although nothing here computes with them. Raises InputError, with one line to act on, for everything that is wrong
-    with the checkpoint; UnknownSettings, which is one, for settings to accept.
+    weights and compute, `mesh` spreads analyses over devices (`sysout_jax.sharding.make_mesh`). `accept` names settings of its config
+    that this library does not know and that you know to change nothing. Raises InputError, with one line to act on, for everything that
+    is wrong with the checkpoint; UnknownSettings, which is one, for settings to accept.
     """
     dtype = _dtype_name(dtype)
-    accept = tuple(check_texts("accept", accept))
-    opened = open_checkpoint(find(path), accept)
-    return LanguageModel(
-        opened.config, opened.source, opened.tokenizer, dtype, str(path), mesh=mesh
-    )
+    names = tuple(check_texts("accept", accept))
+    config, source, _, tokenizer, accepted = open_checkpoint(find(path), names)
+    return LanguageModel(config, source, tokenizer, dtype, str(path), mesh=mesh, accepted=accepted)
 
 
 def _dtype_name(dtype: Any) -> str:
@@ -95,10 +94,7 @@ def find(path: str | Path) -> Path:
 
 
 def open_checkpoint(path: Path, accept: Collection[str] = ()) -> Opened:
-    """Recognise the format of what lies at `path` and open it; InputError when it is none or not whole.
-
-    `accept` is that of `load`; formats of our own have no settings to accept.
-    """
+    """Recognise the format of what lies at `path` and open it; InputError when it is none or not whole."""
     try:
         for its in FORMATS:
             if its.recognises(path):
@@ -114,7 +110,7 @@ def open_checkpoint(path: Path, accept: Collection[str] = ()) -> Opened:
     )
 
 
-def _open_orbax(path: Path, _: Collection[str]) -> Opened:
+def _open_orbax(path: Path, accept: Collection[str]) -> Opened:
     found = checkpoint.locate(path)
     assert found is not None
     held, written = None, None
@@ -125,23 +121,25 @@ def _open_orbax(path: Path, _: Collection[str]) -> Opened:
         source = checkpoint.OrbaxSource(found.params, config, written, held)
     else:
         source = checkpoint.open_converted(found.home, config)
-    return Opened(config, source, bos_id, _tokenizer(found.home, bos_id))
+    accepted = checkpoint.read_accepted(found.home)
+    return Opened(config, source, bos_id, _tokenizer(found.home, bos_id), accepted)
 
 
 def _open_hugging_face(path: Path, accept: Collection[str]) -> Opened:
     file = path / HF_CONFIG
     fields = read_json_object(file, "download it again")
-    layout, config = read_config(fields, str(file), accept)
+    layout, config, accepted = read_config(fields, str(file), accept)
     bos_id = read_bos_id(fields, config.vocab_size, str(file))
-    return Opened(config, SafetensorsSource(path, layout, config), bos_id, _tokenizer(path, bos_id))
+    source = SafetensorsSource(path, layout, config)
+    return Opened(config, source, bos_id, _tokenizer(path, bos_id), accepted)
 
 
-def _open_nanogpt(path: Path, _: Collection[str]) -> Opened:
+def _open_nanogpt(path: Path, accept: Collection[str]) -> Opened:
     config, source = open_nanogpt(path)
     return Opened(config, source, None, _tokenizer(path.parent, None))
 
 
-def _open_llama2c(path: Path, _: Collection[str]) -> Opened:
+def _open_llama2c(path: Path, accept: Collection[str]) -> Opened:
     config, source = open_llama2c(path)
     tokenizer = _tokenizer(path.parent, BOS_ID)
     pieces = path.parent / llama2c_tokenizer.FILE
@@ -151,10 +149,10 @@ def _open_llama2c(path: Path, _: Collection[str]) -> Opened:
 
 
 def _open_gguf(path: Path, accept: Collection[str]) -> Opened:
-    config, source, fields = open_gguf(path, accept)
+    config, source, fields, accepted = open_gguf(path, accept)
     inside = read_gguf_tokenizer(path, fields)
     bos_id = inside.bos_id if inside else None
-    return Opened(config, source, bos_id, _tokenizer(path.parent, bos_id) or inside)
+    return Opened(config, source, bos_id, _tokenizer(path.parent, bos_id) or inside, accepted)
 
 
 class Format(NamedTuple):

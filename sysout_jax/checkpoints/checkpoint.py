@@ -31,7 +31,8 @@ from sysout_jax.weights import WeightSource, groups
 CONFIG = "model.json"
 PARAMS = "params"
 CHECKSUM = "checksum"
-ENTRIES = {"config", "bos_token_id", "fingerprints", "files", CHECKSUM}  # of `CONFIG`
+ACCEPTED = "accepted_settings"  # of the original config, which the model is known not to need
+ENTRIES = {"config", "bos_token_id", "fingerprints", "files", ACCEPTED, CHECKSUM}  # of `CONFIG`
 
 
 def save(
@@ -42,6 +43,7 @@ def save(
     tokenizer: Tokenizer | None = None,
     bos_id: int | None = None,
     on_group: Callable[[], object] | None = None,
+    accepted: tuple[str, ...] = (),
 ) -> None:
     """Write a checkpoint directory; it appears whole or not at all, and in memory there is one group at a time.
 
@@ -59,7 +61,8 @@ def save(
                 on_group()
         if tokenizer:
             tokenizer.save(staging / tokenizers.FILE)
-        write_config(staging, config, bos_id, written, file_sizes(staging / PARAMS))
+        sizes = file_sizes(staging / PARAMS)
+        write_config(staging, config, bos_id, written, sizes, accepted)
         _read_back(staging, config)
 
 
@@ -81,6 +84,7 @@ def write_config(
     bos_id: int | None = None,
     written: Mapping[str, int] | None = None,
     files: Mapping[str, int] | None = None,
+    accepted: tuple[str, ...] = (),
 ) -> None:
     """The model's config and BOS id, beside its parameters or its training checkpoints.
 
@@ -89,6 +93,8 @@ def write_config(
     fields: dict[str, Any] = {"config": config_to_dict(config), "bos_token_id": bos_id}
     if written is not None:
         fields |= {"fingerprints": written, "files": files}
+    if accepted:
+        fields[ACCEPTED] = list(accepted)
     fields[CHECKSUM] = _checksum(fields)
     write_file(Path(directory) / CONFIG, (json.dumps(fields, indent=2) + "\n").encode())
 
@@ -102,6 +108,16 @@ def read_config(directory: Path) -> tuple[ModelConfig, int | None]:
     except InputError as error:
         raise InputError(f"{path}: {error}; convert the checkpoint again") from None
     return config, read_bos_id(fields, config.vocab_size, str(path))
+
+
+def read_accepted(directory: Path) -> tuple[str, ...]:
+    """Settings of the original config that were accepted by name when it was converted."""
+    names = _read_fields(directory).get(ACCEPTED, [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(
+            f"{Path(directory) / CONFIG}: {ACCEPTED} is no list of names; convert the checkpoint again"
+        )
+    return tuple(names)
 
 
 def open_converted(directory: Path, config: ModelConfig) -> OrbaxSource:

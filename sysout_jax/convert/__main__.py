@@ -19,8 +19,6 @@ from sysout_jax.errors import InputError
 from sysout_jax.storage import staging
 from sysout_jax.weights import expected_shapes, groups
 
-SAVE = {"orbax": checkpoint.save, "hf": save_hugging_face}
-
 
 @dataclass(frozen=True)
 class Args:
@@ -35,7 +33,7 @@ class Args:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the written weights; auto keeps the one they are stored in."""
     accept_setting: tuple[str, ...] = ()
-    """Settings of the source's config to pass over although nothing here computes with them."""
+    """Settings of its config that are unknown here and that you know to change nothing; the new checkpoint records them."""
 
 
 def main() -> None:
@@ -44,7 +42,7 @@ def main() -> None:
     path = loading.find(args.src)
     if args.format == "orbax" and path.is_dir() and checkpoint.is_converted(path):
         raise InputError(f"--src {args.src}: is converted already; it opens as it is")
-    config, source, bos_id, tokenizer = loading.open_checkpoint(path, args.accept_setting)
+    config, source, bos_id, tokenizer, accepted = loading.open_checkpoint(path, args.accept_setting)
     if args.format == "hf":
         try:
             check_exportable(config)
@@ -54,7 +52,11 @@ def main() -> None:
 
     quiet = not sys.stderr.isatty()
     with tqdm(total=len(groups(config)), unit="group", leave=False, disable=quiet) as bar:
-        SAVE[args.format](args.out, config, source, dtype, tokenizer, bos_id, bar.update)
+        what = args.out, config, source, dtype, tokenizer, bos_id, bar.update
+        if args.format == "orbax":
+            checkpoint.save(*what, accepted)
+        else:
+            save_hugging_face(*what)
 
     count = sum(math.prod(shape) for shape in expected_shapes(config).values())
     say(

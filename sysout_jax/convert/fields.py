@@ -11,27 +11,35 @@ from sysout_jax.config import RULES
 from sysout_jax.errors import InputError, UnknownSettings
 from sysout_jax.printable import printable_name, some
 
-# Training, generation and bookkeeping: no influence on a forward pass without dropout.
-IRRELEVANT = frozenset(
-    """architectures attention_dropout attn_implementation attn_pdrop auto_map bad_words_ids
-    begin_suppress_tokens chunk_size_feed_forward
-    diversity_penalty do_sample dropout dtype early_stopping embd_pdrop encoder_no_repeat_ngram_size
-    exponential_decay_length_penalty finetuning_task gradient_checkpointing
-    hidden_dropout id2label initializer_range is_decoder keys_to_ignore_at_inference label2id length_penalty
-    max_length max_new_tokens max_window_layers min_length mlp_dropout model_type n_ctx name_or_path
-    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions output_hidden_states
-    output_scores prefix pretraining_tp problem_type pruned_heads reorder_and_upcast_attn
-    repetition_penalty resid_pdrop return_dict return_dict_in_generate summary_activation
-    summary_first_dropout summary_proj_to_labels summary_type summary_use_proj suppress_tokens task_specific_params
-    temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript
-    transformers_version typical_p unsloth_version unsloth_fixed use_bfloat16 use_cache
-    is_llama_config num_labels predict_special_tokens transformers.js_config""".split()
+#: Training, generation and bookkeeping: no influence on a forward pass without dropout.
+HARMLESS = frozenset(
+    """architectures activation_dropout attention_dropout attention_softmax_in_fp32 attn_implementation attn_pdrop auto_map
+    bad_words_ids begin_suppress_tokens cache_implementation chunk_size_feed_forward classifier_dropout
+    cross_attention_hidden_size diversity_penalty do_sample dropout dtype early_stopping embd_pdrop embedding_dropout
+    emb_pdrop encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task flash_attn flash_rotary
+    fused_dense gradient_checkpointing hidden_dropout id2label img_processor init_config init_device init_std
+    initializer_range is_decoder is_llama_config keys_to_ignore_at_inference label2id layerdrop length_penalty
+    max_length max_new_tokens max_window_layers min_length mlp_dropout model_type n_ctx n_special name_or_path
+    no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences output_attentions
+    output_hidden_states output_router_logits output_scores predict_special_tokens prefix pretraining_tp problem_type
+    pruned_heads remove_invalid_values reorder_and_upcast_attn repetition_penalty resid_pdrop residual_dropout return_dict
+    return_dict_in_generate router_aux_loss_coef router_jitter_noise scale_attention_softmax_in_fp32
+    summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj suppress_tokens
+    task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class tokenizer_name top_k top_p
+    torch_dtype torchscript transformers.js_config transformers_version typical_p use_bfloat16 use_cache
+    verbose""".split()
 )
+#: How stored weights may be packed. The tensors tell whether they are, so the setting need not.
+PACKINGS = ("fp8", "gptq", "awq", "bitsandbytes", "compressed-tensors", "modelopt", "mxfp4")
 
 
-def is_irrelevant(name: str) -> bool:
-    """Whether no family computes with a setting of this name: the list above, private names, and ids of special tokens."""
-    return name in IRRELEVANT or name.startswith("_") or name.endswith(("_token_id", "_token_ids"))
+def _is_harmless(name: str, value: Any) -> bool:
+    """Off, or of a kind that no forward pass reads. Readers take what they compute with first, whatever its name."""
+    if value is None or value is False or name in HARMLESS:
+        return True
+    if name == "quantization_config" and isinstance(value, Mapping):
+        return value.get("quant_method") in PACKINGS
+    return name.startswith(("_", "unsloth_")) or name.endswith(("_token_id", "_token_ids"))
 
 
 @contextlib.contextmanager
@@ -48,13 +56,26 @@ def naming(source: object) -> Iterator[None]:
 class Fields:
     """Raises InputError under their names; the file's name is put before it by who knows it.
 
-    Settings named in `accept` are passed over although they are not computed with.
+    `accept` names unknown settings that the user knows to be harmless; `accepted` lists those that were met.
     """
 
     def __init__(self, fields: Mapping[str, Any], prefix: str = "", accept: Collection[str] = ()):
-        self._left = {k: v for k, v in fields.items() if not is_irrelevant(k)}
-        self._prefix = prefix
-        self._accept = accept
+        self._left = dict(fields)
+        self._prefix, self._accept = prefix, accept
+        self.accepted: list[str] = []
+
+    def read_aliases(self, aliases: Mapping[str, str]) -> None:
+        """Other names ← ours of fields. Where a file has both, they must agree."""
+        for other, name in aliases.items():
+            value = self._left.pop(other, None)
+            if value is None:
+                continue
+            given = self._left.setdefault(name, value)
+            if type(given) is not type(value) or given != value:
+                raise InputError(
+                    f"{self._prefix}{name} is {shown(given)} and {self._prefix}{other}, which means the same, is {shown(value)}; "
+                    "expected one value"
+                )
 
     def take(self, name: str, rule: Rule, default: Any = ...) -> Any:
         """The field's value, which `rule` accepts; `default` where it is absent or null."""
@@ -93,18 +114,9 @@ class Fields:
                 raise InputError(f"{name} is {shown(value)}; expected an object")
             if value:
                 fields, given = fields | value, name
-        return Fields(fields, f"{given}.", self._accept)
-
-    def take_alias(self, name: str, alias: str) -> None:
-        """Take `alias` for `name` where only it is given; InputError where both are and differ."""
-        own, other = self._left.get(name), self._left.pop(alias, None)
-        if own is None:
-            self._left[name] = other
-        elif other is not None and (type(own) is not type(other) or own != other):
-            raise InputError(
-                f"{self._prefix}{name} is {shown(own)} and {self._prefix}{alias}, which means the same, is {shown(other)}; "
-                "expected one value"
-            )
+        nested = Fields(fields, f"{self._prefix}{given}.", self._accept)
+        nested.accepted = self.accepted
+        return nested
 
     def must_be(self, name: str, default: Any) -> None:
         """The field may be absent or have the value that the model implements."""
@@ -116,16 +128,19 @@ class Fields:
             )
 
     def check_nothing_left(self) -> None:
-        """Raises UnknownSettings for what nothing asked for, is on, and is not accepted."""
-        left = {
-            self._prefix + k: v
-            for k, v in sorted(self._left.items())
-            if v is not None and v is not False and self._prefix + k not in self._accept
-        }
-        if left:
-            listed = some(f"{printable_name(k)}={shown(v)}" for k, v in left.items())
+        """Raises UnknownSettings for settings that nobody asked for, that could be mathematics and are not accepted."""
+        unknown = {}
+        for name, value in sorted(self._left.items()):
+            if _is_harmless(name, value):
+                continue
+            if self._prefix + name in self._accept:
+                self.accepted.append(self._prefix + name)
+            else:
+                unknown[self._prefix + name] = value
+        if unknown:
+            listed = some(f"{printable_name(k)}={shown(v)}" for k, v in unknown.items())
             raise UnknownSettings(
                 f"settings that are not handled: {listed}; this checkpoint might be computed wrongly; "
                 "accept them by name if they change nothing",
-                tuple(left),
+                tuple(unknown),
             )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -72,13 +72,17 @@ def _held_dtype(kind: Any) -> str:
     return PLAIN[kind].name if kind in PLAIN else "float32"
 
 
-def open_gguf(
-    path: Path, accept: Collection[str] = ()
-) -> tuple[ModelConfig, GgufSource, dict[str, Any]]:
-    """Config, weights and all fields (for the tokenizer) of a GGUF model; InputError for everything that is wrong with it.
+class OpenedGguf(NamedTuple):
+    """A GGUF model; `fields` are all of the file's, `accepted` the unknown ones that the user accepts."""
 
-    Settings named in `accept` are passed over where nothing here computes with them.
-    """
+    config: ModelConfig
+    source: GgufSource
+    fields: dict[str, Any]
+    accepted: tuple[str, ...]
+
+
+def open_gguf(path: Path, accept: Collection[str] = ()) -> OpenedGguf:
+    """Open it; InputError for everything that is wrong with it."""
     file = GgufFile(path)
     name = file.fields.get("general.architecture")
     reader = ARCHITECTURES.get(name) if isinstance(name, str) else None
@@ -92,7 +96,8 @@ def open_gguf(
     with naming(path):
         config = reader(file, fields)
         fields.check_nothing_left()
-    return config, GgufSource(file, f"gguf-{name}", config, frozenset({ROPE_FACTORS})), file.fields
+    source = GgufSource(file, f"gguf-{name}", config, frozenset({ROPE_FACTORS}))
+    return OpenedGguf(config, source, file.fields, tuple(fields.accepted))
 
 
 def _fields(file: GgufFile, architecture: str, accept: Collection[str]) -> Fields:
@@ -106,9 +111,8 @@ def _fields(file: GgufFile, architecture: str, accept: Collection[str]) -> Field
     for key, value in named.items():
         if isinstance(value, np.ndarray) and len(value) and (value == value[0]).all():
             named[key] = value[0].item()
-    return Fields(
-        {key: value for key, value in named.items() if key not in _HARMLESS}, prefix, accept
-    )
+    kept = {key: value for key, value in named.items() if key not in _HARMLESS}
+    return Fields(kept, prefix, accept)
 
 
 def _llama(file: GgufFile, fields: Fields) -> LlamaConfig:

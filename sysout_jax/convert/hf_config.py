@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from sysout_jax.checks import shown
 from sysout_jax.config import RULES, Gpt2Config, LlamaConfig, ModelConfig, RopeScaling
@@ -33,13 +33,13 @@ GPT2_FIELDS = {
     "norm_eps": "layer_norm_epsilon",
     "tied_embeddings": "tie_word_embeddings",
 }
-#: Names that newer models use for the same, in files that hold both.
+#: Names under which transformers takes the same fields.
 GPT2_ALIASES = {
-    "n_embd": "hidden_size",
-    "n_layer": "num_hidden_layers",
-    "n_head": "num_attention_heads",
-    "n_positions": "max_position_embeddings",
-    "n_inner": "intermediate_size",
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "intermediate_size": "n_inner",
 }
 NANOGPT_FIELDS = {
     "vocab_size": "vocab_size",
@@ -112,7 +112,7 @@ def _qwen2(fields: Fields) -> LlamaConfig:
 def _llama_with(fields: Fields, **more: Any) -> LlamaConfig:
     """What LLaMA and its descendants share, and what they differ in."""
     fields.must_be("hidden_act", "silu")
-    fields.take_alias("max_position_embeddings", "max_sequence_length")
+    fields.read_aliases({"max_sequence_length": "max_position_embeddings"})
     plain = fields.take_table(
         LLAMA_FIELDS,
         num_kv_heads=None,
@@ -131,14 +131,13 @@ def _llama_with(fields: Fields, **more: Any) -> LlamaConfig:
 
 
 def _gpt2(fields: Fields) -> Gpt2Config:
+    fields.read_aliases(GPT2_ALIASES)
     activation = fields.take_any("activation_function", "gelu_new")
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise InputError(
             f"activation_function = {shown(activation)} is not implemented; "
             f"expected one of {', '.join(sorted(ACTIVATIONS))}"
         )
-    for theirs, alias in GPT2_ALIASES.items():
-        fields.take_alias(theirs, alias)
     fields.must_be("n_special", 0)
     fields.must_be("scale_attn_weights", True)
     fields.must_be("scale_attn_by_inverse_layer_idx", False)
@@ -165,44 +164,79 @@ _READERS: dict[str, Callable[[Fields], ModelConfig]] = {
     "nanogpt": _nanogpt,
 }
 _LAYOUTS = {"mistral": "llama", "qwen2": "llama"}
-#: `model_type` of files that have none, by the class that they name.
-_BY_CLASS = {
-    "GPT2LMHeadModel": "gpt2",
+#: Classes by which older files say what they are.
+_CLASSES = {
     "LlamaForCausalLM": "llama",
     "LLaMAForCausalLM": "llama",
     "MistralForCausalLM": "mistral",
     "Qwen2ForCausalLM": "qwen2",
+    "GPT2LMHeadModel": "gpt2",
+}
+#: What a `text_config` inside another model's file leaves out: the defaults of transformers.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "max_position_embeddings": 2048,
+        "vocab_size": 32000,
+    },
+    "mistral": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "sliding_window": 4096,
+        "vocab_size": 32000,
+    },
 }
 
 
-def read_config(
-    fields: dict[str, Any], source: str, accept: Collection[str] = ()
-) -> tuple[str, ModelConfig]:
-    """The name table to use (`names.TABLES`) and our config.
+class ReadConfig(NamedTuple):
+    """What a config.json says."""
+
+    layout: str  # the name table to use (`names.TABLES`)
+    config: ModelConfig
+    accepted: tuple[str, ...]  # unknown settings that the user accepts
+
+
+def read_config(fields: dict[str, Any], source: str, accept: Collection[str] = ()) -> ReadConfig:
+    """Our config; `accept` names unknown settings to pass over.
 
     Settings named in `accept` are passed over where nothing here computes with them. Raises InputError for an unknown architecture, a
     missing field, and a setting with a value that the model does not implement; UnknownSettings for settings that it does not know.
     """
-    model_type = fields.get("model_type") or _implied_type(fields)
-    reader = _READERS.get(model_type) if isinstance(model_type, str) else None
+    model_type, prefix = _model_type(fields), ""
+    inner = fields.get("text_config")
+    if model_type not in _READERS and isinstance(inner, dict) and _model_type(inner) in _READERS:
+        model_type, prefix = _model_type(inner), "text_config."
+        tied = {k: v for k, v in fields.items() if k == "tie_word_embeddings"}
+        fields = _DEFAULTS.get(str(model_type), {}) | tied | inner
+    reader = _READERS.get(model_type or "")
     if reader is None:
         raise InputError(
             f"{source}: architecture {_architecture(fields)} is unknown; expected one of {', '.join(_READERS)}"
         )
-    taken = Fields(fields, accept=accept)
+    taken = Fields(fields, prefix, accept)
     with naming(source):
         config = reader(taken)
         taken.check_nothing_left()
-    return _LAYOUTS.get(str(model_type), str(model_type)), config
+    layout = _LAYOUTS.get(str(model_type), str(model_type))
+    return ReadConfig(layout, config, tuple(taken.accepted))
 
 
-def _implied_type(fields: Mapping[str, Any]) -> str | None:
-    """The `model_type` of a file that does not say it."""
-    if "block_size" in fields:  # nanoGPT's name for the context
+def _model_type(fields: Mapping[str, Any]) -> str | None:
+    """What the file says it is, by its class where it has no type."""
+    if model_type := fields.get("model_type"):
+        return model_type if isinstance(model_type, str) else None
+    if "block_size" in fields:  # nanoGPT's name for the context; its config has no type
         return "nanogpt"
     classes = fields.get("architectures")
     named = classes[0] if isinstance(classes, list) and classes else None
-    return _BY_CLASS.get(named) if isinstance(named, str) else None
+    return _CLASSES.get(named) if isinstance(named, str) else None
 
 
 def _architecture(fields: Mapping[str, Any]) -> str:

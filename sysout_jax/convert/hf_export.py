@@ -78,7 +78,7 @@ def _read_back(
 ) -> None:
     """OSError when what has just been written is not what is read."""
     try:
-        layout, read = read_config(fields, "config.json")
+        layout, read, _ = read_config(fields, "config.json")
         if read != config:
             raise InputError("config.json reads as another config")
         source = SafetensorsSource(directory, layout, config)

@@ -58,7 +58,7 @@ def open_nanogpt(path: Path) -> tuple[Gpt2Config, NanoGptSource]:
                 f"{path}: model_args.{printable_name(str(name))} is a {type(value).__name__}; expected numbers and words only"
             )
     tensors = _named_tensors(file, state)
-    _, config = read_config(model_args, f"{path}: model_args")
+    _, config, _ = read_config(model_args, f"{path}: model_args")
     if not isinstance(config, Gpt2Config):
         raise InputError(
             f"{path}: model_args are not nanoGPT's; expected n_layer, n_head, n_embd, block_size, bias, vocab_size"

@@ -7,6 +7,7 @@ import json
 import pytest
 
 import sysout_jax as so
+from sysout_jax.checkpoints import checkpoint
 from sysout_jax.convert import __main__ as convert
 from sysout_jax.convert.hf_config import read_config
 from sysout_jax.errors import InputError, UnknownSettings
@@ -18,6 +19,31 @@ QWEN = {"Qwen2ForCausalLM"}
 KNOWN = LLAMA | QWEN | {"GPT2LMHeadModel"}
 #: What the published files hold, counted by hand: so many are of families that load.
 NUMBER = 30
+#: directory → family, layers, d_model, d_ff, heads, key heads, head size, context, vocabulary, tied
+REAL = {
+    "chatterbox-gpt2-medium": ("gpt2", 24, 1024, 4096, 16, 16, 64, 8196, 50276, True),
+    "codellama-13b": ("llama", 40, 5120, 13824, 40, 40, 128, 16384, 32016, False),
+    "distilgpt2-old-no-model_type": ("gpt2", 6, 768, 3072, 12, 12, 64, 1024, 50257, True),
+    "gpt2-medium": ("gpt2", 24, 1024, 4096, 16, 16, 64, 1024, 50257, True),
+    "huggyllama-llama-7b": ("llama", 32, 4096, 11008, 32, 32, 128, 2048, 32000, False),
+    "llama-1-7b-decapoda-style": ("llama", 32, 4096, 11008, 32, 32, 128, 2048, 32000, False),
+    "llama-2-70b": ("llama", 80, 8192, 28672, 64, 8, 128, 2048, 32000, False),
+    "llama-3.1-70b-instruct-fp8-modelopt": (
+        *("llama", 80, 8192, 28672, 64, 8, 128, 131072, 128256, False),
+    ),
+    "llama-3.2-1b": ("llama", 16, 2048, 8192, 32, 8, 64, 131072, 128256, True),
+    "llava-vicuna-7b-partial-text_config": (
+        *("llama", 32, 4096, 11008, 32, 32, 128, 4096, 32064, False),
+    ),
+    "mistral-7b-instruct-v0.3-dump": (
+        *("llama", 32, 4096, 14336, 32, 8, 128, 32768, 32768, False),
+    ),
+    "smollm2-135m": ("llama", 30, 576, 1536, 9, 3, 64, 8192, 49152, True),
+    "smollm2-135m-base-echo-4.48": ("llama", 30, 576, 1536, 9, 3, 64, 2048, 49152, True),
+    "tinyllama-1.1b-chat-v0.4": ("llama", 22, 2048, 5632, 32, 4, 64, 2048, 32003, False),
+}
+FIELDS = """family num_layers d_model d_ff num_heads num_kv_heads head_dim context_length vocab_size
+    tied_embeddings""".split()
 
 
 def fixture(case: str) -> dict:
@@ -33,7 +59,7 @@ def test_published_files_are_read_with_their_values(shared_data):
             known[file.parent.name] = fields
     assert len(known) == NUMBER
     for name, fields in known.items():
-        layout, config = read_config(fields, name)
+        layout, config, _ = read_config(fields, name)
         classes = set(fields["architectures"])
         if classes & (LLAMA | QWEN):
             assert layout == "llama"
@@ -109,3 +135,65 @@ def test_settings_that_must_be_accepted(hf_copy, tmp_path, monkeypatch, capsys):
 def test_what_is_no_list_of_settings(accept, hf_copy):
     with pytest.raises(InputError, match="^accept "):
         so.load(hf_copy("gpt2"), accept=accept)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_files(shared_data, name):
+    file = shared_data / "configs" / name / "config.json"
+    if not file.is_file():
+        pytest.skip(f"{file} is not there")
+    config = read_config(json.loads(file.read_text()), name).config
+    assert tuple(getattr(config, field) for field in FIELDS) == REAL[name]
+
+
+def test_names_by_which_nothing_is_computed():
+    plain = fixture("gpt2")
+    odd = plain | {
+        "_anything": 3,
+        "special_token_id": 7,
+        "n_special": 0,
+        "predict_special_tokens": True,
+        "unsloth_version": "2024.9",
+        "transformers.js_config": {"a": 1},
+        "quantization_config": {"quant_method": "fp8"},
+    }
+    assert read_config(odd, "odd") == read_config(plain, "plain")
+    with pytest.raises(InputError, match="quantization_config"):  # no way that we know
+        read_config(plain | {"quantization_config": {"quant_method": "new"}}, "c")
+
+
+def test_a_class_stands_for_a_missing_type():
+    fields = fixture("llama-mha")
+    assert read_config(fields | {"model_type": None}, "c") == read_config(fields, "c")
+    with pytest.raises(InputError, match=r"architecture 'NewForCausalLM' is unknown"):
+        read_config(fields | {"model_type": None, "architectures": ["NewForCausalLM"]}, "c")
+
+
+def test_the_text_model_inside_another():
+    text = fixture("llama-mha")
+    whole = {"model_type": "llava", "vision_config": {"hidden_size": 8}, "text_config": text}
+    assert read_config(whole, "c") == read_config(text, "c")
+    with pytest.raises(InputError, match="text_config.vocab_size is 'x'"):
+        read_config(whole | {"text_config": text | {"vocab_size": "x"}}, "c")
+
+
+def test_accepted_settings(hf_copy, tmp_path):
+    """What could be mathematics stops the load until it is accepted by name; the model, and what it is converted to, record it."""
+    directory = hf_copy("llama-mha")
+    file = directory / "config.json"
+    fields = json.loads(file.read_text())
+    scaling = fields["rope_parameters"] | {"mscale": 2.0}
+    file.write_text(json.dumps(fields | {"new_switch": 3, "rope_parameters": scaling}))
+    with pytest.raises(InputError, match=r"mscale=2.0"):
+        so.load(directory)
+    with pytest.raises(InputError, match=r"new_switch=3"):
+        so.load(directory, accept=("rope_parameters.mscale",))
+    names = ("rope_parameters.mscale", "new_switch", "not_there")
+    lm = so.load(directory, accept=names)
+    assert lm.accepted == ("rope_parameters.mscale", "new_switch")
+    checkpoint.save(tmp_path / "converted", lm.config, lm.source, "float32", accepted=lm.accepted)
+    assert so.load(tmp_path / "converted").accepted == lm.accepted
+    # what is computed with cannot be switched off
+    file.write_text(json.dumps(fields | {"hidden_act": "gelu"}))
+    with pytest.raises(InputError, match="hidden_act = 'gelu' is not implemented"):
+        so.load(directory, accept=("hidden_act",))
