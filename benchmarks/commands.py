@@ -22,8 +22,8 @@ import numpy as np
 import tyro
 
 from sysout_jax.checkpoints.checkpoint import save
-from sysout_jax.config import LlamaConfig
 from sysout_jax.data.demo import byte_tokenizer
+from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.models import parameter_shapes
 from sysout_jax.weights import InMemory
 

@@ -66,7 +66,7 @@ def our_step(shape: str, attention: str) -> OurStep:
     import jax
     import numpy as np
 
-    from sysout_jax.config import Gpt2Config
+    from sysout_jax.families.gpt2 import Gpt2Config
     from sysout_jax.sharding import make_mesh
     from sysout_jax.training.config import TrainConfig
     from sysout_jax.training.host_memory import keep_freed_memory

@@ -9,7 +9,7 @@ Cost: 12.3 M bytes, eight minutes on two cores. Result: validation loss 1.423 na
 
 from pathlib import Path
 
-from sysout_jax.config import Gpt2Config
+from sysout_jax.families.gpt2 import Gpt2Config
 from sysout_jax.training.config import OptimizerConfig, TrainConfig
 
 config = TrainConfig(

@@ -9,7 +9,7 @@ Cost: 50,000 steps of 491,520 tokens; the paper's text says about 2 billion toke
 
 from pathlib import Path
 
-from sysout_jax.config import MODEL_SIZES
+from sysout_jax.families.sizes import MODEL_SIZES
 from sysout_jax.training.config import OptimizerConfig, TrainConfig
 
 config = TrainConfig(

@@ -8,7 +8,7 @@ Cost: 2 T tokens in the original; none here. Result: not trained by us; the plan
 
 from pathlib import Path
 
-from sysout_jax.config import MODEL_SIZES
+from sysout_jax.families.sizes import MODEL_SIZES
 from sysout_jax.sharding import MeshConfig
 from sysout_jax.training.config import OptimizerConfig, TrainConfig
 

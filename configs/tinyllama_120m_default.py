@@ -8,7 +8,7 @@ Cost: 50,000 steps of 524,288 tokens. Result: not trained by us yet.
 
 from pathlib import Path
 
-from sysout_jax.config import MODEL_SIZES
+from sysout_jax.families.sizes import MODEL_SIZES
 from sysout_jax.training.config import OptimizerConfig, TrainConfig
 
 config = TrainConfig(

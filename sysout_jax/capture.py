@@ -12,13 +12,14 @@ COLLECTION = "intermediates"
 #: Every name a model may tap, with its shape for one layer. `K = H` without grouped queries; `gate` only where gated.
 TAPS = {
     "h": "(B, T, D) layer output, the residual stream",
-    "h_mid": "(B, T, D) residual stream between attention and MLP",
+    "h_mid": "(B, T, D) residual stream between attention and MLP; not where both read the same",
     "attn_in": "(B, T, D) input of the attention block, after the norm",
     "mlp_in": "(B, T, D) input of the MLP, after the norm",
     "x_down": "(B, T, F) input of the down projection",
     "gate": "(B, T, F) gate before its activation function",
     "up": "(B, T, F) up projection, before the activation function where there is no gate",
-    "down": "(B, T, D) output of the MLP",
+    "down": "(B, T, D) what the MLP adds to the residual stream",
+    "down_gain": "(B, T, D) what a norm after the MLP multiplies W_down x_down with; only with such a norm",
     "q": "(B, T, H, Dh) queries as they meet the keys (after rotation)",
     "k": "(B, T, K, Dh) keys as they meet the queries (after rotation)",
     "v": "(B, T, K, Dh) values",
@@ -27,7 +28,7 @@ TAPS = {
     "attn_sums": "(B, H, S) column sums of the attention map",
     "attn_scale": "(B, H, T) context-aware scale on what attention gives: context_scale and attention_bias only",
     "attn_heads": "(B, T, H, Dh) output of every head as its variant makes it, before the output projection",
-    "attn_out": "(B, T, D) output of the attention block",
+    "attn_out": "(B, T, D) what attention adds to the residual stream",
 }
 
 

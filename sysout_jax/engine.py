@@ -1,7 +1,7 @@
 """Layer-wise streaming: all sequences go through one layer at a time, and what is observed is reduced on the device.
 
 Memory is one layer of weights (two while the next one is prefetched), the hidden states and one block of attention rows; it
-depends neither on the depth nor on T². One block is compiled once for all layers. Every observation has the sequence as its
+depends neither on the depth nor on T². One block is compiled once for all equal layers. Every observation has the sequence as its
 leading axis and is computed for one sequence at a time, so batches combine by concatenation, and how the sequences were
 cut into batches cannot change a result. On a mesh every group of devices that holds the weights once works on a sequence of its own.
 """
@@ -68,12 +68,10 @@ class Stream:
             padded = _pad(self.tokens, each * shards - count)
             size *= shards
             self.batches = [jnp.asarray(padded[i : i + size]) for i in range(0, len(padded), size)]
-            params = {name: lm.read(name) for name in ("embed", "positions") if self._has(name)}
+            before = ["embed"] + ["positions"] * (lm.config.ends().positions is not None)
+            params = {name: lm.read(name) for name in before}
             self.hidden = [_embed(lm.module, params, batch) for batch in self.batches]
         self._watch = Watch(len(self.tokens))
-
-    def _has(self, group: str) -> bool:
-        return group != "positions" or self.lm.config.family == "gpt2"
 
     def _read(self, layer: int) -> tuple[dict, dict]:
         """A layer's parameters on the model's devices, and where whoever looks at them finds them whole."""
@@ -86,7 +84,7 @@ class Stream:
 
     def layers(
         self,
-        observe: Observe,
+        observe: Observe | Sequence[Observe],
         extra: Sequence[Any] | None = None,
         on_layer: Callable[[], object] | None = None,
         edit: Edit | None = None,
@@ -94,13 +92,14 @@ class Stream:
     ) -> Iterator[tuple[int, dict, Any]]:
         """Push everything through the next layer; yield (layer, its parameters, observations joined over sequences).
 
+        `observe` is one for all layers, or one for each.
         `extra[l]` goes to `observe` and `edit` of layer l; its arrays have the sequence as leading axis and are cut like the
         batches. The edited output is what the next layer reads and what `observe` finds as tap `h`. Consuming the iterator
         drives the computation; afterwards `hidden` holds the last layer's output. With `first`, `hidden` is the input of that
         layer and those before it are left out.
         """
-        block, num_layers = self.lm.block(), self.lm.num_layers
-        count = len(self.tokens)
+        num_layers, count = self.lm.num_layers, len(self.tokens)
+        observes = [observe] * num_layers if callable(observe) else observe
         self._watch = self._watch.before(
             first
         )  # anew: a branch of this stream must not write into what it left
@@ -110,11 +109,13 @@ class Stream:
             if layer + 1 < num_layers:
                 coming = _PREFETCH.submit(self._read, layer + 1)
             self.lm.check(f"layer_{layer}", params)
-            seen, start = [], 0
+            block, seen, start = self.lm.block(layer), [], 0
             with self.lm.computing():
                 for i, x in enumerate(self.hidden):
                     part = None if extra is None else _slice(extra[layer], start, len(x))
-                    self.hidden[i], found, bad = block_step(block, observe, edit, params, x, part)
+                    self.hidden[i], found, bad = block_step(
+                        block, observes[layer], edit, params, x, part
+                    )
                     seen.append(jax.device_get(found))
                     self._watch.add(layer, bad)
                     start += len(x)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from sysout_jax.attention import AttentionSpec, attention_spec
 from sysout_jax.config import ModelConfig
 from sysout_jax.data.tokenizers import Tokenizer
 from sysout_jax.errors import InputError
@@ -60,10 +61,14 @@ class LanguageModel:
         # the kernel that also gives column sums without holding a map
         return build(self.config, self.dtype, kernel="blockwise")
 
-    def block(self) -> Any:
+    def block(self, layer: int) -> Any:
         """What runs one layer: hashable, equal to others that compute the same, and with Flax's `apply`."""
-        block = self.module.block()
+        block = self.module.block(layer)
         return block if self.wrap is None else self.wrap(block)
+
+    def attention(self, layer: int, length: int) -> AttentionSpec:
+        """The rule behind a layer's attention over sequences of `length` tokens."""
+        return attention_spec(self.config, self.config.layer(layer).attention, length)
 
     @cached_property
     def params(self) -> dict:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
-from sysout_jax.attention import AttentionSpec, attend, attention_spec
+from sysout_jax.attention import AttentionSpec, attend
 from sysout_jax.attention.logits import logit_range
 from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
@@ -115,10 +115,11 @@ def variant_profile(
     shape = existence(lm, tokens, tau, stats=stats, on_layer=on_layer)
     sinks_NxT = np.array(stats.h.outlier_tokens(tau).any(axis=0))
     sinks_NxT[:, 0] = True
-    observe = _Scales(attention_spec(lm.config, stats.tokens.shape[1]))
+    length = stats.tokens.shape[1]
+    observes = [_Scales(lm.attention(l, length)) for l in range(lm.num_layers)]
     rows: dict[str, list] = {}
     stream = Stream(lm, stats.tokens, batch_size)
-    for _, _, seen in stream.layers(observe, [sinks_NxT] * lm.num_layers, on_layer):
+    for _, _, seen in stream.layers(observes, [sinks_NxT] * lm.num_layers, on_layer):
         for name, value in seen.items():
             rows.setdefault(name, []).append(_reduced(name, value, sinks_NxT))
     found = {name: np.stack(values) for name, values in rows.items() if name not in SCALES}

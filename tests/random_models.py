@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import sysout_jax as so
-from sysout_jax.config import Gpt2Config, LlamaConfig, ModelConfig
+from sysout_jax.config import ModelConfig
+from sysout_jax.families.gpt2 import Gpt2Config
+from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.models import parameter_shapes
 from sysout_jax.weights import InMemory
 

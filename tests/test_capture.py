@@ -18,7 +18,7 @@ from tests.parameters import mostly_endurance
 
 pytestmark = pytest.mark.optimised
 
-DEFAULT = set(so.TAPS) - {"attn_scale"}  # which only variants have
+DEFAULT = set(so.TAPS) - {"attn_scale", "down_gain"}  # which only variants and other families have
 FAMILY_TAPS = {"llama": DEFAULT, "gpt2": DEFAULT - {"gate"}}
 MODELS = [
     ("llama", "float32"),

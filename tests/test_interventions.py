@@ -37,7 +37,7 @@ def run_layers(lm, tokens, **arguments) -> np.ndarray:
 
 def by_hand(lm, tokens, edit) -> np.ndarray:
     """The same, block by block on the whole batch, with `edit(layer, h)` on numpy arrays in between."""
-    params, module, block = lm.params, lm.module, lm.module.block()
+    params, module, block = lm.params, lm.module, lm.module.block(0)
     found = []
     with jax.default_matmul_precision("highest"):
         x = module.apply({"params": params}, jnp.asarray(tokens), method="embed_tokens")

@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import sysout_jax as so
+from sysout_jax.attention.spec import PLAIN
 from sysout_jax.convert.hf_config import read_config
 from tests.parity_cases import FIXTURES, VOCAB
 
@@ -210,7 +211,7 @@ def test_unknown_architecture(hf_copy):
         ("llama-mha", {"num_attention_heads": 0, "head_dim": None}, "num_attention_heads is 0"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights"),
-        ("gpt2", {"activation_function": "relu"}, "activation_function = 'relu'"),
+        ("gpt2", {"activation_function": "mish"}, "activation_function = 'mish'"),
     ],
     ids=lambda value: str(value)[:50],
 )
@@ -247,16 +248,13 @@ def test_rotary_settings_of_transformers_4_and_5_mean_the_same(case):
         assert read_config(oldest, "older") == read_config(five, "5")
 
 
-def test_a_sliding_window_is_no_limit_of_the_context(hf_copy):
+def test_a_sliding_window_is_part_of_the_model(hf_copy):
     directory = hf_copy("mistral")
     config = so.load(directory).config
-    assert (config.context_length, config.sliding_window) == (64, 32)
+    assert (config.sliding_window, config.context_length) == (32, 64)
+    assert config.layer(1).attention.window == 32
     edit_config(directory, sliding_window=None)
-    assert so.load(directory).config.sliding_window is None
-    fields = json.loads((directory / "config.json").read_text())
-    del fields["sliding_window"]  # transformers then takes its own default
-    (directory / "config.json").write_text(json.dumps(fields))
-    assert so.load(directory).config.sliding_window == 4096
+    assert so.load(directory).config.layer(1).attention == PLAIN
 
 
 # --- paths and tokenizers

@@ -18,8 +18,9 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 import sysout_jax as so
-from sysout_jax.config import Gpt2Config, LlamaConfig
 from sysout_jax.data.demo import byte_tokenizer
+from sysout_jax.families.gpt2 import Gpt2Config
+from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.figures import Figure, FigureSpec, draw_figures
 from sysout_jax.figures.consistency import CONSISTENCY
 from sysout_jax.figures.existence import EXISTENCE, NAME

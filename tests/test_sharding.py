@@ -12,8 +12,10 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
-from sysout_jax.config import ATTENTION, Gpt2Config, LlamaConfig
+from sysout_jax.config import ATTENTION
 from sysout_jax.errors import InputError
+from sysout_jax.families.gpt2 import Gpt2Config
+from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.models import parameter_shapes
 from sysout_jax.sharding import AXES, check_divisible, lay, make_mesh, parameter_specs
 

@@ -10,6 +10,7 @@ but `sigmoid` run at the speed of any softmax kernel.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -86,19 +87,18 @@ def sigmoid(module, x_BxTxD, q, k, v, kernel, spec) -> Mixed:
     return Mixed(attend(q, k, v, kernel=kernel, spec=spec))
 
 
-def attention_spec(cfg, length: int) -> AttentionSpec:
-    """The rule behind a config's weights over sequences of `length` tokens; a window that none of them leaves is none.
+def attention_spec(cfg, plain: AttentionSpec, length: int) -> AttentionSpec:
+    """The rule behind the weights of a layer, by itself `plain`, over sequences of `length` tokens; a window that none leaves is none.
 
     b of sigmoid attention is −log of the context length, so that a prefix keeps its meaning, or of the current length as in the paper's
     published code.
     """
-    window = getattr(cfg, "sliding_window", None)
-    if window is not None and window >= length:
-        window = None
+    if plain.window is not None and plain.window >= length:
+        plain = dataclasses.replace(plain, window=None)
     if cfg.attention != "sigmoid":
-        return AttentionSpec(window=window)
+        return plain
     positions = cfg.context_length if cfg.sigmoid_bias == "context" else length
-    return AttentionSpec(sigmoid=-math.log(positions), window=window)
+    return dataclasses.replace(plain, sigmoid=-math.log(positions))
 
 
 VARIANTS: dict[str, Variant] = {

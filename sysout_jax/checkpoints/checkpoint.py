@@ -17,10 +17,11 @@ from sysout_jax.checkpoints.groups import write_group
 from sysout_jax.checkpoints.narrowing import Narrowing
 from sysout_jax.checkpoints.run_checkpoints import RUN
 from sysout_jax.checkpoints.source import OrbaxSource, file_sizes
-from sysout_jax.config import ModelConfig, config_from_dict, config_to_dict
+from sysout_jax.config import ModelConfig, config_to_dict
 from sysout_jax.data import tokenizers
 from sysout_jax.data.tokenizers import Tokenizer, read_bos_id
 from sysout_jax.errors import InputError
+from sysout_jax.families import config_from_dict
 from sysout_jax.notices import warn_once
 from sysout_jax.storage.held import Held
 from sysout_jax.storage.seal import Damaged

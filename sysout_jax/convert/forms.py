@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sysout_jax.config import LlamaConfig, ModelConfig
+from sysout_jax.config import ModelConfig
 
 Shape = tuple[int, ...]
 
@@ -34,8 +34,7 @@ def _transpose(x: np.ndarray, config: ModelConfig) -> np.ndarray:
 
 
 def _head_dim(config: ModelConfig) -> int:
-    assert isinstance(config, LlamaConfig)  # nobody else rotates
-    return config.head_dim
+    return config.layer(0).heads.head_dim
 
 
 def _halves_from_pairs(x_KDhxD: np.ndarray, config: ModelConfig) -> np.ndarray:
@@ -74,3 +73,16 @@ PER_HEAD = Form(
     lambda x, config: x.reshape(config.num_heads, -1),
     lambda x, config: x[None, :, None, :],
 )
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a parameter lies in a foreign checkpoint and in which form."""
+
+    name: str
+    form: Form = SAME
+
+
+def linear(name: str) -> Stored:
+    """A torch.nn.Linear's weight."""
+    return Stored(name, LINEAR)

@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sysout_jax.checks import shown
-from sysout_jax.config import RULES, Gpt2Config, LlamaConfig, ModelConfig, RopeScaling
+from sysout_jax.config import RULES, ModelConfig, RopeScaling
 from sysout_jax.convert.fields import Fields, naming
 from sysout_jax.convert.foreign import ForeignSource, Held
 from sysout_jax.convert.gguf_file import PLAIN, UNREADABLE, GgufFile
 from sysout_jax.errors import InputError
+from sysout_jax.families.gpt2 import Gpt2Config
+from sysout_jax.families.llama import LlamaConfig
 
 ROPE_FACTORS = "rope_freqs.weight"
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"

@@ -1,11 +1,10 @@
-"""Write GPT-2 and LLaMA models as Hugging Face directories that transformers loads with equal logits.
+"""Write models as Hugging Face directories that transformers loads with equal logits.
 
-Names and forms are the tables of `names.py`, field names those of `hf_config.py`, read the other way round.
+Names, forms and field names are the tables of the families, read the other way round.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,15 +14,16 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from sysout_jax.checkpoints.narrowing import Narrowing
-from sysout_jax.config import Gpt2Config, LlamaConfig, ModelConfig
-from sysout_jax.convert.forms import Shape
-from sysout_jax.convert.hf_config import ACTIVATIONS, GPT2_FIELDS, LLAMA_FIELDS, read_config
-from sysout_jax.convert.names import Stored, stored_names
+from sysout_jax.config import ModelConfig
+from sysout_jax.convert.forms import Shape, Stored
+from sysout_jax.convert.hf_config import read_config
+from sysout_jax.convert.names import stored_names
 from sysout_jax.convert.safetensors import SafetensorsSource
 from sysout_jax.convert.safetensors_writer import Announced, write_safetensors
 from sysout_jax.data import tokenizers
 from sysout_jax.data.tokenizers import Tokenizer
 from sysout_jax.errors import InputError
+from sysout_jax.families import FAMILIES, Export
 from sysout_jax.storage.fingerprint import fingerprint, fingerprints
 from sysout_jax.storage.staging import new_directory
 from sysout_jax.weights import WeightSource, expected_shapes, groups
@@ -47,9 +47,9 @@ def save_hugging_face(
     this returns. Raises InputError for models that transformers has no class for, when `directory` exists and is not an empty
     directory, and when `dtype` has no numbers as large as some weights; RunError when it cannot be written.
     """
-    check_exportable(config)
+    export = check_exportable(config)
     source = Narrowing(source, config)
-    theirs = _with_their_biases(config)
+    theirs = export.whole(config)
     dtype = np.dtype(dtype)
     plan = _plan(theirs)
     announced = [
@@ -61,7 +61,7 @@ def save_hugging_face(
         written: dict[str, int] = {}
         arrays = _arrays(plan, theirs, source, dtype, written, on_group)
         write_safetensors(staging, announced, arrays, dtype, shard_bytes)
-        fields = {"bos_token_id": bos_id, "torch_dtype": dtype.name, **_fields(theirs)}
+        fields = {"bos_token_id": bos_id, "torch_dtype": dtype.name, **export.fields(theirs)}
         _write_json(staging / "config.json", fields)
         if tokenizer:
             tokenizer.save(staging / tokenizers.FILE)
@@ -90,84 +90,20 @@ def _read_back(
         raise OSError(f"read again, it is not what was written: {error}") from None
 
 
-def check_exportable(config: ModelConfig) -> None:
-    """InputError for models that transformers has no class for."""
+def check_exportable(config: ModelConfig) -> Export:
+    """How the model is written; InputError for models that transformers has no class for."""
+    export = FAMILIES[config.family].export
+    if export is None:
+        raise InputError(
+            f"models of family {config.family} are not written for transformers; use --format orbax"
+        )
     if config.attention != "default":
         raise InputError(
             f"attention {config.attention!r} has no class in transformers, which would compute plain softmax attention; "
             "expected a model with default attention, use --format orbax"
         )
-    if not isinstance(config, LlamaConfig):
-        return
-    if _class(config) == "Mistral" and (config.qkv_bias or config.o_bias or config.mlp_bias):
-        raise InputError(
-            "a sliding window and biases together have no class in transformers; expected one of them, use --format orbax"
-        )
-    if config.rope_scaling is not None and config.rope_scaling.kind == "factors":
-        raise InputError(
-            "rotary positions with a divisor for every pair have no name in transformers; expected linear or llama3 scaling, "
-            "use --format orbax"
-        )
-
-
-def _class(config: LlamaConfig) -> str:
-    """Which of transformers' classes computes it, biases that we lack being zero."""
-    if config.sliding_window is not None:
-        return "Mistral"
-    return "Qwen2" if config.qkv_bias and not (config.o_bias or config.mlp_bias) else "Llama"
-
-
-def _with_their_biases(config: ModelConfig) -> ModelConfig:
-    """The same model with the biases that transformers' class insists on; those that we lack are zero."""
-    if isinstance(config, LlamaConfig):
-        if _class(config) == "Qwen2":
-            return config
-        bias = config.qkv_bias or config.o_bias
-        return dataclasses.replace(config, qkv_bias=bias, o_bias=bias)
-    assert isinstance(config, Gpt2Config)
-    return dataclasses.replace(config, bias=True)
-
-
-def _fields(config: ModelConfig) -> dict[str, Any]:
-    if isinstance(config, LlamaConfig):
-        name = _class(config)
-        owns: dict[str, dict[str, Any]] = {
-            "Llama": {"attention_bias": config.qkv_bias},
-            "Mistral": {"sliding_window": config.sliding_window},
-            "Qwen2": {"use_sliding_window": False},
-        }
-        return {
-            "architectures": [f"{name}ForCausalLM"],
-            "model_type": name.lower(),
-            "hidden_act": "silu",
-            **owns[name],
-            "rope_theta": config.rope_theta,
-            "rope_scaling": _rope_scaling(config),
-            **{theirs: getattr(config, ours) for ours, theirs in LLAMA_FIELDS.items()},
-        }
-    assert isinstance(config, Gpt2Config)
-    activation = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.activation)
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "activation_function": activation,
-        "n_inner": config.d_ff,
-        **{theirs: getattr(config, ours) for ours, theirs in GPT2_FIELDS.items()},
-    }
-
-
-def _rope_scaling(config: LlamaConfig) -> dict[str, Any] | None:
-    scaling = config.rope_scaling
-    if scaling is None:
-        return None
-    fields: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
-    if scaling.kind == "llama3":
-        fields |= {
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_context,
-        }
-    return fields
+    export.fields(export.whole(config))
+    return export
 
 
 def _tokenizer_fields(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:

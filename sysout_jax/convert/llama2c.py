@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sysout_jax.checks import check
-from sysout_jax.config import RULES, LlamaConfig
+from sysout_jax.config import RULES
 from sysout_jax.convert.foreign import ForeignSource, Held
 from sysout_jax.convert.forms import Shape
 from sysout_jax.errors import InputError, RunError
+from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.models.layers import rotary_frequencies
 
 LAYOUT = "meta"

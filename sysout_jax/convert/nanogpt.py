@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from sysout_jax.checks import shown
-from sysout_jax.config import AttentionName, Gpt2Config
+from sysout_jax.config import AttentionName
 from sysout_jax.convert.foreign import ForeignSource, Held
 from sysout_jax.convert.hf_config import read_config
 from sysout_jax.convert.names import PAPER_MODELS
 from sysout_jax.convert.torch_file import TorchFile, TorchTensor
 from sysout_jax.errors import InputError
+from sysout_jax.families.gpt2 import Gpt2Config
 from sysout_jax.printable import printable_name, some
 
 LAYOUT = "nanogpt"

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from sysout_jax.checks import shown
 from sysout_jax.config import ModelConfig
 from sysout_jax.convert.foreign import ForeignSource, Held
-from sysout_jax.convert.names import BASE_PREFIX
 from sysout_jax.errors import InputError, RunError
+from sysout_jax.families import LAYOUTS
 from sysout_jax.printable import printable, printable_name, some
 from sysout_jax.storage.files import check_readable
 from sysout_jax.storage.serialise import read_json_object
@@ -43,7 +43,7 @@ class SafetensorsSource(ForeignSource):
     def __init__(self, directory: Path, layout: str, config: ModelConfig):
         self._lies = _tensors(directory)
         held = {name: lies.held for name, lies in self._lies.items()}
-        super().__init__(directory, layout, config, held, BASE_PREFIX[layout])
+        super().__init__(directory, layout, config, held, LAYOUTS[layout].base_prefix)
 
     def _tensor(self, name: str) -> np.ndarray:
         path = self._lies[name].file

@@ -58,3 +58,17 @@ def gelu_tanh(x: jax.Array) -> jax.Array:
 def silu(x: jax.Array) -> jax.Array:
     """x σ(x), the activation of SwiGLU; in float16, exp(-x) would overflow from x = -11 on."""
     return x * jax.nn.sigmoid(x)
+
+
+@_activation
+def relu(x: jax.Array) -> jax.Array:
+    """max(x, 0)."""
+    return jax.nn.relu(x)
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": silu,
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "relu": relu,
+}

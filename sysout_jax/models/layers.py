@@ -12,26 +12,48 @@ from flax import linen as nn
 from sysout_jax.attention import VARIANTS, attention_map, attention_spec
 from sysout_jax.capture import tap
 from sysout_jax.config import RopeScaling
+from sysout_jax.models.spec import NormSpec
 
 
 class Norm(nn.Module):
-    """RMSNorm, or with `centred` LayerNorm, in float32; returned in the compute dtype."""
+    """RMSNorm or LayerNorm of the last axis, in float32; returned in the compute dtype."""
 
-    eps: float
+    spec: NormSpec
     dtype: jnp.dtype
     param_dtype: jnp.dtype
-    centred: bool = False
-    bias: bool = False
 
     @nn.compact
     def __call__(self, x_BxTxD):
         D = x_BxTxD.shape[-1]
-        scale_D = self.param("scale", nn.initializers.ones, (D,), self.param_dtype)
-        y_BxTxD = normalise(x_BxTxD, scale_D, self.eps, self.centred)
-        if self.bias:
+        if self.spec.scale:
+            ones = nn.initializers.constant(1.0 - self.spec.offset)
+            scale_D = self.param("scale", ones, (D,), self.param_dtype)
+        else:
+            scale_D = jnp.ones((D,), self.param_dtype)
+        y_BxTxD = normalise(x_BxTxD, self._whole(scale_D), self.spec.eps, self.spec.centred)
+        if self.spec.bias:
             bias_D = self.param("bias", nn.initializers.zeros, (D,), self.param_dtype)
-            y_BxTxD = y_BxTxD + bias_D[None, None]
+            y_BxTxD = y_BxTxD + _last(bias_D, y_BxTxD.ndim)
         return y_BxTxD.astype(self.dtype)
+
+    def gain(self, x_BxTxD) -> jax.Array:
+        """What an RMSNorm multiplies every element with, (B, T, D)."""
+        if self.spec.centred:
+            raise ValueError("a norm that subtracts a mean is no multiplication")
+        scale_D: jax.Array = self.get_variable("params", "scale")
+        x = x_BxTxD.astype(jnp.promote_types(x_BxTxD.dtype, jnp.float32))
+        inverse_BxTx1 = jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + self.spec.eps)
+        return inverse_BxTx1 * self._whole(scale_D)[None, None]
+
+    def _whole(self, scale_D):
+        if not self.spec.offset:
+            return scale_D
+        return scale_D.astype(jnp.promote_types(scale_D.dtype, jnp.float32)) + self.spec.offset
+
+
+def _last(x_D: jax.Array, axes: int) -> jax.Array:
+    """A vector beside arrays of so many axes, the last of which is its own."""
+    return x_D.reshape((1,) * (axes - 1) + x_D.shape)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -49,26 +71,26 @@ def _normalise(x_BxTxD, scale_D, eps: float, centred: bool):
     mean_BxTx1 = x.mean(-1, keepdims=True) if centred else jnp.zeros_like(x[..., :1])
     x = x - mean_BxTx1
     inverse_BxTx1 = jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + eps)
-    return x * inverse_BxTx1 * scale_D[None, None], (x_BxTxD, mean_BxTx1, inverse_BxTx1, scale_D)
+    return x * inverse_BxTx1 * _last(scale_D, x.ndim), (x_BxTxD, mean_BxTx1, inverse_BxTx1, scale_D)
 
 
 def _normalise_backward(eps: float, centred: bool, residuals, grad_BxTxD):
     x_BxTxD, mean_BxTx1, inverse_BxTx1, scale_D = residuals
     unit = (x_BxTxD.astype(mean_BxTx1.dtype) - mean_BxTx1) * inverse_BxTx1
-    scaled = grad_BxTxD * scale_D[None, None]
+    scaled = grad_BxTxD * _last(scale_D, grad_BxTxD.ndim)
     dx = scaled - unit * (scaled * unit).mean(-1, keepdims=True)
     if centred:
         dx = dx - scaled.mean(-1, keepdims=True)
-    dscale_D = (grad_BxTxD * unit).sum((0, 1))
+    dscale_D = (grad_BxTxD * unit).sum(tuple(range(unit.ndim - 1)))
     return (dx * inverse_BxTx1).astype(x_BxTxD.dtype), dscale_D.astype(scale_D.dtype)
 
 
 normalise.defvjp(_normalise, _normalise_backward)
 
 
-def rotary_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
-    """Radians per position of the Dh/2 rotating pairs, float32 (Su et al. 2021; scalings as transformers defines them)."""
-    exponents = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
+def rotary_frequencies(dims: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
+    """Radians per position of the dims/2 rotating pairs, float32 (Su et al. 2021; scalings as transformers defines them)."""
+    exponents = np.arange(0, dims, 2, dtype=np.float64) / dims
     freqs = 1.0 / theta**exponents
     if scaling is None:
         return freqs.astype(np.float32)
@@ -84,15 +106,20 @@ def rotary_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None)
 
 
 def rotate(x_BxTxHxDh: jax.Array, freqs: np.ndarray) -> jax.Array:
-    """Turn the pair (i, i + Dh/2) of every head by position times frequency; in float32, returned in the input's dtype."""
-    T, half = x_BxTxHxDh.shape[1], x_BxTxHxDh.shape[-1] // 2
+    """Turn the pair (i, i + R) of every head by position times frequency i of R; what lies beyond 2R stays.
+
+    In float32, returned in the input's dtype.
+    """
+    T, half = x_BxTxHxDh.shape[1], len(freqs)
     angle_TxHalf = jnp.arange(T, dtype=jnp.float32)[:, None] * freqs[None, :]
     angle_1xTx1xHalf = angle_TxHalf[None, :, None, :]
     cos, sin = jnp.cos(angle_1xTx1xHalf), jnp.sin(angle_1xTx1xHalf)
     x = x_BxTxHxDh.astype(jnp.promote_types(x_BxTxHxDh.dtype, jnp.float32))
-    first, second = x[..., :half], x[..., half:]
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x_BxTxHxDh.dtype)
+    first, second = x[..., :half], x[..., half : 2 * half]
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    if x.shape[-1] > 2 * half:
+        turned.append(x[..., 2 * half :])
+    return jnp.concatenate(turned, axis=-1).astype(x_BxTxHxDh.dtype)
 
 
 def attend_and_tap(
@@ -104,7 +131,7 @@ def attend_and_tap(
     """
     cfg = module.cfg
     variant = VARIANTS[cfg.attention]
-    spec = attention_spec(cfg, q_BxTxHxDh.shape[1])
+    spec = attention_spec(cfg, module.spec.attention, q_BxTxHxDh.shape[1])
     attended, scale_BxHxT = variant(
         module, x_BxTxD, q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh, kernel, spec
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
-from sysout_jax.attention import AttentionSpec, attention_map, attention_spec
+from sysout_jax.attention import AttentionSpec, attention_map
 from sysout_jax.calls import check_arguments, check_kind
 from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
@@ -175,12 +175,12 @@ def _look(
     lm: LanguageModel, tokens_T: np.ndarray, shown: np.ndarray, layers: dict[str, int], on_layer
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The shown rows of h, x_down and the attention map in their layers, and the kernel (F, D) of W_down in its layer."""
-    observe = _Rows(attention_spec(lm.config, len(tokens_T)))
+    observes = [_Rows(lm.attention(l, len(tokens_T))) for l in range(lm.num_layers)]
     stream = Stream(lm, tokens_T[None])
     found: dict[str, np.ndarray] = {}
     kernel = None
     extra = [shown[None].astype(np.int32)] * lm.num_layers
-    for layer, params, seen in stream.layers(observe, extra, on_layer):
+    for layer, params, seen in stream.layers(observes, extra, on_layer):
         found |= {name: seen[name][0] for name in seen if layers[name] == layer}
         if layer == layers["w_down"]:
             kernel = np.asarray(params["mlp"]["down_proj"]["kernel"])

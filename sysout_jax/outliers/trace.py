@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sysout_jax.attention import AttentionSpec, attend, attention_spec
+from sysout_jax.attention import AttentionSpec, attend
 from sysout_jax.attention.rows import causal_logits, scaled
 from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
@@ -118,9 +118,10 @@ def trace(
         "window": targets.window.astype(np.int32),
     }
     stream = Stream(lm, tokens[targets.sequences])
-    spec = attention_spec(lm.config, stream.tokens.shape[1])
+    specs = [lm.attention(l, stream.tokens.shape[1]) for l in range(lm.num_layers)]
+    observes = [_Follow(spec) for spec in specs]
     layers, channels, rows, close_up = [], [], None, None
-    for layer, params, seen in stream.layers(_Follow(spec), [extra] * lm.num_layers, on_layer):
+    for layer, params, seen in stream.layers(observes, [extra] * lm.num_layers, on_layer):
         seen = {name: finite_or(value, np.nan) for name, value in seen.items()}
         mass = seen["mass"].sum(0) / np.maximum(seen["queries"].sum(0), 1)
         drain = seen["v_outlier"].mean(0) / np.maximum(seen["v_other"].mean(0), 1e-30)
@@ -144,7 +145,7 @@ def trace(
         targets=targets,
         channels=tuple(channels),
         rows=rows,
-        close_up=_close_up(*close_up[1:], int(targets.window[0]), spec),
+        close_up=_close_up(*close_up[1:], int(targets.window[0]), specs[close_up[1]]),
         nll=nll,
         nonfinite=stream.nonfinite(),
         **stacked,

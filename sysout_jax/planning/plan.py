@@ -82,7 +82,9 @@ def plan_training(config: TrainConfig, topology: str) -> Plan:
         batch = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=program.batch_sharding)
         traced = program.train.trace(program.shapes, batch)  # type: ignore[attr-defined]
         kernel = resolve_kernel(
-            config.kernel, config.dtype, spec=attention_spec(config.model, config.seq_len)
+            config.kernel,
+            config.dtype,
+            spec=attention_spec(config.model, config.model.layer(0).attention, config.seq_len),
         )
         weights = parameter_count(program.shapes["params"], positions=False)
         flops = flops_per_token(config.model, weights, config.seq_len) * config.tokens_per_step
@@ -98,7 +100,7 @@ def plan_analysis(config: TrainConfig, topology: str) -> Plan:
         _compiling_for(config, topology) as (devices, mesh),
         jax.default_matmul_precision("highest"),
     ):
-        block = build(config.model, "float32", kernel="blockwise").block()
+        block = build(config.model, "float32", kernel="blockwise").block(0)
         layer = lay({"layer_0": parameter_shapes(config.model)["layer_0"]}, mesh)
         params = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=sharding),

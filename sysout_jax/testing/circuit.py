@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from sysout_jax.config import LlamaConfig
 from sysout_jax.engine import capture
+from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.models import parameter_shapes
 from sysout_jax.testing.draw import Rng, draw_shares, slow_dims

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sysout_jax.config import LlamaConfig
+from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.models.layers import rotary_frequencies
 from sysout_jax.testing.truth import Birth, BirthTruth, SinkTruth, Wanted
 

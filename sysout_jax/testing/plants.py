@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from sysout_jax.config import LlamaConfig
 from sysout_jax.data.demo import byte_tokenizer
+from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.testing.circuit import Build, calm_params, plant_birth, plant_death, plant_sink
 from sysout_jax.testing.draw import draw, draw_births, draw_sinks

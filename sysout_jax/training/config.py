@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from sysout_jax.checks import Flag, Is, OrNone, Real, Rule, Whole, Word, check_fields
-from sysout_jax.config import ModelConfig, config_from_dict, config_to_dict
+from sysout_jax.config import ModelConfig, config_to_dict
 from sysout_jax.errors import InputError
+from sysout_jax.families import config_from_dict
 from sysout_jax.sharding import MeshConfig
 
 # Steps compute in float32: what is 0, 1 or infinite there is meant by nobody

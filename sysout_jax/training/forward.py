@@ -14,9 +14,9 @@ from sysout_jax.sharding import BATCH, constrain, whole_rows
 def final_hidden(model, params: dict, tokens_BxT, remat: bool = False) -> jax.Array:
     """(B, T, D) final-normed hidden states in the compute dtype; the residual stream is float32 whatever that dtype is."""
     x_BxTxD = embedded(model, params, tokens_BxT)
-    # one function for all layers is traced once
-    block = jax.jit(block_of(model, remat))
-    for layer in range(model.cfg.num_layers):
+    # equal layers are traced once
+    blocks = equal_blocks(model, lambda block: jax.jit(applied(block, remat)))
+    for layer, block in enumerate(blocks):
         x_BxTxD = constrain(block(params[f"layer_{layer}"], x_BxTxD), BATCH)
     return model.apply(
         {"params": {"final_norm": params["final_norm"]}},
@@ -32,9 +32,15 @@ def embedded(model, params: dict, tokens_BxT) -> jax.Array:
     return constrain(x_BxTxD.astype(jnp.float32), BATCH)
 
 
-def block_of(model, remat: bool) -> Callable[[dict, jax.Array], jax.Array]:
+def equal_blocks(model, make: Callable[[Any], Any]) -> list[Any]:
+    """`make(block)` of every layer, once for those that are made of the same."""
+    blocks = [model.block(layer) for layer in range(model.cfg.num_layers)]
+    made = {block: make(block) for block in dict.fromkeys(blocks)}
+    return [made[block] for block in blocks]
+
+
+def applied(block: Any, remat: bool) -> Callable[[dict, jax.Array], jax.Array]:
     """One layer as a function of its parameters and input; with `remat` its insides are computed again for the gradient."""
-    block = model.block()
 
     def apply(params: dict, x_BxTxD: jax.Array) -> jax.Array:
         return block.apply({"params": params}, x_BxTxD)

@@ -68,7 +68,9 @@ def fit(
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     try:
         kernel = resolve_kernel(
-            config.kernel, config.dtype, spec=attention_spec(config.model, config.seq_len)
+            config.kernel,
+            config.dtype,
+            spec=attention_spec(config.model, config.model.layer(0).attention, config.seq_len),
         )
     except ValueError as error:
         raise InputError(f"--kernel {config.kernel}: {error}") from None

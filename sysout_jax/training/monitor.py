@@ -23,7 +23,7 @@ from sysout_jax.outliers.attention import near_zero_updates
 from sysout_jax.outliers.definitions import SINK_SHARE
 from sysout_jax.outliers.order import median_of_magnitudes
 from sysout_jax.sharding import BATCH, constrain
-from sysout_jax.training.forward import embedded
+from sysout_jax.training.forward import embedded, equal_blocks
 
 #: Axes of the intermediates that are looked at.
 AXES = {
@@ -103,15 +103,16 @@ class Monitor:
         return {name: np.asarray(values, float).tolist() for name, values in found.items()}
 
     def _layers(self, params: dict, probe_BxT: jax.Array) -> dict[str, jax.Array]:
-        block = self._model.block()
+        def step_of(block):
+            @jax.jit
+            def step(layer_params, x_BxTxD):
+                y, state = block.apply({"params": layer_params}, x_BxTxD, mutable=[COLLECTION])
+                return constrain(y, BATCH), monitor_layer(flatten_taps(state[COLLECTION]))
 
-        @jax.jit
-        def step(layer_params, x_BxTxD):
-            y, state = block.apply({"params": layer_params}, x_BxTxD, mutable=[COLLECTION])
-            return constrain(y, BATCH), monitor_layer(flatten_taps(state[COLLECTION]))
+            return step
 
         x_BxTxD, rows = embedded(self._model, params, probe_BxT), []
-        for layer in range(self._model.cfg.num_layers):
+        for layer, step in enumerate(equal_blocks(self._model, step_of)):
             x_BxTxD, row = step(params[f"layer_{layer}"], x_BxTxD)
             rows.append(row)
         return {name: jnp.stack([row[name] for row in rows]) for name in rows[0]}

@@ -51,7 +51,7 @@ def flags(command: str) -> dict[str, str]:
     module = importlib.import_module(MODULES[command])
     if command != "train":
         return dict(_fields(module.Args))
-    from sysout_jax.config import Gpt2Config
+    from sysout_jax.families.gpt2 import Gpt2Config
     from sysout_jax.training.config import TrainConfig
 
     settings = dict(_fields(TrainConfig)) | {f"model.{n}": t for n, t in _fields(Gpt2Config)}

@@ -18,7 +18,7 @@ from tests.analyze.command import CONFIG, write_model
 
 TEXT = "Summer is warm. Winter is cold.\nThe first sentence was short, and so is this one.\n" * 6
 TINY = """from pathlib import Path
-from sysout_jax.config import Gpt2Config
+from sysout_jax.families.gpt2 import Gpt2Config
 from sysout_jax.training.config import OptimizerConfig, TrainConfig
 
 config = TrainConfig(

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import analyze.variants
-from sysout_jax.config import Gpt2Config
 from sysout_jax.data.demo import demo_text
 from sysout_jax.data.documents import Source
 from sysout_jax.data.prepare import prepare
+from sysout_jax.families.gpt2 import Gpt2Config
 from sysout_jax.training.config import OptimizerConfig, TrainConfig
 from sysout_jax.training.loop import fit
 from tests.analyze.command import call, tree

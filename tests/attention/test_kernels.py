@@ -16,8 +16,10 @@ from jax.sharding import PartitionSpec as P
 from sysout_jax.attention import PLAIN, AttentionSpec, extra_key, resolve_kernel
 from sysout_jax.attention.splash import BLOCKS, block_size
 from sysout_jax.capture import COLLECTION, flatten_taps
-from sysout_jax.config import ATTENTION, Gpt2Config, LlamaConfig
-from sysout_jax.models import build, gpt2, parameter_shapes
+from sysout_jax.config import ATTENTION
+from sysout_jax.families.gpt2 import Gpt2Config
+from sysout_jax.families.llama import LlamaConfig
+from sysout_jax.models import build, decoder, parameter_shapes
 from sysout_jax.platform import compiling_for, target_platform
 from sysout_jax.sharding import make_mesh
 
@@ -174,7 +176,9 @@ def compile_for_tpu(kernel: str, attention: str) -> str:
     )
     found = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
     mesh = make_mesh(devices=found.devices[:1])
-    layer = gpt2.Attention(config, jnp.dtype("bfloat16"), jnp.dtype("float32"), kernel)
+    layer = decoder.Attention(
+        config, config.layer(0), jnp.dtype("bfloat16"), jnp.dtype("float32"), kernel
+    )
     params = parameter_shapes(config)["layer_0"]["attn"]
     x = jax.ShapeDtypeStruct((2, LENGTH, 128), jnp.bfloat16)
     arguments = jax.tree.map(

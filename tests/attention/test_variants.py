@@ -13,10 +13,14 @@ import pytest
 from sysout_jax.attention import VARIANTS, Attended, blocks, kernels, splash
 from sysout_jax.attention.variants import Mixed
 from sysout_jax.capture import COLLECTION, flatten_taps
-from sysout_jax.config import ATTENTION, MODEL_SIZES, Gpt2Config, LlamaConfig, config_from_dict
+from sysout_jax.config import ATTENTION
+from sysout_jax.families import config_from_dict
+from sysout_jax.families.gpt2 import Gpt2Config
+from sysout_jax.families.llama import LlamaConfig
+from sysout_jax.families.sizes import MODEL_SIZES
 from sysout_jax.models import build, layers, parameter_shapes
 from sysout_jax.platform import compiling_for
-from sysout_jax.training.forward import block_of
+from sysout_jax.training.forward import applied
 
 SIZES = {"vocab_size": 31, "context_length": 16, "d_model": 24, "d_ff": 40, "num_layers": 1}
 CONFIGS = {
@@ -165,7 +169,7 @@ def test_no_position_reads_the_future(family, variant, names):
     x_TxD = jnp.asarray(rng.standard_normal((7, config.d_model)), jnp.float32)
     weights_D = jnp.asarray(rng.standard_normal(config.d_model), jnp.float32)
     for name in names:
-        block = build(config, kernel=name).block()
+        block = build(config, kernel=name).block(0)
 
         def one_number_per_token(x, block=block):
             return block.apply({"params": params["layer_0"]}, x[None])[0] @ weights_D
@@ -183,7 +187,7 @@ def test_rematerialised_equals_plain(family, variant):
     x_BxTxD = jnp.asarray(rng.standard_normal((2, T, config.d_model)), jnp.float32)
 
     def gradients(remat):
-        block = block_of(model, remat)
+        block = applied(model.block(0), remat)
         return jax.jit(jax.grad(lambda p, x: jnp.sin(block(p, x)).sum(), (0, 1)))(params, x_BxTxD)
 
     plain, again = gradients(False), gradients(True)

@@ -15,8 +15,8 @@ import pytest
 import sysout_jax as so
 from sysout_jax.checkpoints import run_checkpoints
 from sysout_jax.checkpoints.checkpoint import write_config
-from sysout_jax.config import Gpt2Config
 from sysout_jax.errors import InputError
+from sysout_jax.families.gpt2 import Gpt2Config
 from sysout_jax.models import parameter_shapes
 from sysout_jax.storage import seal
 from sysout_jax.training.checkpoints import Checkpoints

@@ -12,8 +12,8 @@ from sysout_jax.compress.inputs import QuantisedInputs, calibrate
 from sysout_jax.compress.keeps import find_keeps, kept_weights, random_others
 from sysout_jax.compress.methods import METHODS, Compressor, Kept, Method, Settings
 from sysout_jax.compress.smooth import folds, smooth
-from sysout_jax.config import Gpt2Config
 from sysout_jax.engine import Stream, observe_nothing
+from sysout_jax.families.gpt2 import Gpt2Config
 from tests.compress.direct import absmax, assert_nearest, pruned, rounded
 from tests.random_models import random_model
 
@@ -119,7 +119,7 @@ def test_simulated_inputs_against_numpy(case, inputs, kept):
 
     x = np.random.default_rng().standard_normal((1, 9, lm.config.d_model)).astype(np.float32) * 5
     with nn.intercept_methods(watch):
-        QuantisedInputs(lm.module.block()).apply({"params": params}, x, mutable=["intermediates"])
+        QuantisedInputs(lm.module.block(0)).apply({"params": params}, x, mutable=["intermediates"])
     seen = np.asarray(passed["x"][0])
     free = np.setdiff1d(np.arange(seen.shape[1]), kept)
     expected = seen.astype(np.float64)

@@ -7,9 +7,12 @@ import math
 
 import pytest
 
-from sysout_jax.config import RULES, Gpt2Config, LlamaConfig, config_from_dict, config_to_dict
-from sysout_jax.convert.hf_config import GPT2_FIELDS, LLAMA_FIELDS, read_config
+from sysout_jax.config import RULES, config_to_dict
+from sysout_jax.convert.hf_config import read_config
 from sysout_jax.errors import InputError
+from sysout_jax.families import config_from_dict, gpt2, llama
+from sysout_jax.families.gpt2 import Gpt2Config
+from sysout_jax.families.llama import LlamaConfig
 from tests.parity_cases import FIXTURES
 
 NAN, INF = math.nan, math.inf
@@ -44,7 +47,7 @@ def assert_refused(fields: dict, name: str) -> None:
     assert len(message) < 400 and message.isprintable()
 
 
-@pytest.mark.parametrize(("theirs", "ours"), [(v, k) for k, v in LLAMA_FIELDS.items()])
+@pytest.mark.parametrize(("theirs", "ours"), [(v, k) for k, v in llama.FIELDS.items()])
 def test_llama(theirs, ours):
     for value in bad_values(RULES[ours]):
         assert_refused(fixture("llama-mha") | {theirs: value}, theirs)
@@ -88,7 +91,7 @@ def test_rotary_settings_that_are_no_object(name):
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours"), [*((v, k) for k, v in GPT2_FIELDS.items()), ("n_inner", "d_ff")]
+    ("theirs", "ours"), [*((v, k) for k, v in gpt2.FIELDS.items()), ("n_inner", "d_ff")]
 )
 def test_gpt2(theirs, ours):
     for value in bad_values(RULES[ours]):

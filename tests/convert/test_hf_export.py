@@ -17,9 +17,12 @@ from safetensors.numpy import load_file
 import sysout_jax as so
 from sysout_jax.checkpoints import checkpoint
 from sysout_jax.commands import cli
-from sysout_jax.config import Gpt2Config, LlamaConfig, ModelConfig, RopeScaling
+from sysout_jax.config import ModelConfig, RopeScaling
 from sysout_jax.convert.hf_export import save_hugging_face
 from sysout_jax.errors import RunError
+from sysout_jax.families import FAMILIES, Export, gpt2
+from sysout_jax.families.gpt2 import Gpt2Config
+from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.models import build
 from sysout_jax.weights import InMemory
 from tests.convert.command import assert_same_model, everything_below, run_here
@@ -242,10 +245,10 @@ def test_what_does_not_read_back_is_no_success(damage, tmp_path, monkeypatch):
 
         monkeypatch.setattr(hf_export, "write_safetensors", wrong)
     else:
-        fields = hf_export._fields
-        monkeypatch.setattr(
-            hf_export, "_fields", lambda config: fields(config) | {"layer_norm_epsilon": 0.1}
-        )
+        family = FAMILIES["gpt2"]
+        wrong_export = Export(lambda config: gpt2.write(config) | {"layer_norm_epsilon": 0.1})
+        changed = dataclasses.replace(family, export=wrong_export)
+        monkeypatch.setitem(FAMILIES, "gpt2", changed)
     lm = random_model(MODELS["gpt2"])
     with pytest.raises(RunError, match="read again, it is not what was written"):
         export(lm, tmp_path / "out")

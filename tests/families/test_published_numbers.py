@@ -25,7 +25,11 @@ def test_a_planted_model():
     assert (event.layer, event.dims, [c.index for c in event.channels]) == (1, (108,), [122])
     assert event.values == pytest.approx((633.744080,), rel=2e-6)
     heads = [(head.layer, head.head, head.mass, head.drain) for head in report.spread.heads]
-    wanted = [(2, 1, 0.9999606, 0.0900229), (3, 3, 0.999958, 0.061759), (4, 0, 0.9999588, 0.0999171)]
+    wanted = [
+        (2, 1, 0.9999606, 0.0900229),
+        (3, 3, 0.999958, 0.061759),
+        (4, 0, 0.9999588, 0.0999171),
+    ]
     np.testing.assert_allclose(heads, wanted, rtol=1e-5)
     assert report.death.layer == 4
 

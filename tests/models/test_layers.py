@@ -7,6 +7,7 @@ import pytest
 from flax import linen as nn
 
 from sysout_jax.models.layers import Norm
+from sysout_jax.models.spec import NormSpec
 
 CASES = {
     "RMSNorm": ({}, lambda **kw: nn.RMSNorm(1e-5, **kw)),
@@ -43,7 +44,7 @@ def test_equals_flax_in_float64(case):
 
         found, want = (
             jax.value_and_grad(loss, (1, 2), has_aux=True)(module, params, x)
-            for module in (Norm(1e-5, **f64, **settings), theirs(**f64))
+            for module in (Norm(NormSpec(1e-5, **settings), **f64), theirs(**f64))
         )
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
             assert a.dtype == jnp.float64
@@ -57,7 +58,7 @@ def test_computes_in_float32_and_gives_the_dtypes_asked_for(case):
     x = jnp.asarray(rng.standard_normal((1, 4, 64)), jnp.bfloat16)
     params = drawn(rng, 64, settings.get("bias", False), jnp.float32)
     dtypes = {"dtype": jnp.bfloat16, "param_dtype": jnp.float32}
-    ours = Norm(1e-5, **dtypes, **settings)
+    ours = Norm(NormSpec(1e-5, **settings), **dtypes)
     np.testing.assert_allclose(
         ours.apply(params, x).astype(jnp.float32),
         theirs(**dtypes).apply(params, x).astype(jnp.float32),

@@ -9,7 +9,7 @@ import pytest
 
 from sysout_jax.attention import attend, blocks, kernels
 from sysout_jax.capture import COLLECTION, flatten_taps
-from sysout_jax.config import MODEL_SIZES
+from sysout_jax.families.sizes import MODEL_SIZES
 from sysout_jax.models import build, parameter_shapes
 from tests.models.random_models import CONFIGS, random_tokens
 from tests.random_models import random_params

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
-from sysout_jax.config import Gpt2Config, LlamaConfig
 from sysout_jax.data.demo import byte_tokenizer
+from sysout_jax.families.gpt2 import Gpt2Config
+from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.outliers.definitions import TAUS
 from sysout_jax.outliers.length import SENTENCES, sweep_lengths
 from sysout_jax.outliers.tokens import TokenClasses

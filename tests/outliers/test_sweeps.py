@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sysout_jax.config import LlamaConfig
+from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.outliers import sweeps
 from sysout_jax.outliers.activations import reduce_activations
 from sysout_jax.outliers.weights import reduce_weights

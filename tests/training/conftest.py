@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sysout_jax.config import Gpt2Config
+from sysout_jax.families.gpt2 import Gpt2Config
 from sysout_jax.training.config import OptimizerConfig, TrainConfig
 
 VOCABULARY = 61

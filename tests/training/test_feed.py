@@ -20,7 +20,7 @@ ON_EIGHT_DEVICES = """
 import sys
 sys.path.insert(0, ROOT)
 from pathlib import Path, PosixPath
-from sysout_jax.config import Gpt2Config
+from sysout_jax.families.gpt2 import Gpt2Config
 from sysout_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
 from tests.training.test_feed import check
 check(CONFIG, [(1, 1, 8), (2, 2, 2), (8, 1, 1)], ((8, 8), (8, 13), (24, 47)))

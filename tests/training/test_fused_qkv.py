@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 IN_A_BLOCK = """
 import json, jax, jax.numpy as jnp
-from sysout_jax.config import Gpt2Config
+from sysout_jax.families.gpt2 import Gpt2Config
 from sysout_jax.models import build, parameter_shapes
 from sysout_jax.planning.costs import find_collectives
 from sysout_jax.sharding import BATCH, constrain, lay, make_mesh, parameter_specs, place
@@ -25,7 +25,7 @@ for shape in ((2, 1, 4), (1, 1, 8)):
     for bias in (True, False):
         model, mesh = Gpt2Config(**sizes, bias=bias), make_mesh(*shape)
         with jax.set_mesh(mesh):
-            block = build(model, kernel="blockwise").block()
+            block = build(model, kernel="blockwise").block(0)
             layer = lay({"layer_0": parameter_shapes(model)["layer_0"]}, mesh)
             params = jax.tree.map(
                 lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at),
@@ -46,7 +46,7 @@ A_RUN = """
 import dataclasses, sys, jax, numpy as np
 from pathlib import Path, PosixPath
 import sysout_jax as so
-from sysout_jax.config import Gpt2Config
+from sysout_jax.families.gpt2 import Gpt2Config
 from sysout_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
 from sysout_jax.training.loop import fit
 

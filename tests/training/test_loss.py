@@ -107,7 +107,9 @@ CHILD = """
 import dataclasses, json, sys
 import jax, numpy as np
 from pathlib import Path
-from sysout_jax.config import ATTENTION, Gpt2Config, LlamaConfig
+from sysout_jax.config import ATTENTION
+from sysout_jax.families.gpt2 import Gpt2Config
+from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.sharding import make_mesh
 from sysout_jax.training.config import OptimizerConfig, TrainConfig
 from sysout_jax.training.step import make_program

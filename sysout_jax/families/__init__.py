@@ -1,0 +1,38 @@
+"""Model families: one file each, and one line here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sysout_jax.checks import Word, check, shown
+from sysout_jax.config import ModelConfig, RopeScaling, built
+from sysout_jax.errors import InputError
+from sysout_jax.families import gpt2, llama
+from sysout_jax.families.family import Export, Family, Layout
+
+#: `config.family` → the family.
+FAMILIES: dict[str, Family] = {
+    "llama": llama.FAMILY,
+    "gpt2": gpt2.FAMILY,
+}
+#: `model_type` of a config.json → its layout.
+LAYOUTS: dict[str, Layout] = {
+    name: layout for family in FAMILIES.values() for name, layout in family.layouts.items()
+}
+
+__all__ = ["FAMILIES", "LAYOUTS", "Export", "Family", "Layout", "config_from_dict"]
+
+
+def config_from_dict(fields: Any) -> ModelConfig:
+    """Rebuild a config written by `config_to_dict`, whoever wrote what is given now.
+
+    Raises InputError when the family is unknown or a field is missing, unexpected or impossible.
+    """
+    if not isinstance(fields, dict):
+        raise InputError(f"config is {shown(fields)}; expected an object")
+    family = check("config field family", fields.get("family"), Word(tuple(FAMILIES)))
+    scaling = fields.get("rope_scaling")
+    if scaling is not None:
+        scaling = built(RopeScaling, scaling, "config field rope_scaling")
+        fields = fields | {"rope_scaling": scaling}
+    return built(FAMILIES[family].Config, fields, f"config of family {family}")
