@@ -51,9 +51,9 @@ class VariantProfile:
     sinks: np.ndarray  # (N, T) bool
     logit_max: np.ndarray  # (L,) over all sequences and heads
     logit_min: np.ndarray  # (L,)
-    near_zero: (
-        np.ndarray
-    )  # (L,) share of tokens that attention moves by less than 1 % of the residual stream
+    near_zero: np.ndarray | None
+    """(L,) share of tokens that attention moves by less than 1 % of the residual stream; None where a layer has no place between
+    attention and MLP."""
     implicit: Scale
     explicit: Scale | None  # context_scale and attention_bias only
     record: Record | None  # of its training, where there is one
@@ -135,6 +135,7 @@ def variant_profile(
         implicit=implicit,
         explicit=explicit,
         record=training_record(lm.name),
+        near_zero=found.pop("near_zero", None),
         **found,
     )
 
@@ -186,8 +187,9 @@ class _Scales:
             "implicit": left[..., 0].transpose(0, 2, 1),
             "logit_max": high,
             "logit_min": low,
-            "near_zero": near_zero_updates(taps["attn_out"], taps["h_mid"]),
         }
+        if "h_mid" in taps:
+            found["near_zero"] = near_zero_updates(taps["attn_out"], taps["h_mid"])
         if "attn_scale" in taps:
             found["explicit"] = taps["attn_scale"].astype(jnp.float32)
         return found

@@ -46,7 +46,8 @@ RULES: tuple[tuple[str, P], ...] = (
 )
 #: What every device holds whole.
 COPIED = (
-    r"(attn_|mlp_|final_)norm/(scale|bias)",
+    r"(attn_|mlp_|final_|q_|k_|post_)norm/(scale|bias)",
+    r"lm_head/bias",
     r"(o|down)_proj/bias",
     r"_proj/input_(kept|scale)",  # of quantised inputs
 )

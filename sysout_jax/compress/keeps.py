@@ -12,7 +12,6 @@ from sysout_jax.outliers.cause import birth_weights
 from sysout_jax.outliers.results import Lifecycle
 from sysout_jax.weights import expected_shapes
 
-DOWN = "mlp/down_proj"
 #: What can be kept, and what that means.
 KEEPS = {
     "birth_weights": "the weights W_down[d*, c*] of the birth layers",
@@ -36,18 +35,22 @@ def shapes(config: ModelConfig) -> dict[tuple[int, str], tuple[int, int]]:
 def find_keeps(life: Lifecycle, config: ModelConfig) -> dict[str, Keep]:
     """The parts of `KEEPS` that this lifecycle names; one that was traced and has a birth."""
     born = birth_weights(life.birth)
+
+    def down(layer: int) -> tuple[int, str]:
+        return layer, config.layer(layer).matrix("down").path
+
     dims = life.birth.dims
     found: dict[str, Keep] = {}
     if born:
         found["birth_weights"] = {
-            (layer, DOWN): Kept(block=(_ints(channels), _ints(rows)))
+            down(layer): Kept(block=(_ints(channels), _ints(rows)))
             for layer, (channels, rows) in born.items()
         }
         found["channels"] = {
-            (layer, DOWN): Kept(inputs=_ints(channels)) for layer, (channels, _) in born.items()
+            down(layer): Kept(inputs=_ints(channels)) for layer, (channels, _) in born.items()
         }
     found["dims"] = {
-        place: Kept(outputs=dims) if _writes(place[1]) else Kept(inputs=dims)
+        place: Kept(outputs=dims) if _writes(config, *place) else Kept(inputs=dims)
         for place in shapes(config)
     }
     found["columns"] = _extremal_columns(life, config)
@@ -83,15 +86,15 @@ def _extremal_columns(life: Lifecycle, config: ModelConfig) -> Keep:
     columns: dict[tuple[int, str], set[int]] = {}
     for layer in range(len(weights.column)):
         for module, column in zip(weights.modules, weights.column[layer], strict=True):
-            fused = config.family == "gpt2" and module in ("q", "k", "v")
-            part = "attn" if module in ("q", "k", "v", "o") else "mlp"
-            path = f"{part}/{'qkv' if fused else module}_proj"
+            path = config.layer(layer).matrix(module).path
             columns.setdefault((layer, path), set()).add(int(column))
     return {place: Kept(inputs=tuple(sorted(found))) for place, found in columns.items()}
 
 
-def _writes(path: str) -> bool:
-    return path.endswith(("o_proj", "down_proj"))
+def _writes(config: ModelConfig, layer: int, path: str) -> bool:
+    """Does that linear layer add to the residual stream?"""
+    spec = config.layer(layer)
+    return path in [spec.matrix(writer.matrix).path for writer in spec.writers]
 
 
 def _ints(values) -> tuple[int, ...]:

@@ -146,7 +146,13 @@ class Compressor:
     def _quantise_layer(self, method: Method, layer: int, keep: Keep, params: dict) -> dict:
         maxima = self.calibration[layer] if self.calibration else {}
         if method.smooth:
-            params, maxima = smooth(params, maxima, self.settings.alpha, method.smooth == "up")
+            params, maxima = smooth(
+                self.lm.config.layer(layer),
+                params,
+                maxima,
+                self.settings.alpha,
+                method.smooth == "up",
+            )
         flat = flatten_dict(params, sep="/")
         for name in linear_layers(params):
             kept = keep.get((layer, name), Kept())

@@ -109,9 +109,16 @@ def _runs(
     notes = []
     for name in dict.fromkeys(methods):
         method = METHODS[name]
-        if method.smooth == "up" and lm.config.family == "gpt2":
+        spec = lm.config.layer(0)
+        if method.smooth == "up" and not spec.mlp.gated:
             notes.append(
-                f"No {method.label}: a GELU lies between up and down projection of {lm.name}."
+                f"No {method.label}: {spec.mlp.activation.upper()} lies between up and down projection of {lm.name}."
+            )
+        elif method.smooth and not any(
+            matrix.fed_by in ("attn_norm", "mlp_norm") for matrix in spec.matrices
+        ):
+            notes.append(
+                f"No {method.label}: no norm of {lm.name} stands before the linear layers."
             )
         else:
             runs += [(name, s) for s in sparsities] if method.prune else [(name, None)]

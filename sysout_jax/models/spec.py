@@ -90,6 +90,12 @@ class Matrix:
         width = kernel.shape[1] // self.parts
         return kernel[:, self.part * width : (self.part + 1) * width]
 
+    def replaced(self, params: dict, kernel: Any) -> dict:
+        """A layer's parameters with another kernel in its place; of a matrix that is a linear layer by itself."""
+        group, name = self.path.split("/")
+        layer = params[group][name] | {"kernel": kernel}
+        return params | {group: params[group] | {name: layer}}
+
 
 @dataclass(frozen=True)
 class Writer:

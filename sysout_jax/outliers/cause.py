@@ -98,10 +98,10 @@ def edit_down_weights(lm: LanguageModel, entries: Entries, fill: Fill) -> Langua
 
     def edit(layer: int, channels: np.ndarray, dims: np.ndarray):
         def apply(params: dict) -> dict:
-            mlp = params["mlp"]
-            kernel = np.array(mlp["down_proj"]["kernel"])
+            down = lm.config.layer(layer).matrix("down")
+            kernel = np.array(down.of(params))
             kernel[np.ix_(channels, dims)] = fill(layer, kernel)
-            return params | {"mlp": mlp | {"down_proj": mlp["down_proj"] | {"kernel": kernel}}}
+            return down.replaced(params, kernel)
 
         return apply
 

@@ -71,20 +71,21 @@ def collect(
     check_arguments(lm, tau=tau, batch_size=batch_size)
     stream = Stream(lm, tokens, batch_size)
     h, x_down, attention, weights = [], [], [], []
-    for _, params, seen in stream.layers(observe_statistics, on_layer=on_layer):
+    for layer, params, seen in stream.layers(observe_statistics, on_layer=on_layer):
         outlier_tokens = seen["h"]["token_max"] > tau * seen["h"]["mean"][:, None]
         h.append(seen["h"])
         x_down.append(seen["x_down"])
         attention.append(reduce_attention(seen["sums"], outlier_tokens, tau))
         with lm.computing():
-            weights.append(jax.device_get(reduce_weights(lm.config, params)))
+            weights.append(jax.device_get(reduce_weights(lm.config.layer(layer), params)))
+    modules = tuple(matrix.name for matrix in lm.config.layer(0).matrices)
     return Stats(
         tokens=stream.tokens,
         tau=tau,
         h=join_activations(h, TOP),
         x_down=join_activations(x_down, TOP),
         attention=join_attention(attention),
-        weights=join_weights(weights),
+        weights=join_weights(weights, modules),
         nonfinite=stream.nonfinite(),
     )
 

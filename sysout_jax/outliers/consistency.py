@@ -177,8 +177,8 @@ def _pass(
     found: list[list[dict[str, np.ndarray]]] = [[] for _ in levels]
     before: list[np.ndarray | None] = [None for _ in levels]
     ratios = dict.fromkeys(KINDS, 0.0)
-    for _, params, seen in stream.layers(_observe, on_layer=on_layer):
-        kernel = params["mlp"]["down_proj"]["kernel"]
+    for layer, params, seen in stream.layers(_observe, on_layer=on_layer):
+        kernel = lm.config.layer(layer).matrix("down").of(params)
         seen["sums"] = finite_or(seen["sums"]).astype(np.float64)
         for i, level in enumerate(levels):
             lines = jax.device_get(outlier_lines(kernel, np.float32(level["W_down"])))

@@ -183,7 +183,7 @@ def _look(
     for layer, params, seen in stream.layers(observes, extra, on_layer):
         found |= {name: seen[name][0] for name in seen if layers[name] == layer}
         if layer == layers["w_down"]:
-            kernel = np.asarray(params["mlp"]["down_proj"]["kernel"])
+            kernel = np.asarray(lm.config.layer(layer).matrix("down").of(params))
     assert kernel is not None
     return found, kernel
 

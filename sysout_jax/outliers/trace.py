@@ -59,7 +59,9 @@ class LayerChannels:
     """What the strongest channels of one layer's MLP add to each followed dim, at each followed token."""
 
     indices: np.ndarray  # (C,) int channels that are among the strongest for some dim
-    added: np.ndarray  # (E, M, P, C) W_down[d, c] · x_down[c]
+    added: (
+        np.ndarray
+    )  # (E, M, P, C) W_down[d, c] · x_down[c], times what a norm after the MLP multiplies d with
     x_down: np.ndarray  # (E, M, C)
     gate: np.ndarray | None  # (E, M, C) before the activation function; None without a gate
     up: np.ndarray  # (E, M, C)
@@ -126,14 +128,19 @@ def trace(
         mass = seen["mass"].sum(0) / np.maximum(seen["queries"].sum(0), 1)
         drain = seen["v_outlier"].mean(0) / np.maximum(seen["v_other"].mean(0), 1e-30)
         update = seen["update"].sum(0) / np.maximum(seen["others"].sum(0), 1)
+        if "down_gain" in seen:
+            seen["down_gain"] = seen["down_gain"][..., :P]
         layers.append(
             {name: seen[name][..., :P] for name in ("x_in", "attn_out", "down", "h")}
             | {"mass": mass, "drain": drain, "update": update, "qk": seen["qk"].mean(0)}
         )
         most = float(finite_or(mass, -1.0).max())
-        channels.append(_channels(np.asarray(params["mlp"]["down_proj"]["kernel"]), targets, seen))
+        layer_spec = lm.config.layer(layer)
+        kernel_FxD = np.asarray(layer_spec.matrix("down").of(params))
+        channels.append(_channels(kernel_FxD, targets, seen))
         if layer == birth_layer:
-            rows = _rows(layer, params["mlp"], channels[-1], targets, seen["mlp_in"])
+            kernels = {matrix.name: matrix.of(params) for matrix in layer_spec.matrices}
+            rows = _rows(layer, kernels, channels[-1], targets, seen["mlp_in"])
         if close_up is None or (
             layer >= first_layer and (close_up[0] < most or close_up[1] < first_layer)
         ):
@@ -167,7 +174,8 @@ class _Follow:
         def at_dims(x_BxTxD):
             return jnp.take_along_axis(at(x_BxTxD), extra["dims"][:, None, :], axis=2)
 
-        found = {name: at_dims(taps[name]) for name in ("attn_out", "down", "h")}
+        followed = ("attn_out", "down", "h", "down_gain")
+        found = {name: at_dims(taps[name]) for name in followed if name in taps}
         found |= {
             name: at(taps[name]) for name in ("x_down", "up", "gate", "mlp_in") if name in taps
         }
@@ -236,12 +244,18 @@ def _channels(
     columns_FxP = finite_or(kernel_FxD[:, targets.dims].astype(np.float32), np.nan)
     weight = targets.valid[..., None].astype(np.float32)
     x = finite_or(seen["x_down"] * weight)
-    strength_FxP = np.abs(x).sum((0, 1))[:, None] * np.abs(finite_or(columns_FxP))
+    gain_ExMxP = seen.get("down_gain")
+    if gain_ExMxP is None:
+        met_FxP = np.abs(x).sum((0, 1))[:, None]
+    else:
+        met_FxP = np.einsum("emf,emp->fp", np.abs(x), np.abs(finite_or(gain_ExMxP)))
+    strength_FxP = met_FxP * np.abs(finite_or(columns_FxP))
     kept = np.unique(np.argsort(-strength_FxP, axis=0, kind="stable")[:KEPT_CHANNELS])
     x_down = seen["x_down"][..., kept]
+    added = x_down[:, :, None, :] * columns_FxP[kept].T
     return LayerChannels(
         indices=kept,
-        added=x_down[:, :, None, :] * columns_FxP[kept].T,
+        added=added if gain_ExMxP is None else added * gain_ExMxP[..., None],
         x_down=x_down,
         gate=seen["gate"][..., kept] if "gate" in seen else None,
         up=seen["up"][..., kept],
@@ -249,7 +263,11 @@ def _channels(
 
 
 def _rows(
-    layer: int, mlp: dict, channels: LayerChannels, targets: Targets, x_ExMxD: np.ndarray
+    layer: int,
+    kernels: dict[str, jax.Array],
+    channels: LayerChannels,
+    targets: Targets,
+    x_ExMxD: np.ndarray,
 ) -> ChannelRows:
     """Of the channels that add most, in magnitude, to all followed dims together."""
     added = finite_or(np.abs(channels.added)) * targets.valid[..., None, None]
@@ -257,10 +275,10 @@ def _rows(
     indices = channels.indices[strongest]
 
     def rows(name: str) -> np.ndarray:
-        return finite_or(np.asarray(mlp[name]["kernel"])[:, indices].astype(np.float32).T, np.nan)
+        return finite_or(np.asarray(kernels[name])[:, indices].astype(np.float32).T, np.nan)
 
-    gate = rows("gate_proj") if "gate_proj" in mlp else None
-    return ChannelRows(layer, indices, gate, rows("up_proj"), x_ExMxD)
+    gate = rows("gate") if "gate" in kernels else None
+    return ChannelRows(layer, indices, gate, rows("up"), x_ExMxD)
 
 
 def _close_up(

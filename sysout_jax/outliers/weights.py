@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sysout_jax.config import ModelConfig
+from sysout_jax.models.spec import LayerSpec
 from sysout_jax.outliers.definitions import TAUS
 from sysout_jax.outliers.sweeps import count, in_blocks
 
@@ -35,24 +35,9 @@ class WeightStats:
         return self.column_ratios["down"]
 
 
-def matrices(config: ModelConfig, params: dict) -> dict[str, jax.Array]:
-    """The matrices of one layer under the paper's names, each as stored: kernel (I, O)."""
-    attn, mlp = params["attn"], params["mlp"]
-    if config.family == "gpt2":
-        qkv = jnp.split(attn["qkv_proj"]["kernel"], 3, axis=1)
-        found = dict(zip(("q", "k", "v"), qkv, strict=True))
-    else:
-        found = {name: attn[f"{name}_proj"]["kernel"] for name in ("q", "k", "v")}
-    found["o"] = attn["o_proj"]["kernel"]
-    for name in ("gate", "up", "down"):
-        if f"{name}_proj" in mlp:
-            found[name] = mlp[f"{name}_proj"]["kernel"]
-    return found
-
-
-def reduce_weights(config: ModelConfig, params: dict) -> dict[str, dict[str, jax.Array]]:
+def reduce_weights(spec: LayerSpec, params: dict) -> dict[str, dict[str, jax.Array]]:
     """Everything `WeightStats` needs of one layer; one program is compiled for every shape of matrix."""
-    return {name: _reduce(kernel) for name, kernel in matrices(config, params).items()}
+    return {matrix.name: _reduce(matrix.of(params)) for matrix in spec.matrices}
 
 
 @jax.jit
@@ -109,11 +94,10 @@ def _ratio(largest: jax.Array, mean: jax.Array) -> jax.Array:
     return jnp.where(mean > 0, largest / jnp.where(mean > 0, mean, 1.0), 0.0)
 
 
-def join_weights(layers: list[dict[str, dict[str, np.ndarray]]]) -> WeightStats:
+def join_weights(
+    layers: list[dict[str, dict[str, np.ndarray]]], modules: tuple[str, ...]
+) -> WeightStats:
     """Stack the reductions of all layers."""
-    modules = tuple(
-        name for name in ("q", "k", "v", "o", "gate", "up", "down") if name in layers[0]
-    )
 
     def table(value) -> np.ndarray:
         return np.array([[value(layer[name]) for name in modules] for layer in layers])

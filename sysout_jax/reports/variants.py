@@ -81,11 +81,12 @@ def rows(report: SideBySide) -> tuple[tuple[str, ...], ...]:
     for name, p in _pairs(report):
         ratio = p.stats.h.ratio
         explicit = "–" if p.explicit is None else number(_mean(p.explicit.heads))
+        near_zero = "–" if p.near_zero is None else percent(float(p.near_zero.mean()))
         record = p.record
         loss = nats(record.val_loss[-1]) if record is not None and len(record.val_loss) else "–"
         found.append((
             name, p.attention, number(float(ratio.max())), str(int(ratio.argmax()) + 1), percent(float(p.first_token_share.max())),
-            percent(float(p.sink_rate.mean())), number(float(p.logit_max.max())), percent(float(p.near_zero.mean())),
+            percent(float(p.sink_rate.mean())), number(float(p.logit_max.max())), near_zero,
             number(_mean(p.implicit.heads)), explicit, loss,
         ))  # fmt: skip
     return tuple(found)

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from sysout_jax.config import ModelConfig
 from sysout_jax.models import build, parameter_shapes
 from sysout_jax.sharding import BATCH_AXES, check_divisible, lay, parameter_specs, place
 from sysout_jax.training.config import TrainConfig
@@ -94,7 +94,7 @@ def make_program(config: TrainConfig, mesh: Mesh) -> Program:
             "loss": nll,
             "grad_norm": optax.global_norm(grads),
             "lr": schedule(config.optimizer)(state["step"]),
-            "grad_norms": watched_norms(grads, config.model.num_layers),
+            "grad_norms": watched_norms(grads, config.model),
         }
         new = {
             "params": optax.apply_updates(params, updates),
@@ -138,19 +138,12 @@ def _state_shardings(optimizer: optax.GradientTransformation, shapes: dict, mesh
     return place({"params": specs, "optimizer": moments, "step": P()}, mesh)
 
 
-def watched_norms(grads: dict, num_layers: int) -> dict[str, jax.Array]:
-    """(L,) gradient norm of W_K, W_V and W_down of every layer; a fused QKV kernel is cut into its thirds."""
+def watched_norms(grads: dict, model: ModelConfig) -> dict[str, jax.Array]:
+    """(L,) gradient norm of W_K, W_V and W_down of every layer."""
 
     def norm(layer: int, name: str) -> jax.Array:
-        flat = flatten_dict(grads[f"layer_{layer}"], sep="/")
-        found = next((g for k, g in flat.items() if k.endswith(f"/{name}_proj/kernel")), None)
-        if found is None:
-            fused = next(g for k, g in flat.items() if k.endswith("/qkv_proj/kernel"))
-            part = "qkv".index(name)
-            third = fused.shape[-1] // 3
-            found = (
-                fused[:, part] if fused.ndim == 3 else fused[:, part * third : (part + 1) * third]
-            )
-        return jnp.sqrt(jnp.sum(jnp.square(found.astype(jnp.float32))))
+        gradient = model.layer(layer).matrix(name).of(grads[f"layer_{layer}"])
+        return jnp.sqrt(jnp.sum(jnp.square(gradient.astype(jnp.float32))))
 
-    return {name: jnp.stack([norm(layer, name) for layer in range(num_layers)]) for name in WATCHED}
+    layers = range(model.num_layers)
+    return {name: jnp.stack([norm(layer, name) for layer in layers]) for name in WATCHED}

@@ -138,9 +138,9 @@ def test_simulated_inputs_against_numpy(case, inputs, kept):
 @pytest.mark.parametrize("alpha, down", [(0.5, False), (0.8, True)])
 def test_smoothing_alone_changes_nothing(case, alpha, down):
     lm, tokens = case
-    recorded = calibrate(lm, tokens)
+    recorded, spec = calibrate(lm, tokens), lm.config.layer(0)
     edits = {
-        f"layer_{l}": lambda params, l=l: smooth(params, recorded[l], alpha, down)[0]
+        f"layer_{l}": lambda params, l=l: smooth(spec, params, recorded[l], alpha, down)[0]
         for l in range(lm.num_layers)
     }
     smoothed = lm.with_edits(edits)
@@ -154,31 +154,32 @@ def test_smoothing_alone_changes_nothing(case, alpha, down):
         smoothed, tokens
     )  # the maxima that smoothing predicts are those that are found
     for l in range(lm.num_layers):
-        _, maxima = smooth(lm.read(f"layer_{l}"), recorded[l], alpha, down)
+        _, maxima = smooth(spec, lm.read(f"layer_{l}"), recorded[l], alpha, down)
         for name in maxima:
             np.testing.assert_allclose(again[l][name], maxima[name], rtol=1e-3, atol=1e-6)
 
 
 def test_what_is_folded():
     llama, gpt2 = random_model("llama-gqa", 0), random_model("gpt2", 0)
-    assert folds(llama.read("layer_0"), down=True) == {
+    assert folds(llama.config.layer(0), llama.read("layer_0"), down=True) == {
         "attn_norm": ("attn/q_proj", "attn/k_proj", "attn/v_proj"),
         "mlp_norm": ("mlp/gate_proj", "mlp/up_proj"),
         "mlp/up_proj": ("mlp/down_proj",),
     }
-    assert folds(gpt2.read("layer_0"), down=True) == {
+    assert folds(gpt2.config.layer(0), gpt2.read("layer_0"), down=True) == {
         "attn_norm": ("attn/qkv_proj",),
         "mlp_norm": ("mlp/up_proj",),
     }
-    assert "attn/scale_proj" in folds(model("gpt2-scaled", 0).read("layer_0"))["attn_norm"]
+    scaled = model("gpt2-scaled", 0)
+    assert "attn/scale_proj" in folds(scaled.config.layer(0), scaled.read("layer_0"))["attn_norm"]
     with pytest.raises(ValueError, match="from 0 to 1"):
-        smooth(gpt2.read("layer_0"), {}, 1.5)
+        smooth(gpt2.config.layer(0), gpt2.read("layer_0"), {}, 1.5)
 
 
 def test_smoothing_equalises_at_one_half(case):
     lm, tokens = case
     params, recorded = lm.read("layer_1"), calibrate(lm, tokens)[1]
-    smoothed, maxima = smooth(params, recorded, 0.5)
+    smoothed, maxima = smooth(lm.config.layer(1), params, recorded, 0.5)
     kernel = np.abs(np.asarray(smoothed["mlp"]["up_proj"]["kernel"])).max(1)
     if "gate_proj" in smoothed["mlp"]:
         kernel = np.maximum(kernel, np.abs(smoothed["mlp"]["gate_proj"]["kernel"]).max(1))

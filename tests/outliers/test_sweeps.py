@@ -64,7 +64,7 @@ def test_statistics_do_not_depend_on_the_blocks(block, monkeypatch):
 
     def run():
         jax.clear_caches()
-        return reduce_activations(jnp.asarray(x), 16), reduce_weights(config, layer)
+        return reduce_activations(jnp.asarray(x), 16), reduce_weights(config.layer(0), layer)
 
     whole = run()
     monkeypatch.setattr(sweeps, "BLOCK", block)
