@@ -33,6 +33,7 @@ from sysout_jax.sharding import (
     per_device,
     whole_rows,
 )
+from sysout_jax.weights import groups
 
 #: `observe(x_in, taps, extra) -> pytree of arrays with leading axis B`; pure, traced once. One with settings is a frozen dataclass with
 #: `__call__`: equal for equal settings, so that jit compiles it once.
@@ -156,7 +157,8 @@ class Stream:
 
     def _head(self) -> dict:
         names = ["final_norm", "embed" if self.lm.config.tied_embeddings else "lm_head"]
-        return {name: self.lm.read(name) for name in names}
+        there = groups(self.lm.config)  # a norm may have no parameters
+        return {name: self.lm.read(name) for name in names if name in there}
 
 
 def capture(lm: LanguageModel, tokens, names: Sequence[str] = ("h", "x_down", "attn_map")):

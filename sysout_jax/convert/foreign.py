@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,9 +60,19 @@ class ForeignSource:
         if base_prefix and held and not any(name.startswith(base_prefix) for name in held):
             # a base model saved without its language-model class lacks the prefix
             self._stored = {
-                ours: Stored(stored.name.removeprefix(base_prefix), stored.form)
+                ours: replace(
+                    stored,
+                    name=stored.name.removeprefix(base_prefix),
+                    otherwise=stored.otherwise.removeprefix(base_prefix),
+                )
                 for ours, stored in self._stored.items()
             }
+        self._stored = {
+            ours: replace(stored, name=stored.otherwise)
+            if stored.name not in held and stored.otherwise in held
+            else stored
+            for ours, stored in self._stored.items()
+        }
         _compare(path, config, self._stored, shapes, held)
         self._embedding_dtype = held[self._stored["embed/embedding"].name].dtype
 
@@ -110,11 +121,12 @@ def _compare(
     unexpected = [
         name
         for name in sorted(set(held) - wanted)
-        if not BUFFERS.search(name) and not (config.tied_embeddings and name == "lm_head.weight")
+        if not BUFFERS.search(name)
+        and not (config.tied_embeddings and name in ("lm_head.weight", "embed_out.weight"))
     ]
     misshapen = []
     for ours, shape in shapes.items():
-        name, allowed = stored[ours].name, stored[ours].form.shapes(shape)
+        name, allowed = stored[ours].name, stored[ours].form.shapes(shape, config)
         if name in held and held[name].shape not in allowed:
             want = " or ".join(map(str, dict.fromkeys(allowed)))
             misshapen.append(f"{name} is {held[name].shape}, the config implies {want}")

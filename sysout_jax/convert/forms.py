@@ -20,7 +20,7 @@ class Form:
     layout (a view where possible), `theirs` ours into the stored one.
     """
 
-    shapes: Callable[[Shape], tuple[Shape, ...]]
+    shapes: Callable[[Shape, ModelConfig], tuple[Shape, ...]]
     ours: Callable[[np.ndarray, ModelConfig], np.ndarray]
     theirs: Callable[[np.ndarray, ModelConfig], np.ndarray]
 
@@ -56,33 +56,100 @@ def _pairs_from_halves(x_DxKDh: np.ndarray, config: ModelConfig) -> np.ndarray:
 
 
 #: The very same array.
-SAME = Form(lambda shape: (shape,), _same, _same)
+SAME = Form(lambda shape, config: (shape,), _same, _same)
 
 #: torch.nn.Linear: (out, in); our kernels are (in, out).
-LINEAR = Form(lambda shape: (shape[::-1],), _transpose, _transpose)
+LINEAR = Form(lambda shape, config: (shape[::-1],), _transpose, _transpose)
 
 #: A Linear whose outputs are rotated in neighbouring pairs (2i, 2i + 1), as Meta's code does; ours turns (i, i + Dh/2).
-PAIRED_LINEAR = Form(lambda shape: (shape[::-1],), _halves_from_pairs, _pairs_from_halves)
+PAIRED_LINEAR = Form(lambda shape, config: (shape[::-1],), _halves_from_pairs, _pairs_from_halves)
 
 #: The bias of such a Linear.
-PAIRED = Form(lambda shape: (shape,), _halves_from_pairs_1d, _pairs_from_halves_1d)
+PAIRED = Form(lambda shape, config: (shape,), _halves_from_pairs_1d, _pairs_from_halves_1d)
 
 #: One vector per head, (H, Dh): the paper's code holds it as (1, H, 1, Dh), or flat with the heads side by side.
 PER_HEAD = Form(
-    lambda shape: ((1, shape[0], 1, shape[1]), (shape[0] * shape[1],), shape),
+    lambda shape, config: ((1, shape[0], 1, shape[1]), (shape[0] * shape[1],), shape),
     lambda x, config: x.reshape(config.num_heads, -1),
     lambda x, config: x[None, :, None, :],
 )
 
 
+def _not_written(x: np.ndarray, config: ModelConfig) -> np.ndarray:
+    raise NotImplementedError("parts of one stored tensor are only read")
+
+
+def fused_qkv(part: str, grouped: bool) -> Form:
+    """The rows of q, k or v in one Linear, weight or bias.
+
+    They lie as all of q, all of k, all of v; or `grouped`, for each key head its query heads, its key and its value.
+    """
+
+    def shapes(shape: Shape, config: ModelConfig) -> tuple[Shape, ...]:
+        heads = config.layer(0).heads
+        rows = (heads.heads + 2 * heads.kv_heads) * heads.head_dim
+        return ((rows, *shape[:-1]),)
+
+    def ours(x: np.ndarray, config: ModelConfig) -> np.ndarray:
+        heads = config.layer(0).heads
+        H, K, Dh = heads.heads, heads.kv_heads, heads.head_dim
+        groups, count = (K, H // K) if grouped else (1, H)
+        keys = K // groups
+        first = {"q": 0, "k": count, "v": count + keys}[part]
+        width = count if part == "q" else keys
+        rows = x.reshape(groups, count + 2 * keys, Dh, *x.shape[1:])
+        return rows[:, first : first + width].reshape(-1, *x.shape[1:]).T
+
+    return Form(shapes, ours, _not_written)
+
+
+def part_of_linear(part: int, parts: int) -> Form:
+    """One of equal parts side by side along the outputs of a Linear."""
+
+    def ours(x: np.ndarray, config: ModelConfig) -> np.ndarray:
+        width = len(x) // parts
+        return x[part * width : (part + 1) * width].T
+
+    def shapes(shape: Shape, config: ModelConfig) -> tuple[Shape, ...]:
+        return ((parts * shape[-1], *shape[:-1]),)
+
+    return Form(shapes, ours, _not_written)
+
+
 @dataclass(frozen=True)
 class Stored:
-    """Where a parameter lies in a foreign checkpoint and in which form."""
+    """Where a parameter lies in a foreign checkpoint and in which form; `otherwise` is its name in files that have no `name`."""
 
     name: str
     form: Form = SAME
+    otherwise: str = ""
 
 
 def linear(name: str) -> Stored:
     """A torch.nn.Linear's weight."""
     return Stored(name, LINEAR)
+
+
+def biased(ours: str, theirs: str) -> dict[str, Stored]:
+    """A Linear with its bias, by the paths of both."""
+    return {f"{ours}/kernel": linear(f"{theirs}.weight"), f"{ours}/bias": Stored(f"{theirs}.bias")}
+
+
+def layer_norm(ours: str, theirs: str, otherwise: str = "") -> dict[str, Stored]:
+    """Scale and bias of a norm; `otherwise` is its name in files that have none of that name."""
+    parts = {"scale": "weight", "bias": "bias"}
+    return {
+        f"{ours}/{name}": Stored(
+            f"{theirs}.{part}", SAME, f"{otherwise}.{part}" if otherwise else ""
+        )
+        for name, part in parts.items()
+    }
+
+
+def fused(ours: str, theirs: str, grouped: bool) -> dict[str, Stored]:
+    """q, k and v, with biases where there are any, in one Linear; see `fused_qkv`."""
+    return {
+        f"{ours}/{part}_proj/{name}": Stored(f"{theirs}.{stored}", fused_qkv(part, grouped))
+        for part in "qkv"
+        for name, stored in (("kernel", "weight"), ("bias", "bias"))
+    }

@@ -53,7 +53,7 @@ def save_hugging_face(
     dtype = np.dtype(dtype)
     plan = _plan(theirs)
     announced = [
-        Announced(stored.name, stored.form.shapes(shape)[0])
+        Announced(stored.name, stored.form.shapes(shape, theirs)[0])
         for tensors in plan.values()
         for _, shape, stored in tensors
     ]

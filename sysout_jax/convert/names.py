@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from sysout_jax.config import AttentionName
 from sysout_jax.convert.forms import LINEAR, PAIRED, PAIRED_LINEAR, SAME, Stored, linear
@@ -96,7 +97,7 @@ TABLES: dict[str, Mapping[str, Stored]] = {
 }
 
 #: Buffers that older checkpoints carry and that hold no parameters: causal masks and rotary tables.
-BUFFERS = re.compile(r"(\.attn\.(bias|masked_bias)|\.rotary_emb\.inv_freq)$")
+BUFFERS = re.compile(r"(\.attn(ention)?\.(bias|masked_bias)|\.rotary_emb\.inv_freq)$")
 
 
 def stored_names(layout: str, ours: Iterable[str]) -> dict[str, Stored]:
@@ -108,5 +109,9 @@ def stored_names(layout: str, ours: Iterable[str]) -> dict[str, Stored]:
         number = layer.group(1) if layer else ""
         generic = path.replace(f"layer_{number}/", "layer_{l}/", 1) if layer else path
         stored = table[generic]
-        found[path] = Stored(stored.name.format(l=number), stored.form)
+        found[path] = replace(
+            stored,
+            name=stored.name.format(l=number),
+            otherwise=stored.otherwise.format(l=number),
+        )
     return found

@@ -47,7 +47,9 @@ def assert_refused(fields: dict, name: str) -> None:
     assert len(message) < 400 and message.isprintable()
 
 
-@pytest.mark.parametrize(("theirs", "ours"), [(v, k) for k, v in llama.FIELDS.items()])
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [*((v, k) for k, v in llama.FIELDS.items()), ("rms_norm_eps", "norm_eps")]
+)
 def test_llama(theirs, ours):
     for value in bad_values(RULES[ours]):
         assert_refused(fixture("llama-mha") | {theirs: value}, theirs)

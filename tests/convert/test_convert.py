@@ -208,7 +208,7 @@ def test_reading_holds_one_tensor_beyond_what_it_returns(tmp_path):
     shapes = expected_shapes(config)
     stored = stored_names("llama", shapes)
     weights = {
-        stored[ours].name: np.ones(stored[ours].form.shapes(shape)[0], np.float32)
+        stored[ours].name: np.ones(stored[ours].form.shapes(shape, config)[0], np.float32)
         for ours, shape in shapes.items()
     }
     save_file(weights, tmp_path / "model.safetensors")

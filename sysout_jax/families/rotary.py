@@ -1,0 +1,69 @@
+"""What the families with rotary positions and grouped queries share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sysout_jax.checks import shown
+from sysout_jax.config import ModelConfig, RopeScaling
+from sysout_jax.errors import InputError
+from sysout_jax.models.spec import Rotary
+
+
+@dataclass(frozen=True, kw_only=True)
+class RotaryConfig(ModelConfig):
+    """Sizes of heads, rotary positions, and windows."""
+
+    num_kv_heads: int
+    head_dim: int
+    tied_embeddings: bool = False
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    rotary_dims: int | None = None
+    """Dims of every head that turn, from the first on; None: all."""
+    sliding_window: int | None = None
+    """Keys that a query sees, itself included; None: all before it."""
+    sliding_layers: tuple[bool, ...] = ()
+    """Which layers have the window; empty: all of them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.rope_scaling, RopeScaling | None):
+            raise InputError(
+                f"config field rope_scaling is {shown(self.rope_scaling)}; expected a RopeScaling, or none"
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise InputError(
+                f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}"
+            )
+        if self.rotary_dims is None:
+            if self.head_dim % 2:
+                raise InputError(
+                    f"head_dim {self.head_dim} must be even, rotary positions turn pairs"
+                )
+        elif self.rotary_dims % 2 or self.rotary_dims > self.head_dim:
+            raise InputError(
+                f"rotary_dims {self.rotary_dims} must be even and at most head_dim {self.head_dim}"
+            )
+        if self.num_heads * self.head_dim >= 2**31:
+            raise InputError(
+                f"num_heads {self.num_heads} times head_dim {self.head_dim} must be below 2^31"
+            )
+        layers = self.sliding_layers
+        if not isinstance(layers, tuple | list) or not all(type(on) is bool for on in layers):
+            raise InputError(
+                f"config field sliding_layers is {shown(layers)}; expected true or false for each layer"
+            )
+        object.__setattr__(self, "sliding_layers", tuple(layers))  # JSON knows lists only
+        if layers and len(layers) < self.num_layers:
+            raise InputError(
+                f"config field sliding_layers names {len(layers)} layers; expected {self.num_layers}"
+            )
+
+    def rotary(self) -> Rotary:
+        """Of every layer."""
+        return Rotary(self.rotary_dims or self.head_dim, self.rope_theta, self.rope_scaling)
+
+    def window(self, l: int) -> int | None:
+        """Of layer `l`."""
+        return self.sliding_window if not self.sliding_layers or self.sliding_layers[l] else None

@@ -1,0 +1,106 @@
+"""Small random models of every family, as transformers builds and computes them.
+
+torch and transformers are imported where they are used, so that the table can be read without them.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+VOCAB, LENGTH, BATCH, CONTEXT = 32, 20, 2, 64
+WINDOW = 6
+
+
+class Case(NamedTuple):
+    """A `model_type` and its settings."""
+
+    kind: str
+    settings: dict[str, Any]
+
+
+_NEW = {
+    "vocab_size": VOCAB,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+    "tie_word_embeddings": False,
+}
+_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 4}
+_ODD = {"hidden_size": 30, "num_attention_heads": 3, "num_key_value_heads": 1}  # heads of 10
+_TIED = {"tie_word_embeddings": True}
+_MPT = {"vocab_size": VOCAB, "d_model": 16, "n_heads": 4, "n_layers": 2, "max_seq_len": CONTEXT}
+_OPT = {**_NEW, "ffn_dim": 24, "word_embed_proj_dim": 16}
+del _OPT["intermediate_size"], _OPT["num_key_value_heads"]
+_NEOX = {k: v for k, v in _NEW.items() if k != "num_key_value_heads"}
+_FALCON = {**_OPT, "ffn_hidden_size": 24}
+del _FALCON["ffn_dim"], _FALCON["word_embed_proj_dim"]
+_SECOND = {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": WINDOW}
+_HEAD_DIM = {"head_dim": 10}
+
+CASES = {
+    "llama": Case("llama", _NEW),
+    "mistral-window": Case("mistral", _NEW | {"sliding_window": WINDOW, "head_dim": 4}),
+    "mistral-mqa": Case("mistral", _NEW | _ODD | {"sliding_window": 1, "head_dim": 10}),
+    "gpt2": Case("gpt2", {"vocab_size": VOCAB, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT}),
+}  # fmt: skip
+
+#: The last linear layer of each family's MLP.
+_DOWN = re.compile(r"(down_proj|fc2|c_proj|dense_4h_to_h)$")
+
+
+def random_tokens(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, VOCAB, (BATCH, LENGTH), dtype=np.int32)
+
+
+def transformers_model(case: Case, seed: int) -> Any:
+    """With weights wide enough for mistakes to show."""
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    config = transformers.AutoConfig.for_model(case.kind, **case.settings)
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            is_scale = parameter.ndim == 1 and not name.endswith("bias")
+            parameter.normal_(1.0 if is_scale else 0.0, 0.3)
+    return model.float().eval()
+
+
+def save(model: Any, directory: Path) -> Path:
+    model.save_pretrained(directory)
+    (directory / "generation_config.json").unlink(missing_ok=True)
+    return directory
+
+
+def computed(model: Any, tokens: np.ndarray) -> dict[str, np.ndarray]:
+    """logits (B, T, V), h (L, B, T, D), x_down (L, B, T, F), attn_map (L, B, H, T, T), read with hooks."""
+    import torch
+
+    seen: dict[str, list] = {"h": [], "x_down": []}
+
+    def keep_output(module, args, output):
+        seen["h"].append(output[0] if isinstance(output, tuple) else output)
+
+    def keep_input(module, args):
+        seen["x_down"].append(args[0].reshape(BATCH, LENGTH, -1))
+
+    layers = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))
+    for block in layers:
+        block.register_forward_hook(keep_output)
+        (down,) = [m for n, m in block.named_modules() if _DOWN.search(n) and "attn" not in n]
+        down.register_forward_pre_hook(keep_input)
+    with torch.no_grad():
+        output = model(torch.from_numpy(tokens).long(), output_attentions=True, use_cache=False)
+    found = {"logits": output.logits, "attn_map": torch.stack(output.attentions)}
+    found |= {name: torch.stack(values) for name, values in seen.items()}
+    return {name: value.numpy() for name, value in found.items()}

@@ -1,0 +1,137 @@
+"""Every family against transformers, and what holds for every model: streaming, capture, causality."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import jax
+import numpy as np
+import pytest
+
+import sysout_jax as so
+from sysout_jax.capture import COLLECTION, TAPS
+from sysout_jax.config import config_to_dict
+from sysout_jax.convert.hf_config import read_config
+from sysout_jax.families import FAMILIES, config_from_dict
+from sysout_jax.models import parameter_shapes
+from sysout_jax.sharding import make_mesh, parameter_specs
+from sysout_jax.weights import InMemory
+from tests.families.cases import CASES, computed, random_tokens, save, transformers_model
+from tests.random_models import random_params
+
+#: One shape of each family; the others are for make test.
+FIRST = list({case.kind: name for name, case in reversed(CASES.items())}.values())
+EVERY = [name if name in FIRST else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+
+
+def config_of(name: str):
+    case = CASES[name]
+    return read_config({"model_type": case.kind, **case.settings}, name).config
+
+
+@cache
+def model_of(name: str) -> so.LanguageModel:
+    config = config_of(name)
+    params = random_params(config, 0, std=0.3, scale=1.0)
+    return so.LanguageModel(config, InMemory(params), name=name)
+
+
+def test_every_family_has_a_case():
+    assert {config_of(name).family for name in CASES} == set(FAMILIES)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", EVERY)
+def test_equals_transformers(name, tmp_path):
+    """The tolerance is float32's over a few hundred products; a wrong pairing, scale, window or order of parts is a thousand times that."""
+    pytest.importorskip("transformers")
+    model, tokens = transformers_model(CASES[name], 0), random_tokens(0)
+    want = computed(model, tokens)
+    lm = so.load(save(model, tmp_path / "model"))
+    logits, taps = so.capture(lm, tokens, ("h", "x_down", "attn_map"))
+    for what, found in {"logits": logits, **taps}.items():
+        scale = max(1.0, float(np.abs(want[what]).max()))
+        assert found.shape == want[what].shape, what
+        np.testing.assert_allclose(found, want[what], atol=1e-4 * scale, err_msg=what)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_config(name):
+    config = config_of(name)
+    assert config_from_dict(config_to_dict(config)) == config
+    shapes = parameter_shapes(config)
+    assert parameter_specs(shapes, make_mesh(devices=jax.devices()[:1]))
+    for l in range(config.num_layers):
+        spec = config.layer(l)
+        for matrix in spec.matrices:
+            assert len(matrix.of(_arrays(shapes[f"layer_{l}"])).shape) == 2
+        for writer in spec.writers:
+            assert {writer.input, writer.added, writer.gain or "h"} <= set(TAPS)
+            assert spec.matrix(writer.matrix)
+
+
+def _arrays(shapes: dict) -> dict:
+    return jax.tree.map(lambda leaf: np.empty(leaf.shape, np.int8), shapes)
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_streaming_capture_and_causality(name):
+    """Layer by layer gives what the whole model gives; recording changes no bit; no position reads the future."""
+    lm, tokens = model_of(name), random_tokens(1)
+    recorded = jax.jit(
+        lambda params, tokens: lm.module.apply({"params": params}, tokens, mutable=[COLLECTION])
+    )
+    plain = jax.jit(lambda params, tokens: lm.module.apply({"params": params}, tokens))
+    logits, _ = recorded(lm.params, tokens)
+    assert np.asarray(logits).tobytes() == np.asarray(plain(lm.params, tokens)).tobytes()
+    streamed, taps = so.capture(lm, tokens, ("h", "attn_map", "down", "attn_out"))
+    scale = float(np.abs(np.asarray(logits)).max())
+    np.testing.assert_allclose(streamed, logits, atol=1e-5 * scale)
+    np.testing.assert_allclose(taps["attn_map"].sum(-1), 1.0, atol=1e-5)
+    assert (np.triu(taps["attn_map"], 1) == 0).all()
+    # what attention and MLP add is all that a layer adds
+    added = taps["h"][1] - taps["h"][0] - taps["attn_out"][1] - taps["down"][1]
+    np.testing.assert_allclose(added, 0.0, atol=1e-5 * np.abs(taps["h"]).max())
+    changed = tokens.copy()
+    changed[:, -1] = (changed[:, -1] + 1) % lm.config.vocab_size
+    later = np.asarray(plain(lm.params, changed))
+    np.testing.assert_array_equal(later[:, :-1], np.asarray(logits)[:, :-1])
+    assert (later[:, -1] != np.asarray(logits)[:, -1]).any()
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_carriers_of_the_mlp_add_up(name):
+    """W_down[c, d] · x_down[c], times the gain of a norm after it, summed over channels and with the bias is what the MLP adds."""
+    lm, tokens = model_of(name), random_tokens(2)
+    spec = lm.config.layer(0)
+    writer = spec.writers[1]
+    names = [writer.input, writer.added, *([writer.gain] if writer.gain else [])]
+    _, taps = so.capture(lm, tokens, names)
+    params = lm.params["layer_0"]
+    written = taps[writer.input][0] @ np.asarray(spec.matrix(writer.matrix).of(params))
+    written = written + np.asarray(params["mlp"]["down_proj"].get("bias", 0.0))
+    gain = taps[writer.gain][0] if writer.gain else 1.0
+    scale = np.abs(taps[writer.added][0]).max()
+    np.testing.assert_allclose(gain * written, taps[writer.added][0], atol=1e-5 * scale)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FIRST)
+def test_every_analysis(name):
+    lm, tokens = model_of(name), random_tokens(3)
+    stats = so.collect(lm, tokens, tau=4.0)
+    report = so.lifecycle(lm, tokens, 4.0, stats=stats)
+    life = report if report.found else report.candidate
+    for event in life.birth.events:
+        assert event.from_mlp + event.from_attention + event.from_before == pytest.approx(
+            1, abs=1e-3
+        )
+    assert so.existence(lm, tokens, 4.0, stats=stats).h.pooled is not None
+    assert so.consistency(lm, tokens, 4.0).ratios["h"] == pytest.approx(
+        stats.h.ratio.max(), rel=1e-5
+    )
+    profile = so.variant_profile(lm, tokens, 4.0)
+    assert (profile.near_zero is None) == lm.config.layer(0).parallel
+    assert so.perplexity(lm, tokens).value > 1
+    study = so.compression(lm, tokens, methods=("w8_channel", "smooth_static", "prune_matrix"))
+    assert study.outcomes
