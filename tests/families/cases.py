@@ -49,6 +49,11 @@ CASES = {
     "mistral-window": Case("mistral", _NEW | {"sliding_window": WINDOW, "head_dim": 4}),
     "mistral-mqa": Case("mistral", _NEW | _ODD | {"sliding_window": 1, "head_dim": 10}),
     "gpt2": Case("gpt2", {"vocab_size": VOCAB, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT}),
+    "qwen2": Case("qwen2", _NEW),
+    "qwen2-window": Case("qwen2", _NEW | _TIED | _HEADS | _SECOND | {"use_sliding_window": True}),
+    "qwen2-later-layers": Case(
+        "qwen2", _NEW | _ODD | {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
+    ),
 }  # fmt: skip
 
 #: The last linear layer of each family's MLP.
