@@ -54,6 +54,8 @@ CASES = {
     "qwen2-later-layers": Case(
         "qwen2", _NEW | _ODD | {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
     ),
+    "qwen3": Case("qwen3", _NEW | _HEAD_DIM),
+    "qwen3-biases": Case("qwen3", _NEW | _TIED | _ODD | {"attention_bias": True, "head_dim": 8}),
 }  # fmt: skip
 
 #: The last linear layer of each family's MLP.

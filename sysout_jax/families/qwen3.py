@@ -1,0 +1,45 @@
+"""Qwen 3: LLaMA whose queries and keys are normalised head by head (Yang et al. 2025)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from sysout_jax.checks import Flag
+from sysout_jax.convert.fields import Fields
+from sysout_jax.convert.forms import Stored
+from sysout_jax.families import llama
+from sysout_jax.families.family import Family, Layout
+from sysout_jax.families.llama import LlamaConfig
+from sysout_jax.families.qwen2 import read_qwen_windows
+from sysout_jax.families.reading import read_rotary
+from sysout_jax.models.spec import LayerSpec, NormSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Qwen3Config(LlamaConfig):
+    """LLaMA's; q and k are normalised before they turn."""
+
+    family: str = "qwen3"
+
+    def layer(self, l: int) -> LayerSpec:
+        plain = super().layer(l)
+        heads = dataclasses.replace(plain.heads, norm=NormSpec(self.norm_eps))
+        return dataclasses.replace(plain, heads=heads)
+
+
+def read(fields: Fields) -> Qwen3Config:
+    fields.must_be("hidden_act", "silu")
+    bias = fields.take("attention_bias", Flag(), False)
+    plain = read_rotary(fields, head_dim=128)
+    windows = read_qwen_windows(fields, plain["num_layers"])
+    return Qwen3Config(**plain, **windows, qkv_bias=bias, o_bias=bias)
+
+
+NAMES = llama.NAMES | {
+    "layer_{l}/attn/q_norm/scale": Stored("model.layers.{l}.self_attn.q_norm.weight"),
+    "layer_{l}/attn/k_norm/scale": Stored("model.layers.{l}.self_attn.k_norm.weight"),
+}
+FAMILY = Family(
+    Qwen3Config, {"qwen3": Layout(read, NAMES, "model.", classes=("Qwen3ForCausalLM",))}
+)
