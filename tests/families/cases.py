@@ -56,6 +56,8 @@ CASES = {
     ),
     "qwen3": Case("qwen3", _NEW | _HEAD_DIM),
     "qwen3-biases": Case("qwen3", _NEW | _TIED | _ODD | {"attention_bias": True, "head_dim": 8}),
+    "phi": Case("phi", _NEW | _HEADS),
+    "phi-gqa": Case("phi", _NEW | _ODD | {"partial_rotary_factor": 0.4, "hidden_act": "gelu"}),
 }  # fmt: skip
 
 #: The last linear layer of each family's MLP.
