@@ -7,7 +7,7 @@ from typing import Any
 from sysout_jax.checks import Word, check, shown
 from sysout_jax.config import ModelConfig, RopeScaling, built
 from sysout_jax.errors import InputError
-from sysout_jax.families import gpt2, llama, phi, qwen2, qwen3
+from sysout_jax.families import gpt2, llama, opt, phi, qwen2, qwen3
 from sysout_jax.families.family import Export, Family, Layout
 
 #: `config.family` → the family.
@@ -17,6 +17,7 @@ FAMILIES: dict[str, Family] = {
     "qwen2": qwen2.FAMILY,
     "qwen3": qwen3.FAMILY,
     "phi": phi.FAMILY,
+    "opt": opt.FAMILY,
 }
 #: `model_type` of a config.json → its layout.
 LAYOUTS: dict[str, Layout] = {

@@ -58,6 +58,8 @@ CASES = {
     "qwen3-biases": Case("qwen3", _NEW | _TIED | _ODD | {"attention_bias": True, "head_dim": 8}),
     "phi": Case("phi", _NEW | _HEADS),
     "phi-gqa": Case("phi", _NEW | _ODD | {"partial_rotary_factor": 0.4, "hidden_act": "gelu"}),
+    "opt": Case("opt", _OPT | _TIED),
+    "opt-untied": Case("opt", _OPT | {"enable_bias": False, "activation_function": "gelu"}),
 }  # fmt: skip
 
 #: The last linear layer of each family's MLP.

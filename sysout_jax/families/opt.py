@@ -1,0 +1,96 @@
+"""OPT: LayerNorm before, learned positions, ReLU, biases everywhere (Zhang et al. 2022). The 350M model norms after and is refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sysout_jax.checks import Flag
+from sysout_jax.config import RULES, ActivationName, ModelConfig
+from sysout_jax.convert.fields import Fields
+from sysout_jax.convert.forms import Stored, biased, layer_norm, linear
+from sysout_jax.errors import InputError
+from sysout_jax.families.family import Family, Layout
+from sysout_jax.families.reading import read_activation, read_renamed
+from sysout_jax.models.spec import EndsSpec, HeadsSpec, LayerSpec, MlpSpec, NormSpec
+
+OFFSET = 2  # rows of the table of positions before that of position 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptConfig(ModelConfig):
+    """`bias` is that of the linear layers; norms always have one."""
+
+    family: str = "opt"
+    tied_embeddings: bool = True
+    activation: ActivationName = "relu"
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.d_model % self.num_heads:
+            raise InputError(
+                f"d_model {self.d_model} must be a multiple of num_heads {self.num_heads}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.d_model // self.num_heads
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.num_heads
+
+    def layer(self, l: int) -> LayerSpec:
+        norm = NormSpec(self.norm_eps, centred=True, bias=True)
+        heads = HeadsSpec(self.num_heads, self.num_heads, self.head_dim, self.bias, self.bias)
+        return LayerSpec(
+            heads, MlpSpec(self.d_ff, False, self.activation, self.bias, self.bias), norm, norm
+        )
+
+    def ends(self) -> EndsSpec:
+        return EndsSpec(NormSpec(self.norm_eps, centred=True, bias=True), positions=OFFSET)
+
+
+FIELDS = {
+    "vocab_size": "vocab_size",
+    "context_length": "max_position_embeddings",
+    "d_model": "hidden_size",
+    "d_ff": "ffn_dim",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "tied_embeddings": "tie_word_embeddings",
+}
+
+
+def read(fields: Fields) -> OptConfig:
+    fields.must_be("do_layer_norm_before", True)
+    fields.must_be("_remove_final_layer_norm", False)
+    fields.must_be("layer_norm_elementwise_affine", True)
+    plain = read_renamed(fields, FIELDS, tied_embeddings=True)
+    width = fields.take("word_embed_proj_dim", RULES["d_model"], plain["d_model"])
+    if width != plain["d_model"]:
+        raise InputError(
+            f"word_embed_proj_dim {width} is not implemented; expected hidden_size {plain['d_model']}"
+        )
+    return OptConfig(
+        **plain,
+        activation=read_activation(fields, "activation_function", "relu"),
+        bias=fields.take("enable_bias", Flag(), True),
+    )
+
+
+_NAMES = {
+    "embed/embedding": Stored("model.decoder.embed_tokens.weight"),
+    "positions/embedding": Stored("model.decoder.embed_positions.weight"),
+    **layer_norm("layer_{l}/attn_norm", "model.decoder.layers.{l}.self_attn_layer_norm"),
+    **biased("layer_{l}/attn/q_proj", "model.decoder.layers.{l}.self_attn.q_proj"),
+    **biased("layer_{l}/attn/k_proj", "model.decoder.layers.{l}.self_attn.k_proj"),
+    **biased("layer_{l}/attn/v_proj", "model.decoder.layers.{l}.self_attn.v_proj"),
+    **biased("layer_{l}/attn/o_proj", "model.decoder.layers.{l}.self_attn.out_proj"),
+    **layer_norm("layer_{l}/mlp_norm", "model.decoder.layers.{l}.final_layer_norm"),
+    **biased("layer_{l}/mlp/up_proj", "model.decoder.layers.{l}.fc1"),
+    **biased("layer_{l}/mlp/down_proj", "model.decoder.layers.{l}.fc2"),
+    **layer_norm("final_norm", "model.decoder.final_layer_norm"),
+    "lm_head/kernel": linear("lm_head.weight"),
+}
+FAMILY = Family(OptConfig, {"opt": Layout(read, _NAMES, "model.", classes=("OPTForCausalLM",))})
