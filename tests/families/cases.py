@@ -60,6 +60,10 @@ CASES = {
     "phi-gqa": Case("phi", _NEW | _ODD | {"partial_rotary_factor": 0.4, "hidden_act": "gelu"}),
     "opt": Case("opt", _OPT | _TIED),
     "opt-untied": Case("opt", _OPT | {"enable_bias": False, "activation_function": "gelu"}),
+    "gpt_neox": Case("gpt_neox", _NEOX | {"rotary_pct": 0.5}),
+    "gpt_neox-sequential": Case(
+        "gpt_neox", _NEOX | _TIED | {"use_parallel_residual": False, "attention_bias": False, "rotary_pct": 1.0}
+    ),
 }  # fmt: skip
 
 #: The last linear layer of each family's MLP.
