@@ -64,6 +64,10 @@ CASES = {
     "gpt_neox-sequential": Case(
         "gpt_neox", _NEOX | _TIED | {"use_parallel_residual": False, "attention_bias": False, "rotary_pct": 1.0}
     ),
+    "mpt": Case("mpt", _MPT),
+    "mpt-odd-heads": Case(
+        "mpt", _MPT | {"d_model": 30, "n_heads": 3, "attn_config": {"clip_qkv": 0.9, "softmax_scale": 0.5}}
+    ),
 }  # fmt: skip
 
 #: The last linear layer of each family's MLP.

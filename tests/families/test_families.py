@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cache
 
 import jax
@@ -135,3 +136,12 @@ def test_every_analysis(name):
     assert so.perplexity(lm, tokens).value > 1
     study = so.compression(lm, tokens, methods=("w8_channel", "smooth_static", "prune_matrix"))
     assert study.outcomes
+
+
+def test_slopes_of_mpt():
+    """Those of Press et al. (2022), down to 2^-alibi_max; transformers ignores that setting, the models were trained with it."""
+    slopes = config_of("mpt").slopes()
+    assert slopes == (0.25, 0.0625, 0.015625, 0.00390625)
+    wide = dataclasses.replace(config_of("mpt"), alibi_max=16.0).slopes()
+    assert wide == tuple(slope**2 for slope in slopes)
+    assert config_of("mpt-odd-heads").slopes() == (0.0625, 0.00390625, 0.25)
