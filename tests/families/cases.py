@@ -68,6 +68,13 @@ CASES = {
     "mpt-odd-heads": Case(
         "mpt", _MPT | {"d_model": 30, "n_heads": 3, "attn_config": {"clip_qkv": 0.9, "softmax_scale": 0.5}}
     ),
+    "falcon": Case("falcon", _FALCON | _TIED | {"multi_query": True}),
+    "falcon-new": Case("falcon", _FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True}),
+    "falcon-one-norm": Case(
+        "falcon",
+        _FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
+    ),
+    "falcon-sequential": Case("falcon", _FALCON | {"multi_query": False, "parallel_attn": False}),
 }  # fmt: skip
 
 #: The last linear layer of each family's MLP.
