@@ -75,6 +75,8 @@ CASES = {
         _FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
     ),
     "falcon-sequential": Case("falcon", _FALCON | {"multi_query": False, "parallel_attn": False}),
+    "olmo": Case("olmo", _NEW),
+    "olmo-clip": Case("olmo", _NEW | _ODD | _TIED | {"clip_qkv": 0.7, "attention_bias": True}),
 }  # fmt: skip
 
 #: The last linear layer of each family's MLP.

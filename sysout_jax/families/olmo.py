@@ -1,0 +1,46 @@
+"""OLMo: norms without scale or bias, queries, keys and values cut to a range (Groeneveld et al. 2024)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from sysout_jax.checks import Flag
+from sysout_jax.config import RULES
+from sysout_jax.convert.fields import Fields
+from sysout_jax.families import llama
+from sysout_jax.families.family import Family, Layout
+from sysout_jax.families.llama import LlamaConfig
+from sysout_jax.families.reading import read_rotary
+from sysout_jax.models.spec import EndsSpec, LayerSpec, NormSpec
+
+EPS = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class OlmoConfig(LlamaConfig):
+    """LLaMA's, with other norms."""
+
+    family: str = "olmo"
+    clip_qkv: float | None = None
+
+    def layer(self, l: int) -> LayerSpec:
+        plain = super().layer(l)
+        heads = dataclasses.replace(plain.heads, clip=self.clip_qkv)
+        norm = NormSpec(self.norm_eps, centred=True, scale=False)
+        return dataclasses.replace(plain, heads=heads, attn_norm=norm, mlp_norm=norm)
+
+    def ends(self) -> EndsSpec:
+        return EndsSpec(NormSpec(self.norm_eps, centred=True, scale=False))
+
+
+def read(fields: Fields) -> OlmoConfig:
+    fields.must_be("hidden_act", "silu")
+    bias = fields.take("attention_bias", Flag(), False)
+    clip = fields.take("clip_qkv", RULES["clip_qkv"], None)
+    return OlmoConfig(**read_rotary(fields, EPS), clip_qkv=clip, qkv_bias=bias, o_bias=bias)
+
+
+FAMILY = Family(
+    OlmoConfig, {"olmo": Layout(read, llama.NAMES, "model.", classes=("OlmoForCausalLM",))}
+)
