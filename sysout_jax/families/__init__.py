@@ -7,7 +7,19 @@ from typing import Any
 from sysout_jax.checks import Word, check, shown
 from sysout_jax.config import ModelConfig, RopeScaling, built
 from sysout_jax.errors import InputError
-from sysout_jax.families import falcon, gpt2, gpt_neox, llama, mpt, olmo, opt, phi, qwen2, qwen3
+from sysout_jax.families import (
+    falcon,
+    gpt2,
+    gpt_neox,
+    llama,
+    mpt,
+    olmo,
+    olmo2,
+    opt,
+    phi,
+    qwen2,
+    qwen3,
+)
 from sysout_jax.families.family import Export, Family, Layout
 
 #: `config.family` → the family.
@@ -22,6 +34,7 @@ FAMILIES: dict[str, Family] = {
     "mpt": mpt.FAMILY,
     "falcon": falcon.FAMILY,
     "olmo": olmo.FAMILY,
+    "olmo2": olmo2.FAMILY,
 }
 #: `model_type` of a config.json → its layout.
 LAYOUTS: dict[str, Layout] = {

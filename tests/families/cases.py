@@ -77,6 +77,8 @@ CASES = {
     "falcon-sequential": Case("falcon", _FALCON | {"multi_query": False, "parallel_attn": False}),
     "olmo": Case("olmo", _NEW),
     "olmo-clip": Case("olmo", _NEW | _ODD | _TIED | {"clip_qkv": 0.7, "attention_bias": True}),
+    "olmo2": Case("olmo2", _NEW),
+    "olmo2-mha": Case("olmo2", _NEW | _HEADS | _TIED),
 }  # fmt: skip
 
 #: The last linear layer of each family's MLP.
