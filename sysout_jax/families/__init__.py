@@ -9,6 +9,7 @@ from sysout_jax.config import ModelConfig, RopeScaling, built
 from sysout_jax.errors import InputError
 from sysout_jax.families import (
     falcon,
+    gemma,
     gpt2,
     gpt_neox,
     llama,
@@ -35,6 +36,7 @@ FAMILIES: dict[str, Family] = {
     "falcon": falcon.FAMILY,
     "olmo": olmo.FAMILY,
     "olmo2": olmo2.FAMILY,
+    "gemma": gemma.FAMILY,
 }
 #: `model_type` of a config.json → its layout.
 LAYOUTS: dict[str, Layout] = {

@@ -79,6 +79,8 @@ CASES = {
     "olmo-clip": Case("olmo", _NEW | _ODD | _TIED | {"clip_qkv": 0.7, "attention_bias": True}),
     "olmo2": Case("olmo2", _NEW),
     "olmo2-mha": Case("olmo2", _NEW | _HEADS | _TIED),
+    "gemma": Case("gemma", _NEW | _TIED | _HEAD_DIM),
+    "gemma-mqa": Case("gemma", _NEW | _ODD | {"head_dim": 8, "attention_bias": True}),
 }  # fmt: skip
 
 #: The last linear layer of each family's MLP.
