@@ -10,6 +10,7 @@ from sysout_jax.errors import InputError
 from sysout_jax.families import (
     falcon,
     gemma,
+    gemma2,
     gpt2,
     gpt_neox,
     llama,
@@ -37,6 +38,7 @@ FAMILIES: dict[str, Family] = {
     "olmo": olmo.FAMILY,
     "olmo2": olmo2.FAMILY,
     "gemma": gemma.FAMILY,
+    "gemma2": gemma2.FAMILY,
 }
 #: `model_type` of a config.json → its layout.
 LAYOUTS: dict[str, Layout] = {

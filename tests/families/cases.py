@@ -81,6 +81,15 @@ CASES = {
     "olmo2-mha": Case("olmo2", _NEW | _HEADS | _TIED),
     "gemma": Case("gemma", _NEW | _TIED | _HEAD_DIM),
     "gemma-mqa": Case("gemma", _NEW | _ODD | {"head_dim": 8, "attention_bias": True}),
+    "gemma2": Case(
+        "gemma2",
+        _NEW | _TIED | _HEAD_DIM
+        | {"sliding_window": WINDOW, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 7},
+    ),
+    "gemma2-no-caps": Case(
+        "gemma2",
+        _NEW | _ODD | _SECOND | {"head_dim": 8, "attn_logit_softcapping": None, "final_logit_softcapping": None},
+    ),
 }  # fmt: skip
 
 #: The last linear layer of each family's MLP.

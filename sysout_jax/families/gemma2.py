@@ -1,0 +1,74 @@
+"""Gemma 2: norms before and after attention and MLP, capped logits, a window in every second layer (Gemma team 2024)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from sysout_jax.attention.spec import AttentionSpec
+from sysout_jax.checks import Flag, Real
+from sysout_jax.config import RULES
+from sysout_jax.convert.fields import Fields
+from sysout_jax.convert.forms import Stored
+from sysout_jax.families import llama
+from sysout_jax.families.family import Family, Layout
+from sysout_jax.families.gemma import GemmaConfig
+from sysout_jax.families.reading import read_activation, read_rotary, read_windows
+from sysout_jax.models.spec import EndsSpec, LayerSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gemma2Config(GemmaConfig):
+    """Gemma's, with caps on the logits of attention and of the head."""
+
+    family: str = "gemma2"
+    attention_scale: float | None = None
+    """None: 1/√Dh."""
+    softcap: float | None = None
+    final_softcap: float | None = None
+
+    def layer(self, l: int) -> LayerSpec:
+        attention = AttentionSpec(
+            scale=self.attention_scale, softcap=self.softcap, window=self.window(l)
+        )
+        return dataclasses.replace(
+            super().layer(l),
+            attention=attention,
+            attn_post_norm=self.norm(),
+            mlp_post_norm=self.norm(),
+        )
+
+    def ends(self) -> EndsSpec:
+        return dataclasses.replace(super().ends(), softcap=self.final_softcap)
+
+
+def read(fields: Fields) -> Gemma2Config:
+    fields.must_be("use_bidirectional_attention", False)
+    fields.read_aliases({"sliding_window_size": "sliding_window"})
+    fields.take_any("hidden_act")  # what counts is the other one
+    activation = read_activation(fields, "hidden_activation", "gelu_pytorch_tanh")
+    bias = fields.take("attention_bias", Flag(), False)
+    plain = read_rotary(fields, tied=True, head_dim=256)
+    scalar = fields.take("query_pre_attn_scalar", Real(1e-3, 1e6), 256)
+    every_second = [l % 2 == 0 for l in range(plain["num_layers"])]
+    return Gemma2Config(
+        **plain,
+        **read_windows(fields, plain["num_layers"], every_second),
+        activation=activation,
+        qkv_bias=bias,
+        o_bias=bias,
+        attention_scale=scalar**-0.5,
+        softcap=fields.take("attn_logit_softcapping", RULES["softcap"], None),
+        final_softcap=fields.take("final_logit_softcapping", RULES["final_softcap"], None),
+    )
+
+
+_L = "model.layers.{l}"
+NAMES = llama.NAMES | {
+    "layer_{l}/attn_post_norm/scale": Stored(f"{_L}.post_attention_layernorm.weight"),
+    "layer_{l}/mlp_norm/scale": Stored(f"{_L}.pre_feedforward_layernorm.weight"),
+    "layer_{l}/mlp_post_norm/scale": Stored(f"{_L}.post_feedforward_layernorm.weight"),
+}
+FAMILY = Family(
+    Gemma2Config, {"gemma2": Layout(read, NAMES, "model.", classes=("Gemma2ForCausalLM",))}
+)
