@@ -19,6 +19,7 @@ from sysout_jax.families import (
     olmo2,
     opt,
     phi,
+    phi3,
     qwen2,
     qwen3,
 )
@@ -39,6 +40,7 @@ FAMILIES: dict[str, Family] = {
     "olmo2": olmo2.FAMILY,
     "gemma": gemma.FAMILY,
     "gemma2": gemma2.FAMILY,
+    "phi3": phi3.FAMILY,
 }
 #: `model_type` of a config.json → its layout.
 LAYOUTS: dict[str, Layout] = {

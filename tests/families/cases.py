@@ -90,6 +90,11 @@ CASES = {
         "gemma2",
         _NEW | _ODD | _SECOND | {"head_dim": 8, "attn_logit_softcapping": None, "final_logit_softcapping": None},
     ),
+    "phi3": Case("phi3", _NEW | {"pad_token_id": 0}),
+    "phi3-partial": Case(
+        "phi3",
+        _NEW | _ODD | {"pad_token_id": 0, "sliding_window": WINDOW, "partial_rotary_factor": 0.4, "tie_word_embeddings": True},
+    ),
 }  # fmt: skip
 
 #: The last linear layer of each family's MLP.
