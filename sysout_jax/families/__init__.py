@@ -22,6 +22,7 @@ from sysout_jax.families import (
     phi3,
     qwen2,
     qwen3,
+    stablelm,
 )
 from sysout_jax.families.family import Export, Family, Layout
 
@@ -41,6 +42,7 @@ FAMILIES: dict[str, Family] = {
     "gemma": gemma.FAMILY,
     "gemma2": gemma2.FAMILY,
     "phi3": phi3.FAMILY,
+    "stablelm": stablelm.FAMILY,
 }
 #: `model_type` of a config.json → its layout.
 LAYOUTS: dict[str, Layout] = {

@@ -95,6 +95,10 @@ CASES = {
         "phi3",
         _NEW | _ODD | {"pad_token_id": 0, "sliding_window": WINDOW, "partial_rotary_factor": 0.4, "tie_word_embeddings": True},
     ),
+    "stablelm": Case("stablelm", _NEW | {"partial_rotary_factor": 0.5}),
+    "stablelm-parallel": Case(
+        "stablelm", _NEW | _ODD | _TIED | {"use_parallel_residual": True, "use_qkv_bias": True, "partial_rotary_factor": 0.2}
+    ),
 }  # fmt: skip
 
 #: The last linear layer of each family's MLP.

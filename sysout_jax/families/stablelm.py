@@ -1,0 +1,53 @@
+"""StableLM: LLaMA with LayerNorm and heads that turn in part, side by side in some models (Bellagente et al. 2024)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from sysout_jax.checks import Flag
+from sysout_jax.convert.fields import Fields
+from sysout_jax.convert.forms import layer_norm
+from sysout_jax.families import llama
+from sysout_jax.families.family import Family, Layout
+from sysout_jax.families.llama import LlamaConfig
+from sysout_jax.families.reading import read_rotary
+from sysout_jax.models.spec import EndsSpec, LayerSpec, NormSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class StableLmConfig(LlamaConfig):
+    """LLaMA's; `parallel`: attention and MLP read one norm."""
+
+    family: str = "stablelm"
+    parallel: bool = False
+
+    def layer(self, l: int) -> LayerSpec:
+        norm = NormSpec(self.norm_eps, centred=True, bias=True)
+        second = None if self.parallel else norm
+        plain = super().layer(l)
+        return dataclasses.replace(plain, attn_norm=norm, mlp_norm=second, parallel=self.parallel)
+
+    def ends(self) -> EndsSpec:
+        return EndsSpec(NormSpec(self.norm_eps, centred=True, bias=True))
+
+
+def read(fields: Fields) -> StableLmConfig:
+    fields.must_be("hidden_act", "silu")
+    fields.must_be("qk_layernorm", False)
+    return StableLmConfig(
+        **read_rotary(fields, "layer_norm_eps", eps_default=1e-5, fraction=0.25),
+        qkv_bias=fields.take("use_qkv_bias", Flag(), False),
+        parallel=fields.take("use_parallel_residual", Flag(), False),
+    )
+
+
+NAMES = {
+    **llama.NAMES,
+    **layer_norm("layer_{l}/attn_norm", "model.layers.{l}.input_layernorm"),
+    **layer_norm("layer_{l}/mlp_norm", "model.layers.{l}.post_attention_layernorm"),
+    **layer_norm("final_norm", "model.norm"),
+}
+FAMILY = Family(
+    StableLmConfig, {"stablelm": Layout(read, NAMES, "model.", classes=("StableLmForCausalLM",))}
+)
