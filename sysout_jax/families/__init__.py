@@ -23,6 +23,7 @@ from sysout_jax.families import (
     qwen2,
     qwen3,
     stablelm,
+    starcoder2,
 )
 from sysout_jax.families.family import Export, Family, Layout
 
@@ -43,6 +44,7 @@ FAMILIES: dict[str, Family] = {
     "gemma2": gemma2.FAMILY,
     "phi3": phi3.FAMILY,
     "stablelm": stablelm.FAMILY,
+    "starcoder2": starcoder2.FAMILY,
 }
 #: `model_type` of a config.json → its layout.
 LAYOUTS: dict[str, Layout] = {

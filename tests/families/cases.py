@@ -99,6 +99,8 @@ CASES = {
     "stablelm-parallel": Case(
         "stablelm", _NEW | _ODD | _TIED | {"use_parallel_residual": True, "use_qkv_bias": True, "partial_rotary_factor": 0.2}
     ),
+    "starcoder2": Case("starcoder2", _NEW | _TIED | {"sliding_window": WINDOW}),
+    "starcoder2-no-biases": Case("starcoder2", _NEW | _ODD | {"use_bias": False, "hidden_act": "gelu"}),
 }  # fmt: skip
 
 #: The last linear layer of each family's MLP.
