@@ -20,6 +20,7 @@ from sysout_jax.convert.gguf_file import PLAIN, UNREADABLE, GgufFile
 from sysout_jax.errors import InputError
 from sysout_jax.families.gpt2 import Gpt2Config
 from sysout_jax.families.llama import LlamaConfig
+from sysout_jax.families.qwen2 import Qwen2Config
 
 ROPE_FACTORS = "rope_freqs.weight"
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
@@ -117,7 +118,7 @@ def _fields(file: GgufFile, architecture: str, accept: Collection[str]) -> Field
     return Fields(kept, prefix, accept)
 
 
-def _llama(file: GgufFile, fields: Fields) -> LlamaConfig:
+def _llama(file: GgufFile, fields: Fields, config: type[LlamaConfig] = LlamaConfig) -> LlamaConfig:
     fields.must_be("expert_count", 0)
     plain = fields.take_table(_SIZES | _LLAMA, num_kv_heads=None, rope_theta=10_000.0)
     heads, width = plain["num_heads"], plain["d_model"]
@@ -125,7 +126,7 @@ def _llama(file: GgufFile, fields: Fields) -> LlamaConfig:
     head_dim = fields.take("attention.key_length", RULES["head_dim"], width // heads)
     fields.must_be("attention.value_length", head_dim)
     fields.must_be("rope.dimension_count", head_dim)
-    return LlamaConfig(
+    return config(
         **plain,
         vocab_size=file.tensors[EMBEDDING].shape[0],
         head_dim=head_dim,
@@ -135,6 +136,10 @@ def _llama(file: GgufFile, fields: Fields) -> LlamaConfig:
         o_bias="blk.0.attn_output.bias" in file.tensors,
         mlp_bias="blk.0.ffn_down.bias" in file.tensors,
     )
+
+
+def _qwen2(file: GgufFile, fields: Fields) -> LlamaConfig:
+    return _llama(file, fields, Qwen2Config)
 
 
 def _rope_scaling(file: GgufFile, fields: Fields, head_dim: int) -> RopeScaling | None:
@@ -168,6 +173,6 @@ def _gpt2(file: GgufFile, fields: Fields) -> Gpt2Config:
 #: `general.architecture` → its config's reader; the name table is `gguf-<architecture>` in `names.TABLES`.
 ARCHITECTURES: dict[str, Callable[[GgufFile, Fields], ModelConfig]] = {
     "llama": _llama,
-    "qwen2": _llama,
+    "qwen2": _qwen2,
     "gpt2": _gpt2,
 }

@@ -9,7 +9,7 @@ from sysout_jax.config import RULES, ActivationName
 from sysout_jax.convert.fields import Fields
 from sysout_jax.convert.forms import Form, Stored, biased, fused_qkv, layer_norm, linear
 from sysout_jax.families.family import Family, Layout
-from sysout_jax.families.reading import read_activation, read_renamed, read_rope
+from sysout_jax.families.reading import read_activation, read_rope
 from sysout_jax.families.rotary import RotaryConfig
 from sysout_jax.models.spec import EndsSpec, HeadsSpec, LayerSpec, MlpSpec, NormSpec
 
@@ -61,7 +61,7 @@ def read(fields: Fields) -> FalconConfig:
     )
     fields.must_be("alibi", False)
     fields.must_be("apply_residual_connection_post_layernorm", False)
-    plain = read_renamed(fields, FIELDS, norm_eps=1e-5, tied_embeddings=True, context_length=2048)
+    plain = fields.take_table(FIELDS, norm_eps=1e-5, tied_embeddings=True, context_length=2048)
     heads = plain["num_heads"]
     new = fields.take("new_decoder_architecture", Flag(), False)
     shared = fields.take("multi_query", Flag(), True)

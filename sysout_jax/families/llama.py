@@ -16,8 +16,9 @@ from sysout_jax.convert.fields import Fields
 from sysout_jax.convert.forms import Stored, linear
 from sysout_jax.errors import InputError
 from sysout_jax.families.family import Export, Family, Layout
-from sysout_jax.families.reading import FIELDS, read_rotary
+from sysout_jax.families.reading import read_rotary
 from sysout_jax.families.rotary import RotaryConfig
+from sysout_jax.families.writing import rotary_fields
 from sysout_jax.models.spec import EndsSpec, HeadsSpec, LayerSpec, MlpSpec, NormSpec
 
 
@@ -63,45 +64,20 @@ def read_mistral(fields: Fields) -> LlamaConfig:
 
 
 def write(config: LlamaConfig) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_act": "silu",
-        "attention_bias": config.qkv_bias,
-        "mlp_bias": config.mlp_bias,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": _rope_scaling(config),
-        **{theirs: getattr(config, ours) for ours, theirs in FIELDS.items()},
-        "rms_norm_eps": config.norm_eps,
-    }
-    if config.sliding_window is None and config.rotary_dims is None:
-        return fields
-    if config.qkv_bias or config.mlp_bias or config.sliding_layers or config.rotary_dims:
+    if config.rotary_dims:
         raise InputError(
-            "a sliding window beside biases, one in some layers, and heads that turn in part have no class in transformers; "
-            "use --format orbax"
+            "heads that turn in part have no LLaMA class in transformers; use --format orbax"
         )
-    del fields["attention_bias"], fields["mlp_bias"]
-    window = {"model_type": "mistral", "sliding_window": config.sliding_window}
-    return fields | window | {"architectures": ["MistralForCausalLM"]}
-
-
-def _rope_scaling(config: LlamaConfig) -> dict[str, Any] | None:
-    scaling = config.rope_scaling
-    if scaling is None:
-        return None
-    if scaling.kind == "factors":
+    own = {"hidden_act": "silu", "rms_norm_eps": config.norm_eps}
+    if config.sliding_window is None:
+        own |= {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}
+        return rotary_fields(config, "llama", "LlamaForCausalLM") | own
+    if config.qkv_bias or config.mlp_bias or config.sliding_layers:
         raise InputError(
-            "a rotary divisor for every pair has no name in transformers; use --format orbax"
+            "a sliding window beside biases, or in some layers, has no LLaMA class in transformers; use --format orbax"
         )
-    fields: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
-    if scaling.kind == "llama3":
-        fields |= {
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_context,
-        }
-    return fields
+    own |= {"sliding_window": config.sliding_window}
+    return rotary_fields(config, "mistral", "MistralForCausalLM") | own
 
 
 def with_their_biases(config: LlamaConfig) -> LlamaConfig:

@@ -11,7 +11,6 @@ from sysout_jax.convert.fields import Fields
 from sysout_jax.convert.forms import Stored, fused, linear
 from sysout_jax.errors import InputError
 from sysout_jax.families.family import Family, Layout
-from sysout_jax.families.reading import read_renamed
 from sysout_jax.models.spec import EndsSpec, HeadsSpec, LayerSpec, MlpSpec, NormSpec
 
 
@@ -92,7 +91,7 @@ def read(fields: Fields) -> MptConfig:
     kind = fields.take_any("norm_type", "low_precision_layernorm")
     if kind not in ("layernorm", "low_precision_layernorm"):
         raise InputError(f"norm_type {kind!r} is not implemented; expected layernorm")
-    plain = read_renamed(fields, FIELDS, norm_eps=1e-5, tied_embeddings=True)
+    plain = fields.take_table(FIELDS, norm_eps=1e-5, tied_embeddings=True)
     ratio = fields.take("expansion_ratio", RULES["num_heads"], 4)
     return MptConfig(
         **plain,

@@ -10,7 +10,7 @@ from sysout_jax.convert.fields import Fields
 from sysout_jax.convert.forms import Stored, biased, layer_norm, linear
 from sysout_jax.errors import InputError
 from sysout_jax.families.family import Family, Layout
-from sysout_jax.families.reading import read_activation, read_renamed
+from sysout_jax.families.reading import read_activation
 from sysout_jax.models.spec import EndsSpec, HeadsSpec, LayerSpec, MlpSpec, NormSpec
 
 OFFSET = 2  # rows of the table of positions before that of position 0
@@ -66,7 +66,7 @@ def read(fields: Fields) -> OptConfig:
     fields.must_be("do_layer_norm_before", True)
     fields.must_be("_remove_final_layer_norm", False)
     fields.must_be("layer_norm_elementwise_affine", True)
-    plain = read_renamed(fields, FIELDS, tied_embeddings=True)
+    plain = fields.take_table(FIELDS, tied_embeddings=True)
     width = fields.take("word_embed_proj_dim", RULES["d_model"], plain["d_model"])
     if width != plain["d_model"]:
         raise InputError(

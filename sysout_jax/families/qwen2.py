@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from sysout_jax.checks import Flag, Whole
 from sysout_jax.convert.fields import Fields
+from sysout_jax.errors import InputError
 from sysout_jax.families import llama
-from sysout_jax.families.family import Family, Layout
+from sysout_jax.families.family import Export, Family, Layout
 from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.families.reading import read_rotary, read_windows
+from sysout_jax.families.writing import rotary_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +37,34 @@ def read_qwen_windows(fields: Fields, num_layers: int) -> dict:
     return read_windows(fields, num_layers, [l >= first for l in range(num_layers)], used)
 
 
+def write(config: Qwen2Config) -> dict[str, Any]:
+    if config.o_bias or config.mlp_bias or config.rotary_dims:
+        raise InputError(
+            "Qwen2 with biases beside those of q, k and v has no class in transformers; use --format orbax"
+        )
+    return {
+        **rotary_fields(config, "qwen2", "Qwen2ForCausalLM"),
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        **window_fields(config),
+    }
+
+
+def window_fields(config: Qwen2Config) -> dict[str, Any]:
+    windows = [config.window(l) is not None for l in range(config.num_layers)]
+    return {
+        "use_sliding_window": any(windows),
+        "sliding_window": config.sliding_window,
+        "layer_types": ["sliding_attention" if on else "full_attention" for on in windows],
+    }
+
+
+def with_their_biases(config: Qwen2Config) -> Qwen2Config:
+    return dataclasses.replace(config, qkv_bias=True)
+
+
 FAMILY = Family(
-    Qwen2Config, {"qwen2": Layout(read, llama.NAMES, "model.", classes=("Qwen2ForCausalLM",))}
+    Qwen2Config,
+    {"qwen2": Layout(read, llama.NAMES, "model.", classes=("Qwen2ForCausalLM",))},
+    Export(write, with_their_biases),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sysout_jax.checks import Real, shown
@@ -19,14 +19,6 @@ ACTIVATIONS: dict[str, ActivationName] = {
     "silu": "silu",
     "relu": "relu",
 }
-
-
-def read_renamed(fields: Fields, table: Mapping[str, str], **defaults: Any) -> dict[str, Any]:
-    """Our fields by a table of their names; those without a default must be there."""
-    return {
-        ours: fields.take(theirs, RULES[ours], defaults.get(ours, ...))
-        for ours, theirs in table.items()
-    }
 
 
 def read_activation(fields: Fields, name: str, default: str) -> ActivationName:
