@@ -17,7 +17,7 @@ from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.outliers.attention import near_zero_updates
 from sysout_jax.outliers.collect import Stats, collect
-from sysout_jax.outliers.definitions import SINK_SHARE, TAU
+from sysout_jax.outliers.definitions import TAU
 from sysout_jax.outliers.existence import Existence, existence
 from sysout_jax.storage.serialise import plain
 from sysout_jax.training.record import Record, training_record
@@ -69,8 +69,8 @@ class VariantProfile:
 
     @property
     def sink_rate(self) -> np.ndarray:
-        """(L,) share of heads whose mean attention on the first token exceeds 30 %."""
-        return np.asarray((self.first_token_share > SINK_SHARE).mean(axis=1))
+        """(L,) share of (sequence, head) that give the first token more than 30 % of their attention."""
+        return self.stats.attention.sink_rate
 
     def to_dict(self) -> dict:
         """JSON-ready."""

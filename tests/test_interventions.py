@@ -12,7 +12,6 @@ import pytest
 
 import sysout_jax as so
 from sysout_jax.engine import Stream
-from sysout_jax.outliers import definitions as rules
 from sysout_jax.outliers.cause import edit_down_weights
 from sysout_jax.outliers.edited_runs import CONTROL, OUTLIERS, WHAT, WHERE, Bench, Run, plan
 from sysout_jax.outliers.effects import measure
@@ -20,6 +19,7 @@ from sysout_jax.outliers.elements import Elements, draw_others, edits, read_elem
 from sysout_jax.outliers.intervals import RESAMPLES, bootstrap_weights, interval
 from sysout_jax.testing import planted_llama, random_plant
 from sysout_jax.weights import InMemory
+from tests.outliers import rules
 from tests.parameters import mostly_endurance
 from tests.random_models import random_model
 

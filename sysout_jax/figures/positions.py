@@ -20,7 +20,8 @@ from sysout_jax.figures.select import (
 from sysout_jax.figures.spec import FigureSpec
 from sysout_jax.figures.token_classes import tokens, tokens_sentence
 from sysout_jax.nonfinite import finite_or
-from sysout_jax.outliers.positions import Place, Positions, code_threshold, strongest
+from sysout_jax.outliers.definitions import code_threshold
+from sysout_jax.outliers.positions import Place, Positions, strongest
 
 MAX_NAMED = 3  # channels named in a panel
 _UNIT = {"h": "dim", "x_down": "channel"}

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sysout_jax.outliers.definitions import MASSIVE_RATIO, MASSIVE_VALUE, TAUS
+from sysout_jax.outliers import definitions as rules
+from sysout_jax.outliers.definitions import TAUS
 from sysout_jax.outliers.order import median_of_magnitudes
 from sysout_jax.outliers.sweeps import count, in_blocks
 
@@ -48,7 +49,7 @@ class ActivationStats:
 
     def outlier_tokens(self, tau: float) -> np.ndarray:
         """(L, N, T) bool: tokens that hold an activation outlier at τ."""
-        return np.asarray(self.token_max > tau * self.sequence_mean[..., None])
+        return np.asarray(rules.exceeds(self.token_max, self.sequence_mean[..., None], tau))
 
     def outlier_channels(self, tau: float) -> np.ndarray:
         """(L, C) bool: channels that hold an activation outlier at τ in any sequence."""
@@ -81,7 +82,7 @@ def reduce_activations(x_BxTxC: jax.Array, top: int) -> dict[str, jax.Array]:
     (second, fourth, squares), _ = in_blocks(higher_moments, [jnp.zeros((B, C))] * 3, x)
     variance, fourth = second.sum(1) / number, fourth.sum(1) / number
     threshold = mean[:, None] * jnp.asarray(TAUS, jnp.float32)[None]
-    bound = jnp.maximum(MASSIVE_VALUE, MASSIVE_RATIO * median)
+    bound = rules.massive_bound(median)
     # only the rows of the `top` largest tokens can hold the `top` largest elements; in order, so that ties resolve by position
     rows = jnp.sort(jax.lax.top_k(token_max, min(top, T))[1], axis=-1)
     candidates = jnp.take_along_axis(x, rows[:, :, None], axis=1).reshape(B, -1)
@@ -98,9 +99,7 @@ def reduce_activations(x_BxTxC: jax.Array, top: int) -> dict[str, jax.Array]:
         "channel_max": channel_max,
         "power": squares / T,  # in units of 4^exponent
         "exponent": exponent,
-        "excess_kurtosis": jnp.where(
-            variance > 0, fourth / jnp.where(variance > 0, variance**2, 1.0) - 3.0, 0.0
-        ),
+        "excess_kurtosis": rules.excess_kurtosis(fourth, variance),
         "counts": _count_above(x, channel_max, threshold),
         "massive": _count_above(x, channel_max, bound[:, None])[:, 0],
         "nonfinite": nonfinite,
@@ -166,12 +165,10 @@ def join_activations(layers: list[dict[str, np.ndarray]], top: int) -> Activatio
             "sequence_median": found["median"],
             "sequence_top": found["top_magnitude"][:, :3],
             "token_max": found["token_max"],
-            "channel_ratio": (found["channel_max"] / np.where(mean > 0, mean, np.inf)[:, None]).max(
-                axis=0
-            ),
+            "channel_ratio": rules.ratio(found["channel_max"], mean[:, None]).max(axis=0),
             "counts": found["counts"].sum(axis=0),
             "massive": found["massive"].sum(),
-            "neuron_kurtosis": (power**2).mean() / power.mean() ** 2 if power.any() else 0.0,
+            "neuron_kurtosis": rules.neuron_rms_kurtosis(power),
             "excess_kurtosis": found["excess_kurtosis"].astype(np.float64).mean(),
             "nonfinite": found["nonfinite"].astype(np.int64).sum(),
             "first_nonfinite": np.array([where[0], flat[0] // C, flat[0] % C])

@@ -10,8 +10,6 @@ import numpy as np
 
 from sysout_jax.outliers import definitions as rules
 
-NEAR_ZERO = 0.01  # an attention update below this share of the residual stream's length changes next to nothing
-
 
 @dataclass(frozen=True)
 class AttentionStats:
@@ -46,11 +44,10 @@ def reduce_attention(
     """One layer's column sums and outlier tokens of `h` to one row of `AttentionStats`."""
     finite = np.isfinite(sums_NxHxT)
     sums = np.where(finite, sums_NxHxT, 0.0).astype(np.float64)
-    T = sums.shape[-1]
-    flagged = np.stack([rules.attention_outliers(s, tau) for s in sums])
+    flagged = rules.attention_outliers(sums, tau)
     mean = sums.mean(axis=-1, keepdims=True)
-    ratio = sums / np.where(mean > 0, mean, np.inf)
-    flagged_code = sums >= rules.CODE_SHARE * T
+    ratio = rules.ratio(sums, mean)
+    flagged_code = rules.code_outliers(sums)
     with_outliers = np.flatnonzero(outliers_NxT.any(axis=1))
 
     def mean_over_samples(measure, keys_NxHxT) -> float:
@@ -64,8 +61,8 @@ def reduce_attention(
         "key_heads": flagged.sum(axis=1, dtype=np.int32),
         "counts": np.array([(ratio > each).sum() for each in rules.TAUS]),
         "ratio": ratio.max(),
-        "code_outlier_tokens": np.stack([rules.attention_outliers_of_code(s) for s in sums]),
-        "sink_rate": (rules.sink_scores(sums.reshape(-1, T))[:, 0] > rules.SINK_SHARE).mean(),
+        "code_outlier_tokens": rules.code_outliers(sums.mean(axis=1)),
+        "sink_rate": rules.sink_rate(sums),
         "overlap": mean_over_samples(rules.overlap, flagged),
         "overlap_code": mean_over_samples(rules.overlap, flagged_code),
         "iou": mean_over_samples(rules.intersection_over_union, flagged),
@@ -82,9 +79,9 @@ def join_attention(layers: list[dict[str, np.ndarray]]) -> AttentionStats:
 
 
 def near_zero_updates(attn_out_BxTxD: jax.Array, h_mid_BxTxD: jax.Array) -> jax.Array:
-    """(B,) share of the tokens with finite values whose attention update is shorter than `NEAR_ZERO` of the residual stream it leads to."""
+    """(B,) share of the tokens with finite values whose attention update is near zero beside the residual stream it leads to."""
     update = jnp.linalg.norm(attn_out_BxTxD.astype(jnp.float32), axis=-1)
     stream = jnp.linalg.norm(h_mid_BxTxD.astype(jnp.float32), axis=-1)
     finite = jnp.isfinite(update) & jnp.isfinite(stream)
-    near = (update < NEAR_ZERO * stream) & finite
+    near = rules.is_near_zero(update, stream) & finite
     return near.sum(-1) / jnp.maximum(finite.sum(-1), 1).astype(jnp.float32)

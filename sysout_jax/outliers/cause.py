@@ -8,7 +8,7 @@ import numpy as np
 
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.outliers.collect import Stats
-from sysout_jax.outliers.definitions import SINK_SHARE
+from sysout_jax.outliers.definitions import is_sink
 from sysout_jax.outliers.effects import measure
 from sysout_jax.outliers.results import Birth, Cause, Effect
 from sysout_jax.outliers.trace import Trace
@@ -82,8 +82,8 @@ def random_weights(born: Entries, d_ff: int, rng: np.random.Generator) -> Entrie
 
 
 def sink_heads(mass_LxH: np.ndarray, birth: Birth) -> np.ndarray:
-    """(L, H) bool: heads after the first birth that give outlier tokens more than `SINK_SHARE` of their attention."""
-    sinks = mass_LxH > SINK_SHARE
+    """(L, H) bool: heads after the first birth for which the outlier tokens are sinks."""
+    sinks = is_sink(mass_LxH)
     sinks[: birth.events[0].layer + 1] = False
     return sinks
 

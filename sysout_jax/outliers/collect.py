@@ -14,7 +14,7 @@ from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import Nonfinite
 from sysout_jax.outliers.activations import ActivationStats, join_activations, reduce_activations
 from sysout_jax.outliers.attention import AttentionStats, join_attention, reduce_attention
-from sysout_jax.outliers.definitions import TAU, TAUS
+from sysout_jax.outliers.definitions import TAU, TAUS, exceeds
 from sysout_jax.outliers.weights import WeightStats, join_weights, reduce_weights
 from sysout_jax.storage.serialise import plain
 
@@ -72,7 +72,7 @@ def collect(
     stream = Stream(lm, tokens, batch_size)
     h, x_down, attention, weights = [], [], [], []
     for layer, params, seen in stream.layers(observe_statistics, on_layer=on_layer):
-        outlier_tokens = seen["h"]["token_max"] > tau * seen["h"]["mean"][:, None]
+        outlier_tokens = exceeds(seen["h"]["token_max"], seen["h"]["mean"][:, None], tau)
         h.append(seen["h"])
         x_down.append(seen["x_down"])
         attention.append(reduce_attention(seen["sums"], outlier_tokens, tau))

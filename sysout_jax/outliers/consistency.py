@@ -16,7 +16,6 @@ from sysout_jax.outliers import definitions as rules
 from sysout_jax.outliers.activations import reduce_activations
 from sysout_jax.outliers.definitions import TAU, TAUS
 from sysout_jax.outliers.intervals import Interval, bootstrap_weights, interval
-from sysout_jax.outliers.lifecycle import CANDIDATE_SHARE
 from sysout_jax.outliers.weights import outlier_lines
 from sysout_jax.storage.serialise import plain
 
@@ -148,9 +147,7 @@ def consistency(
     levels = [dict.fromkeys(KINDS, float(each)) for each in (tau, *TAUS)]
     (at_tau, *others), ratios, nonfinite = _pass(lm, tokens, levels, batch_size, on_layer)
     candidate = None
-    lowered = {
-        kind: tau if ratio > tau else CANDIDATE_SHARE * ratio for kind, ratio in ratios.items()
-    }
+    lowered = {kind: rules.level_of(ratio, tau) for kind, ratio in ratios.items()}
     if lowered != levels[0] and all(lowered.values()):
         (candidate,), *_ = _pass(lm, tokens, [lowered], batch_size, on_layer)
     N, T = np.shape(tokens)
@@ -208,15 +205,14 @@ def _observe(x_in, taps, extra):
 def _ratios(lines: tuple, seen: Mapping) -> dict[str, float]:
     def activation(place: str) -> float:
         mean = seen[place]["mean"].astype(np.float64)
-        most = seen[place]["token_max"].max(axis=1)
-        return float((most / np.where(mean > 0, mean, np.inf)).max())
+        return float(rules.ratio(seen[place]["token_max"].max(axis=1), mean).max())
 
-    mean = seen["sums"].mean(axis=-1)
+    sums = seen["sums"]
     return {
         "W_down": float(lines[2]),
         "x_down": activation("x_down"),
         "h": activation("h"),
-        "attention": float((seen["sums"].max(axis=-1) / np.where(mean > 0, mean, np.inf)).max()),
+        "attention": float(rules.ratio(sums.max(axis=-1), sums.mean(axis=-1)).max()),
     }
 
 
@@ -224,16 +220,17 @@ def _sets(
     lines: tuple, seen: Mapping, level: dict[str, float], before: np.ndarray | None
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Both index sets of each row as masks: first (N, X), second (N, G, X) with G heads or 1."""
-    N, _, T = seen["sums"].shape
+    N = len(seen["sums"])
     columns_F, rows_D, _ = lines
 
     def over(place: str, what: str) -> np.ndarray:
-        return np.asarray(seen[place][what] > level[place] * seen[place]["mean"][:, None])
+        mean = seen[place]["mean"][:, None]
+        return np.asarray(rules.exceeds(seen[place][what], mean, level[place]))
 
     h = over("h", "token_max")
     entering = np.zeros_like(h) if before is None else before
     keys = rules.attention_outliers(seen["sums"], level["attention"])
-    wide = seen["sums"] >= rules.CODE_SHARE * T
+    wide = rules.code_outliers(seen["sums"])
     return [
         (np.broadcast_to(columns_F, (N, *columns_F.shape)), over("x_down", "channel_max")[:, None]),
         (np.broadcast_to(rows_D, (N, *rows_D.shape)), over("h", "channel_max")[:, None]),

@@ -1,13 +1,18 @@
-"""What counts as an outlier: every rule of the literature in one place, on plain arrays of one sequence.
+"""What counts as an outlier: every rule of the literature, written once, on what the reductions of a sequence keep.
 
-The streaming reductions compute the same rules from reductions; tests hold them against these functions.
+All functions take numpy and jax arrays, broadcast, and give the same kind. Magnitudes are |x|; what is not finite has been left out before.
 Sources: paper = An et al. 2025 (arXiv 2502.06415); Sun et al. 2024 (massive activations); Gu et al. 2024 (attention sinks);
 He et al. 2024 (outlier features).
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+
+#: numpy's or jax's
+Array = Any
 
 TAU = 1000.0
 #: Every flag is reported at these thresholds too, whatever τ was asked for.
@@ -16,47 +21,68 @@ MASSIVE_VALUE = 100.0
 MASSIVE_RATIO = 1000.0
 SINK_SHARE = 0.3
 CODE_SHARE = 0.1
+CANDIDATE_SHARE = 0.75
+"""Without outliers at τ, elements over this share of the largest ratio are shown or followed instead."""
+NEAR_ZERO = 0.01
 
 
-def activation_outliers(x_TxC: np.ndarray, tau: float = TAU) -> np.ndarray:
-    """`|x| > τ · mean|x|` over one sequence; bool (T, C). Paper §3."""
-    magnitude = np.abs(x_TxC)
-    return magnitude > tau * magnitude.mean()
+def exceeds(magnitude: Array, mean: Array, tau: Array) -> Array:
+    """`|x| > τ · mean|x|`, bool. Paper §3, with the mean over a sequence for an activation, over a row for a weight, over the keys of a
+    head for a key's column sum of attention."""
+    return magnitude > tau * mean
 
 
-def massive_activations(x_TxC: np.ndarray) -> np.ndarray:
-    """`|x| > 100` and `|x| > 1000 · median|x|` over one sequence; bool (T, C). Sun et al. 2024."""
-    magnitude = np.abs(x_TxC)
-    return (magnitude > MASSIVE_VALUE) & (magnitude > MASSIVE_RATIO * np.median(magnitude))
+def ratio(magnitude: Array, mean: Array) -> Array:
+    """`|x| / mean|x|`: what is compared with τ; 0 where the mean is 0. Of the largest of a row or column the extremal ratio (paper §3.2)."""
+    xp = mean.__array_namespace__()
+    some = mean > 0
+    return xp.where(some, magnitude / xp.where(some, mean, xp.ones_like(mean)), 0.0)
 
 
-def weight_outliers(w_OxI: np.ndarray, tau: float = TAU) -> np.ndarray:
-    """`|w_ij| > τ · mean_j|w_ij|`, each output row against its own mean; bool (O, I). Paper §3."""
-    magnitude = np.abs(w_OxI)
-    return magnitude > tau * magnitude.mean(axis=1, keepdims=True)
+def level_of(largest: float, tau: float) -> float:
+    """The ratio over which elements are shown: τ where the largest ratio exceeds it, else `CANDIDATE_SHARE` of the largest."""
+    return float(tau if largest > tau else CANDIDATE_SHARE * largest)
 
 
-def extremal_ratios(w_OxI: np.ndarray, axis: int = 0) -> np.ndarray:
-    """`max|w| / mean|w|` of every column (axis 0, paper §3.2) or every row (axis 1)."""
-    magnitude = np.abs(w_OxI)
-    return magnitude.max(axis=axis) / magnitude.mean(axis=axis)
+def massive_bound(median: Array) -> Array:
+    """What a massive activation exceeds: 100, and 1000 · median|x| over its sequence. Sun et al. 2024."""
+    return median.__array_namespace__().maximum(MASSIVE_VALUE, MASSIVE_RATIO * median)
 
 
-def attention_outliers(cumulative_HxT: np.ndarray, tau: float = TAU) -> np.ndarray:
-    """Keys whose column sum exceeds τ times the head's mean column sum; bool (H, T). Paper §3."""
-    return cumulative_HxT > tau * cumulative_HxT.mean(axis=-1, keepdims=True)
+def attention_outliers(cumulative_HxT: Array, tau: float = TAU) -> Array:
+    """Keys whose column sum exceeds τ times the head's mean column sum; bool (..., H, T). Paper §3."""
+    return exceeds(cumulative_HxT, cumulative_HxT.mean(axis=-1, keepdims=True), tau)
 
 
-def attention_outliers_of_code(cumulative_HxT: np.ndarray) -> np.ndarray:
-    """Keys whose head-mean column sum is at least T/10, the rule of the paper's published code; bool (T,)."""
-    mean_T = cumulative_HxT.mean(axis=0)
-    return mean_T >= CODE_SHARE * mean_T.shape[-1]
+def code_outliers(cumulative_T: Array) -> Array:
+    """Keys with a column sum of at least T/10, bool (..., T). With the mean over heads, the rule of the paper's published code."""
+    return cumulative_T >= code_threshold(cumulative_T.shape[-1])
 
 
-def sink_scores(cumulative_HxT: np.ndarray) -> np.ndarray:
-    """`α_k = mean over queries i ≥ k of A_ik`, from column sums; (H, T). Gu et al. 2024."""
+def code_threshold(length: int) -> float:
+    """Column sum from which `code_outliers` flags a key of a sequence of T tokens."""
+    return CODE_SHARE * length
+
+
+def sink_scores(cumulative_HxT: Array) -> Array:
+    """`α_k = mean over queries i ≥ k of A_ik`, from column sums; (..., H, T). Gu et al. 2024."""
     T = cumulative_HxT.shape[-1]
     return cumulative_HxT / (T - np.arange(T))
+
+
+def is_sink(score: Array) -> Array:
+    """Whether a head's α, or its share of attention, makes a sink, bool. Gu et al. 2024."""
+    return score > SINK_SHARE
+
+
+def sink_rate(cumulative_HxT: Array) -> Array:
+    """Share of heads (and of sequences, the leading axes) for which the first token is a sink. Gu et al. 2024."""
+    return is_sink(sink_scores(cumulative_HxT)[..., 0]).mean()
+
+
+def is_near_zero(update: Array, stream: Array) -> Array:
+    """Whether an attention update of this length changes next to nothing of a residual stream of that length, bool. Paper App. C."""
+    return update < NEAR_ZERO * stream
 
 
 def overlap(activation_T: np.ndarray, attention_HxT: np.ndarray) -> np.ndarray:
@@ -76,13 +102,13 @@ def intersection_over_union(activation_T: np.ndarray, attention_HxT: np.ndarray)
     return np.where(union > 0, shared / np.maximum(union, 1), np.nan)
 
 
-def neuron_rms_kurtosis(x_TxC: np.ndarray) -> float:
-    """`mean r⁴ / (mean r²)²` of the channels' root mean squares r; 1 when all are equal, C when one holds all. He et al. 2024."""
-    power = (x_TxC.astype(np.float64) ** 2).mean(axis=0)
-    return float((power**2).mean() / power.mean() ** 2)
+def neuron_rms_kurtosis(power_C: np.ndarray) -> float:
+    """`mean r⁴ / (mean r²)²` of the channels' mean squares r²; 1 when all are equal, C when one holds all, 0 without any. He et al. 2024."""
+    return float((power_C**2).mean() / power_C.mean() ** 2) if power_C.any() else 0.0
 
 
-def excess_kurtosis(x: np.ndarray) -> float:
-    """Fourth standardised moment minus 3, over all elements; 0 for a normal distribution."""
-    centred = x.astype(np.float64) - x.mean(dtype=np.float64)
-    return float((centred**4).mean() / (centred**2).mean() ** 2 - 3.0)
+def excess_kurtosis(fourth: Array, variance: Array) -> Array:
+    """Fourth central moment over the squared second minus 3; 0 for a normal distribution, and for a constant."""
+    xp = variance.__array_namespace__()
+    some = variance > 0
+    return xp.where(some, fourth / xp.where(some, variance**2, 1.0) - 3.0, 0.0)

@@ -12,6 +12,7 @@ import numpy as np
 from sysout_jax.engine import Edit, Stream
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import Nonfinite, finite_or
+from sysout_jax.outliers.definitions import exceeds
 from sysout_jax.perplexity import of_mean_nll, perplexity_of
 
 
@@ -51,7 +52,7 @@ def measure(
     stream = Stream(lm, tokens, batch_size)
     outliers, attention = [], []
     for _, _, seen in stream.layers(_observe, extra, on_layer, edit):
-        outliers.append((seen["token_max"] > tau * seen["mean"][:, None]).sum(1))
+        outliers.append(exceeds(seen["token_max"], seen["mean"][:, None], tau).sum(1))
         attention.append((finite_or(seen["sums"]) * marked[:, None]).sum(2).T)
     length = tokens.shape[1]
     nll = perplexity_of(stream).window_nll if length > 1 else np.full(len(tokens), np.nan)

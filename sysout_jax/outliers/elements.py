@@ -12,6 +12,7 @@ import numpy as np
 from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.outliers.collect import Stats
+from sysout_jax.outliers.definitions import exceeds
 from sysout_jax.outliers.trace import MAX_DIMS
 
 
@@ -50,8 +51,8 @@ def find_outliers(
         values.append(seen["at"][at[:, 0], at[:, 1], : len(dims)])
         mean.append(seen["sum"].sum(0, dtype=np.float64) / np.maximum(seen["finite"].sum(0), 1))
     values_LxAxP = np.stack(values)
-    level = tau * stats.h.sequence_mean[:, at[:, 0], None]
-    active = (np.abs(values_LxAxP) > level) & np.isfinite(values_LxAxP)
+    mean_LxAx1 = stats.h.sequence_mean[:, at[:, 0], None]
+    active = exceeds(np.abs(values_LxAxP), mean_LxAx1, tau) & np.isfinite(values_LxAxP)
     token, dim = np.nonzero(active.any(0))
     places = np.column_stack([at[token], dims[dim]]).astype(int)
     return Elements(places, active[:, token, dim]), values_LxAxP[:, token, dim], np.stack(mean)

@@ -14,8 +14,7 @@ from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.collect import Stats, collect
-from sysout_jax.outliers.definitions import TAU
-from sysout_jax.outliers.lifecycle import CANDIDATE_SHARE
+from sysout_jax.outliers.definitions import TAU, level_of, ratio
 from sysout_jax.outliers.pooling import Pooled, pool_lines, pool_matrix
 from sysout_jax.storage.serialise import plain
 
@@ -112,7 +111,7 @@ def existence(
     check_kind("stats", stats, Stats)
     stats = stats or collect(lm, tokens, tau, batch_size=batch_size, on_layer=on_layer)
     sequence, ratios = _strongest_sequence(stats)
-    levels = {name: _level(float(ratio_LxT.max()), tau) for name, ratio_LxT in ratios.items()}
+    levels = {name: level_of(float(ratio_LxT.max()), tau) for name, ratio_LxT in ratios.items()}
     down = stats.weights.modules.index("down")
     layers = {name: int(ratio_LxT.max(axis=1).argmax()) for name, ratio_LxT in ratios.items()}
     layers["w_down"] = int(stats.weights.row_ratio[:, down].argmax())
@@ -152,8 +151,7 @@ def _strongest_sequence(stats: Stats) -> tuple[int, dict[str, np.ndarray]]:
     ratios = {}
     for name in ("h", "x_down"):
         place = getattr(stats, name)
-        mean = np.where(place.sequence_mean > 0, place.sequence_mean, np.inf)
-        ratios[name] = place.token_max / mean[..., None]
+        ratios[name] = ratio(place.token_max, place.sequence_mean[..., None])
     sequence = int(ratios["h"].max(axis=(0, 2)).argmax())
     return sequence, {name: ratio_LxNxT[:, sequence] for name, ratio_LxNxT in ratios.items()}
 
@@ -165,10 +163,6 @@ def choose_tokens(strength_T: np.ndarray, most: int = SHOWN) -> np.ndarray:
     wanted = [*strong, *(t + d for t in strong for d in (-1, 1)), *range(len(strength_T))]
     chosen = dict.fromkeys(int(t) for t in wanted if 0 <= t < len(strength_T))
     return np.sort(list(chosen)[:most])
-
-
-def _level(largest: float, tau: float) -> float:
-    return float(tau if largest > tau else CANDIDATE_SHARE * largest)
 
 
 def _look(
@@ -232,17 +226,18 @@ def _weights(kernel_FxD: np.ndarray, layer: int, tau: float) -> Surface:
         part = _magnitude(kernel_FxD[start : start + CHUNK])
         total_D += part.sum(axis=0, dtype=np.float64)
         most_D = np.maximum(most_D, part.max(axis=0))
-    mean_D = np.where(total_D > 0, total_D / F, np.inf)
-    level = _level(float((most_D / mean_D).max()), tau)
+    mean_D = total_D / F
+    ratio_D = ratio(most_D, mean_D)
+    level = level_of(float(ratio_D.max()), tau)
     # the largest elements are in the rows of the largest ratios
-    rows = np.argsort(-most_D / mean_D, kind="stable")[:ELEMENTS]
+    rows = np.argsort(-ratio_D, kind="stable")[:ELEMENTS]
     w_RxF = kernel_FxD[:, rows].T.astype(np.float32)
     return Surface(
         layer=layer,
         found=level == tau,
         level=level,
         pooled=pool_matrix(kernel_FxD.T, MATRIX_LINES, BINS),
-        elements=_elements(_magnitude(w_RxF) / mean_D[rows][:, None], w_RxF, rows, level),
+        elements=_elements(ratio(_magnitude(w_RxF), mean_D[rows][:, None]), w_RxF, rows, level),
         channels=F,
         lines=D,
     )

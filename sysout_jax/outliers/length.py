@@ -14,8 +14,7 @@ from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import Nonfinite, pooled
 from sysout_jax.outliers.collect import collect
-from sysout_jax.outliers.definitions import CODE_SHARE, TAU, TAUS
-from sysout_jax.outliers.lifecycle import CANDIDATE_SHARE
+from sysout_jax.outliers.definitions import CODE_SHARE, TAU, TAUS, level_of, ratio
 from sysout_jax.outliers.tokens import TokenClasses
 from sysout_jax.storage.serialise import plain
 
@@ -208,7 +207,7 @@ def by_length(
     return ByLength(
         model=lm.name,
         tau=float(tau),
-        level=float(tau if found else CANDIDATE_SHARE * largest),
+        level=level_of(largest, tau),
         found=found,
         num_layers=lm.num_layers,
         bos=bos,
@@ -225,5 +224,4 @@ def sweep_lengths(longest: int) -> tuple[int, ...]:
 
 
 def _ratio(place) -> np.ndarray:
-    mean = np.where(place.sequence_mean > 0, place.sequence_mean, np.inf)
-    return (place.token_max / mean[..., None]).astype(np.float32)
+    return ratio(place.token_max, place.sequence_mean[..., None]).astype(np.float32)

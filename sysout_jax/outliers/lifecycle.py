@@ -13,9 +13,10 @@ import numpy as np
 from sysout_jax.calls import check_arguments, check_kind
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import finite_or
+from sysout_jax.outliers import definitions as rules
 from sysout_jax.outliers.cause import find_cause
 from sysout_jax.outliers.collect import Stats, collect
-from sysout_jax.outliers.definitions import SINK_SHARE, TAU, TAUS
+from sysout_jax.outliers.definitions import TAU, TAUS
 from sysout_jax.outliers.results import (
     Birth,
     BirthEvent,
@@ -42,7 +43,6 @@ BIRTH_SHARE = (
     0.5  # a later layer gives birth when its own update makes up this share of the new outliers
 )
 OPPOSING_SHARE = 0.1  # a layer opposes when it removes this share of the outliers that enter it
-CANDIDATE_SHARE = 0.75  # without outliers at τ, elements over this share of the largest ratio are followed instead
 MAX_LISTED = 32  # members listed of a set that may be large
 
 
@@ -68,9 +68,9 @@ def lifecycle(
     alive = stats.h.outlier_tokens(tau)
     found = bool(alive.any())
     candidate = None
-    if not found and 0 < CANDIDATE_SHARE * stats.h.ratio.max() < np.inf:
-        level = float(CANDIDATE_SHARE * stats.h.ratio.max())
-        candidate = lifecycle(lm, tokens, level, stats=stats, cause=False, on_layer=on_layer)
+    lower = rules.level_of(float(stats.h.ratio.max()), tau)
+    if not found and 0 < lower < np.inf:
+        candidate = lifecycle(lm, tokens, lower, stats=stats, cause=False, on_layer=on_layer)
     path = follow(lm, stats, tau, on_layer) if found else None
     birth = find_birth(stats, path, tau)
     return Lifecycle(
@@ -100,7 +100,7 @@ def follow(
 ) -> Trace:
     """Choose what to follow from the statistics, and trace it."""
     alive = np.asarray(stats.h.outlier_tokens(tau).any(axis=0))  # (N, T) ever an outlier
-    ratio = (stats.h.token_max / np.maximum(stats.h.sequence_mean, 1e-30)[..., None]).max(axis=0)
+    ratio = rules.ratio(stats.h.token_max, stats.h.sequence_mean[..., None]).max(axis=0)
     strength = np.where(alive, ratio, 0.0)
     sequences = np.sort(np.argsort(-strength.max(axis=1), kind="stable")[:MAX_SEQUENCES])
     sequences = sequences[alive[sequences].any(axis=1)]
@@ -120,7 +120,7 @@ def follow(
 def _outlier_elements(stats: Stats, path: Trace, tau: float) -> tuple[np.ndarray, np.ndarray]:
     """(L, E, M, P) bool: followed elements that are outliers before and after each layer."""
     mean = stats.h.sequence_mean[:, path.targets.sequences][:, :, None, None]
-    after = (np.abs(path.h) > tau * mean) & path.targets.valid[None, :, :, None]
+    after = rules.exceeds(np.abs(path.h), mean, tau) & path.targets.valid[None, :, :, None]
     before = np.concatenate([np.zeros_like(after[:1]), after[:-1]])
     return before, after
 
@@ -164,12 +164,12 @@ def find_birth(stats: Stats, path: Trace | None, tau: float) -> Birth:
 
 
 def find_spread(stats: Stats, path: Trace | None, birth: Birth) -> Spread:
-    """Heads after the birth that give outlier tokens more than `SINK_SHARE`, and what carries the logit."""
+    """Heads after the birth that give outlier tokens so much attention that they are sinks, and what carries the logit."""
     shape = stats.attention.cumulative.shape[:2]
     heads = []
     if path is not None and birth.layer is not None:
         group = path.mass.shape[1] // path.drain.shape[1]
-        for layer, head in np.argwhere(path.mass > SINK_SHARE):
+        for layer, head in np.argwhere(rules.is_sink(path.mass)):
             if layer <= birth.layer:
                 continue
             parts = finite_or(path.qk[layer, head])
@@ -288,10 +288,7 @@ def _carriers(
 def _largest(place) -> Largest:
     layer = int(np.argmax(place.ratio))
     # the largest ratio need not be the largest value: sequences have different means
-    ratio = (
-        place.token_max[layer]
-        / np.where(place.sequence_mean[layer] > 0, place.sequence_mean[layer], np.inf)[:, None]
-    )
+    ratio = rules.ratio(place.token_max[layer], place.sequence_mean[layer][:, None])
     sequence, token = (int(i) for i in np.unravel_index(np.argmax(ratio), ratio.shape))
     return Largest(
         ratio=float(place.ratio[layer]),

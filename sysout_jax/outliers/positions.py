@@ -15,8 +15,7 @@ from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.outliers.activations import ActivationStats
 from sysout_jax.outliers.collect import Stats, collect
-from sysout_jax.outliers.definitions import CODE_SHARE, TAU, TAUS
-from sysout_jax.outliers.lifecycle import CANDIDATE_SHARE
+from sysout_jax.outliers.definitions import CANDIDATE_SHARE, TAU, TAUS, level_of
 from sysout_jax.outliers.tokens import TokenClasses
 from sysout_jax.storage.serialise import plain
 
@@ -212,7 +211,7 @@ class _Counter:
 
 def _place(stats: ActivationStats, tau: float, count: _Counter) -> Place:
     found = bool((stats.ratio > tau).any())
-    level = float(tau if found else CANDIDATE_SHARE * stats.ratio.max())
+    level = level_of(float(stats.ratio.max()), tau)
     tokens = stats.outlier_tokens(level)
     layers = tuple(int(l) for l in np.flatnonzero(tokens.any(axis=(1, 2))))
     return Place(
@@ -274,8 +273,3 @@ def strongest(ratio_C: np.ndarray, mask_C: np.ndarray, most: int) -> np.ndarray:
     """Marked channels, largest ratio first, at most `most`."""
     marked = np.flatnonzero(mask_C)
     return marked[np.argsort(-ratio_C[marked], kind="stable")[:most]]
-
-
-def code_threshold(length: int) -> float:
-    """Column sum from which the published code's rule flags a key."""
-    return CODE_SHARE * length

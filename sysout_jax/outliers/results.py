@@ -69,7 +69,7 @@ class Birth:
 
 @dataclass(frozen=True)
 class SinkHead:
-    """A head that gives outlier tokens more than `SINK_SHARE` of its attention."""
+    """A head for which the outlier tokens are sinks."""
 
     layer: int
     head: int

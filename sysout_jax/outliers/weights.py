@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sysout_jax.models.spec import LayerSpec
-from sysout_jax.outliers.definitions import TAUS
+from sysout_jax.outliers.definitions import TAUS, exceeds, ratio
 from sysout_jax.outliers.sweeps import count, in_blocks
 
 
@@ -45,8 +45,8 @@ def outlier_lines(kernel_IxO: jax.Array, tau) -> tuple[jax.Array, jax.Array, jax
     """Columns (I,) and rows (O,) of W that hold a weight outlier at τ, bool, and the largest |w| over the mean of its row."""
     magnitude = jnp.where(jnp.isfinite(kernel_IxO), jnp.abs(kernel_IxO.astype(jnp.float32)), 0.0)
     mean = magnitude.mean(0)
-    flagged = magnitude > tau * mean[None]
-    return flagged.any(1), flagged.any(0), _ratio(magnitude.max(0), mean).max()
+    flagged = exceeds(magnitude, mean[None], tau)
+    return flagged.any(1), flagged.any(0), ratio(magnitude.max(0), mean).max()
 
 
 @jax.jit
@@ -69,29 +69,25 @@ def _reduce(kernel_IxO: jax.Array) -> dict[str, jax.Array]:
     # a row of W is a column of the kernel
     (row_max, row_sum, finites), columns = in_blocks(largest_and_sums, start, kernel_1xIxO)
     row_mean = row_sum / I
-    rows = _ratio(row_max, row_mean)[0]
+    rows = ratio(row_max, row_mean)[0]
 
     def count_above():
         return jax.lax.map(
             lambda tau: count(
-                (jnp.abs(kernel_1xIxO) > tau * row_mean[:, None]) & jnp.isfinite(kernel_1xIxO)
+                exceeds(jnp.abs(kernel_1xIxO), row_mean[:, None], tau) & jnp.isfinite(kernel_1xIxO)
             )[0],
             jnp.asarray(TAUS),
         )
 
     none = jnp.zeros(len(TAUS), jnp.int32)
     return {
-        "columns": _ratio(columns[0][0], columns[1][0] / O),
+        "columns": ratio(columns[0][0], columns[1][0] / O),
         "row_ratio": rows.max(),
         "row": rows.argmax(),
         # most matrices have no weight above the lowest threshold, and then the sweeps are skipped
         "counts": jax.lax.cond(rows.max() > min(TAUS), count_above, lambda: none),
         "nonfinite": I * O - finites.sum(),
     }
-
-
-def _ratio(largest: jax.Array, mean: jax.Array) -> jax.Array:
-    return jnp.where(mean > 0, largest / jnp.where(mean > 0, mean, 1.0), 0.0)
 
 
 def join_weights(

@@ -13,8 +13,7 @@ from sysout_jax.figures.positions import POSITIONS
 from sysout_jax.figures.select import in_layers, joined, layer_ranges, listed, number, percent
 from sysout_jax.figures.token_classes import RULES, groups
 from sysout_jax.nonfinite import finite_or
-from sysout_jax.outliers.definitions import CODE_SHARE, TAUS
-from sysout_jax.outliers.lifecycle import CANDIDATE_SHARE
+from sysout_jax.outliers.definitions import CANDIDATE_SHARE, CODE_SHARE, TAUS
 from sysout_jax.outliers.positions import Place, Positions, strongest
 from sysout_jax.outliers.tokens import INITIAL, TokenClasses
 from sysout_jax.reports.expected import Expectation

@@ -11,7 +11,7 @@ from sysout_jax.figures import draw_figures
 from sysout_jax.figures.select import nats, number, percent
 from sysout_jax.figures.side_by_side import SideBySide
 from sysout_jax.figures.variants import VARIANTS
-from sysout_jax.outliers.attention import NEAR_ZERO
+from sysout_jax.outliers.definitions import NEAR_ZERO
 from sysout_jax.profiles import VariantProfile
 from sysout_jax.reports.nonfinite import remarks
 from sysout_jax.reports.page import Section, Table
@@ -131,7 +131,7 @@ def _definitions(report: SideBySide) -> Table:
     tau = report.profiles[0].tau
     terms = (
         ("largest |h| / mean", "largest over layers and sequences of max|h| / mean|h| of a sequence"),
-        ("first token", "mean attention on the first token, of the head that gives it most; sink rate: share of heads that give it more than 30 %"),
+        ("first token", "mean attention on the first token, of the head that gives it most; sink rate: share of heads and sequences that give it more than 30 %"),
         ("logit", "q·k/√d over causal pairs, all heads and sequences"),
         ("near-zero updates", f"share of tokens whose attention output is shorter than {NEAR_ZERO:.0%} of the residual stream after it"),
         ("implicit scale", f"attention that sink tokens leave for others, Σ A_ij over keys j that are no sinks; sinks are the first token and those with an "

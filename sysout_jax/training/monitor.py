@@ -20,7 +20,7 @@ from sysout_jax.config import ModelConfig
 from sysout_jax.errors import InputError
 from sysout_jax.models import build
 from sysout_jax.outliers.attention import near_zero_updates
-from sysout_jax.outliers.definitions import SINK_SHARE
+from sysout_jax.outliers.definitions import excess_kurtosis, is_sink
 from sysout_jax.outliers.order import median_of_magnitudes
 from sysout_jax.sharding import BATCH, constrain
 from sysout_jax.training.forward import embedded, equal_blocks
@@ -56,7 +56,7 @@ def monitor_layer(taps: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         # the first token is seen by every query, so its column sum over the number of queries is its mean share
         share_BxH = sums_BxHxS[..., 0] / sums_BxHxS.shape[-1]
         found["first_token_share"] = share_BxH.mean()
-        found["sink_rate"] = (share_BxH > SINK_SHARE).mean(dtype=jnp.float32)
+        found["sink_rate"] = is_sink(share_BxH).mean(dtype=jnp.float32)
     if "q" in taps and "k" in taps:
         high_B, low_B = logit_range(taps["q"], taps["k"])
         found["logit_max"], found["logit_min"] = high_B.max(), low_B.min()
@@ -82,11 +82,11 @@ def _check_taps(taps: Any) -> None:
 
 
 def _excess_kurtosis(x: jax.Array) -> jax.Array:
+    # a power of two brings the largest magnitude near 1: exact, and no fourth power leaves float32
+    exponent = jnp.clip(jnp.frexp(jnp.abs(x).max())[1], -126, 126)
+    x = x * jnp.ldexp(jnp.float32(1), -exponent)
     square = (x - x.mean()) ** 2
-    variance = square.mean()
-    return jnp.where(
-        variance > 0, (square**2).mean() / jnp.where(variance > 0, variance**2, 1.0) - 3.0, 0.0
-    )
+    return excess_kurtosis((square**2).mean(), square.mean())
 
 
 class Monitor:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
-from sysout_jax.outliers import definitions as rules
 from sysout_jax.outliers.definitions import TAUS
+from tests.outliers import rules
 from tests.random_models import RANDOM, random_model
 
 TAU = 3.0  # low enough for random models to have outliers

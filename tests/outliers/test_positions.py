@@ -7,10 +7,10 @@ import pytest
 
 import sysout_jax as so
 from sysout_jax.data.demo import byte_tokenizer
-from sysout_jax.outliers import definitions as rules
 from sysout_jax.outliers.definitions import TAUS
 from sysout_jax.outliers.tokens import TokenClasses
 from sysout_jax.testing import random_plant
+from tests.outliers import rules
 from tests.parameters import mostly_endurance
 from tests.random_models import RANDOM, random_model
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
-from sysout_jax.outliers.attention import NEAR_ZERO
-from sysout_jax.outliers.definitions import excess_kurtosis
+from sysout_jax.outliers.definitions import NEAR_ZERO
 from sysout_jax.training.monitor import Monitor
 from tests.models.random_models import random_model, random_tokens
+from tests.outliers.rules import excess_kurtosis
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
@@ -58,3 +58,7 @@ def test_works_on_the_intermediates_of_another_trainer():
     assert set(found) == {"h_top1", "h_mean", "h_median", "h_kurtosis", "scale_mean", "scale_min"}
     assert found["h_top1"] == pytest.approx((np.abs(h[0]).max() + 50) / 2, rel=1e-6)
     assert found["scale_min"] == 0.25
+    usual = float(found["h_kurtosis"])
+    for exponent in (-100, 100):  # fourth powers would leave float32
+        scaled = so.monitor_layer({"h": jnp.asarray(h * 2.0**exponent)})["h_kurtosis"]
+        assert float(scaled) == pytest.approx(usual, rel=1e-6)
