@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 import sysout_jax as so
 from analyze.limits import MOST, MOST_SEEDS, check_count
-from analyze.source import Expects, Prepared, Source, check_out, prepare, settings, tell
+from analyze.source import Expects, Prepared, Source, check_out, prepare, progress, settings, tell
 from sysout_jax.commands.arguments import parse
 from sysout_jax.commands.cli import run, say
 from sysout_jax.compress.methods import METHODS, Settings
@@ -69,8 +67,7 @@ def main() -> None:
     prepared = [prepare(source, _reader(args)) for source in sources]
     for note in dict.fromkeys(note for one in prepared for note in one.notes):
         say(note)
-    with tqdm(unit="layer", disable=not sys.stderr.isatty(), leave=False) as bar:
-        results = [_measure(args, one, bar.update) for one in prepared]
+    results = [_measure(args, one) for one in prepared]
     expectation = args.held_against(measured_by_compression(results[0]))
     written = partial(
         write_compression_report, out, results, settings(args, prepared[0]), expectation
@@ -78,23 +75,22 @@ def main() -> None:
     tell(summary(results), written, out, expectation)
 
 
-def _measure(args: Args, prepared: Prepared, on_layer: Callable[[], object]) -> Compression:
-    return compression(
-        prepared.lm,
-        prepared.tokens,
-        methods=args.methods,
-        attribute=args.attribute,
-        sparsities=args.sparsity,
-        settings=Settings(args.group_size, args.alpha, embeddings=args.embeddings),
-        calibration_tokens=_calibration(args, prepared),
-        tau=args.tau,
-        seeds=args.seeds,
-        seed=args.seed,
-        bos=args.bos,
-        joined_by=ROWS_JOINED_BY if args.text is not None and args.join_rows else None,
-        batch_size=args.batch_size,
-        on_layer=on_layer,
-    )
+def _measure(args: Args, prepared: Prepared) -> Compression:
+    with progress(prepared.lm) as lm:
+        return compression(
+            lm,
+            prepared.tokens,
+            methods=args.methods,
+            attribute=args.attribute,
+            sparsities=args.sparsity,
+            settings=Settings(args.group_size, args.alpha, embeddings=args.embeddings),
+            calibration_tokens=_calibration(args, prepared),
+            tau=args.tau,
+            seeds=args.seeds,
+            seed=args.seed,
+            bos=args.bos,
+            joined_by=ROWS_JOINED_BY if args.text is not None and args.join_rows else None,
+        )
 
 
 def _reader(args: Args) -> Callable[[Path], str]:

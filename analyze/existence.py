@@ -37,13 +37,11 @@ def main() -> None:
     prepared = prepare(args)
     for note in prepared.notes:
         say(note)
-    with progress(2 * prepared.lm.num_layers) as bar:
+    with progress(prepared.lm, 2) as lm:
         report = so.existence(
-            prepared.lm,
+            lm,
             prepared.tokens,
             args.tau,
-            batch_size=args.batch_size,
-            on_layer=bar.update,
         )
     expectation = args.held_against(
         measured_by_statistics(report.stats, report.tau, prepared.token_text)

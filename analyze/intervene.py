@@ -44,9 +44,9 @@ def main() -> None:
     prepared = prepare(args)
     for note in prepared.notes:
         say(note)
-    with progress() as bar:
+    with progress(prepared.lm) as lm:
         result = so.intervene(
-            prepared.lm,
+            lm,
             prepared.tokens,
             args.tau,
             what=args.what,
@@ -54,8 +54,6 @@ def main() -> None:
             seeds=args.seeds,
             seed=args.seed,
             bos=args.bos,
-            batch_size=args.batch_size,
-            on_layer=bar.update,
         )
     expectation = args.held_against(measured_by_interventions(result))
     written = partial(

@@ -39,15 +39,13 @@ def main() -> None:
     for note in prepared.notes:
         say(note)
     texts = len(SENTENCES) + 2 * len(sweep_lengths(prepared.tokens.shape[1]))
-    with progress(texts * prepared.lm.num_layers) as bar:
+    with progress(prepared.lm, texts) as lm:
         report = so.by_length(
-            prepared.lm,
+            lm,
             prepared.tokens,
             args.tau,
             bos=args.bos,
             classes=classes,
-            batch_size=args.batch_size,
-            on_layer=bar.update,
         )
     expectation = args.held_against(measured_by_length(report, prepared.token_text))
     written = partial(

@@ -30,14 +30,12 @@ def main() -> None:
     prepared = prepare(args)
     for note in prepared.notes:
         say(note)
-    with progress(4 * prepared.lm.num_layers) as bar:
+    with progress(prepared.lm, 4) as lm:
         report = so.lifecycle(
-            prepared.lm,
+            lm,
             prepared.tokens,
             args.tau,
             seed=args.seed,
-            batch_size=args.batch_size,
-            on_layer=bar.update,
         )
     expectation = args.held_against(measured_by_lifecycle(report, prepared.token_text))
     written = partial(

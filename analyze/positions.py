@@ -29,14 +29,12 @@ def main() -> None:
     prepared = prepare(args)
     for note in prepared.notes:
         say(note)
-    with progress(2 * prepared.lm.num_layers) as bar:
+    with progress(prepared.lm, 2) as lm:
         report = so.positions(
-            prepared.lm,
+            lm,
             prepared.tokens,
             args.tau,
             classes=classes,
-            batch_size=args.batch_size,
-            on_layer=bar.update,
         )
     expectation = args.held_against(measured_by_positions(report, prepared.token_text))
     written = partial(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 import sysout_jax as so
@@ -19,6 +21,8 @@ from analyze.limits import LEAST_TAU, MOST, MOST_TAU, check_count, prompt_text, 
 from sysout_jax.commands.cli import say
 from sysout_jax.config import config_to_dict
 from sysout_jax.data.demo import demo_text
+from sysout_jax.data.demo_checkpoint import NAME as DEMO_NAME
+from sysout_jax.data.demo_checkpoint import ORIGIN, demo_checkpoint
 from sysout_jax.data.text import prompt_sequence, read_text, text_windows
 from sysout_jax.language_model import DTypeName
 from sysout_jax.outliers.definitions import TAU
@@ -35,6 +39,8 @@ from sysout_jax.sharding import MeshConfig, make_mesh
 from sysout_jax.testing import demo_model
 
 NUM_SEQS, SEQ_LEN = 10, 1024
+#: Models that need no path.
+DEMO, PLANTED = "demo", "planted"
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,8 @@ class Source:
 
     ckpt: str | None = None
     """Hugging Face directory or hub id, GGUF file, nanoGPT ckpt.pt, llama2.c .bin, or a directory written by
-    python -m sysout_jax.convert or python -m train. Default: a planted model with known outliers."""
+    python -m sysout_jax.convert or python -m train. Two more have names: demo (the default), a pretrained SmolLM2 of 98 MB that is
+    fetched once, and planted, a small model whose outliers are known by construction."""
     text: Path | None = None
     """Text file to analyse in non-overlapping windows. Default: a short text that comes with the package."""
     prompt: str | None = None
@@ -108,20 +115,7 @@ def prepare(source: Source, read: Callable[[Path], str] = read_text) -> Prepared
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     mesh = make_mesh(source.mesh.data, source.mesh.fsdp, source.mesh.tensor)
     text = read(source.text) if source.text is not None else None
-    notes = []
-    if source.ckpt is None:
-        lm = demo_model()
-        lm.mesh = mesh if mesh.size > 1 else None
-        notes.append(
-            "No --ckpt given: this is a small planted model whose outliers are known by construction."
-        )
-    else:
-        spread = mesh if mesh.size > 1 else None
-        lm = so.load(source.ckpt, source.dtype, spread, accept=source.accept_setting)
-        if lm.accepted:
-            notes.append(
-                f"Not computed with, accepted as changing nothing: {', '.join(map(printable_name, lm.accepted))}."
-            )
+    lm, notes = _open(source, mesh if mesh.size > 1 else None)
     if lm.tokenizer is None:
         raise so.InputError(
             f"{source.ckpt}: has no tokenizer.json, so no text can be read; put the model's tokenizer.json beside its config or file"
@@ -145,7 +139,33 @@ def prepare(source: Source, read: Callable[[Path], str] = read_text) -> Prepared
             notes.append(
                 f"The text fills only {len(tokens)} of {wanted} windows ({tokens.shape[1]} tokens each)."
             )
-    return Prepared(lm, lm.check_tokens(tokens), notes)
+    return Prepared(lm.with_passes(batch_size=source.batch_size), lm.check_tokens(tokens), notes)
+
+
+def _open(source: Source, mesh: Mesh | None) -> tuple[so.LanguageModel, list[str]]:
+    """The model, and what to say about it. A file or directory called like one of our own models is meant before it."""
+    ckpt = DEMO if source.ckpt is None else source.ckpt
+    ours = ckpt if ckpt in (DEMO, PLANTED) and not os.path.lexists(ckpt) else None
+    notes = []
+    if ours == DEMO:
+        try:
+            ckpt = str(demo_checkpoint(say))
+            notes.append(f"The model is {ORIGIN}.")
+        except so.InputError as error:
+            notes.append(f"No real model to show: {error}.")
+            ours = PLANTED
+    if ours == PLANTED:
+        lm = demo_model()
+        lm.mesh = mesh
+        notes.append("This is a small planted model whose outliers are known by construction.")
+        return lm, notes
+    lm = so.load(ckpt, source.dtype, mesh, accept=source.accept_setting)
+    if ours == DEMO:
+        lm.name = DEMO_NAME
+    if lm.accepted:
+        names = ", ".join(map(printable_name, lm.accepted))
+        notes.append(f"Not computed with, accepted as changing nothing: {names}.")
+    return lm, notes
 
 
 def _check(source: Source) -> None:
@@ -167,14 +187,13 @@ def _check(source: Source) -> None:
         )
 
 
-def progress(total: int | None = None) -> tqdm:
-    """A bar over layers on a terminal, nothing in a pipe."""
-    return tqdm(
-        total=total,
-        unit="layer",
-        disable=not sys.stderr.isatty() or jax.process_index() > 0,
-        leave=False,
-    )
+@contextlib.contextmanager
+def progress(lm: so.LanguageModel, passes: int | None = None) -> Iterator[so.LanguageModel]:
+    """The model, whose passes move a bar over layers on a terminal; nothing is shown in a pipe."""
+    total = None if passes is None else passes * lm.num_layers
+    hidden = not sys.stderr.isatty() or jax.process_index() > 0
+    with tqdm(total=total, unit="layer", disable=hidden, leave=False) as bar:
+        yield lm.with_passes(on_layer=bar.update)
 
 
 def check_out(out: Path) -> Path:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
 import sysout_jax as so
-from analyze.source import Source, check_out, prepare, settings, tell
+from analyze.source import Source, check_out, prepare, progress, settings, tell
 from sysout_jax.commands.arguments import parse
 from sysout_jax.commands.cli import run, say
 from sysout_jax.figures.select import short_names
@@ -42,14 +39,10 @@ def main() -> None:
     prepared = [prepare(dataclasses.replace(args, ckpt=ckpt)) for ckpt in ckpts]
     for note in dict.fromkeys(note for one in prepared for note in one.notes):
         say(note)
-    total = sum(3 * one.lm.num_layers for one in prepared)
-    with tqdm(total=total, unit="layer", disable=not sys.stderr.isatty(), leave=False) as bar:
-        profiles = [
-            so.variant_profile(
-                one.lm, one.tokens, args.tau, batch_size=args.batch_size, on_layer=bar.update
-            )
-            for one in prepared
-        ]
+    profiles = []
+    for one in prepared:
+        with progress(one.lm, 3) as lm:
+            profiles.append(so.variant_profile(lm, one.tokens, args.tau))
     names = args.labels or tuple(short_names([one.lm.name for one in prepared]))
     report = SideBySide(tuple(profiles), tuple(names), tuple(one.token_text for one in prepared))
     written = partial(write_variants_report, out, report, settings(args, prepared[0]))

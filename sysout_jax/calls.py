@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Any
 
-import jax
-import numpy as np
-
-from sysout_jax.checks import OrNone, Real, Rule, Whole, check, shown
+from sysout_jax.checks import Real, Rule, Whole, check, scalar, shown
 from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.printable import printable_name, some
@@ -16,7 +13,6 @@ from sysout_jax.printable import printable_name, some
 #: What the arguments that many functions share must be. Beyond these thresholds, products in float32 are 0 or inf.
 RULES: dict[str, Rule] = {
     "tau": Real(1e-9, 1e9),
-    "batch_size": OrNone(Whole()),
     "seed": Whole(0, 2**63 - 1),
     "seeds": Whole(1, 10_000),
 }
@@ -29,7 +25,7 @@ def check_arguments(lm: Any, **given: Any) -> None:
             f"lm is {shown(lm)}; expected a model, open one with sysout_jax.load(path)"
         )
     for name, value in given.items():
-        check(name, _number(value), RULES[name])
+        check(name, scalar(value), RULES[name])
 
 
 def check_kind(name: str, value: Any, kind: type) -> None:
@@ -55,7 +51,7 @@ def check_list(name: str, values: Any, rule: Rule) -> tuple[Any, ...]:
     listed = _listed(name, values, f"a list, each of them {rule}")
     if not listed:
         raise InputError(f"{name} is empty; expected a list, each of them {rule}")
-    return tuple(check(f"{name}[{i}]", _number(value), rule) for i, value in enumerate(listed))
+    return tuple(check(f"{name}[{i}]", scalar(value), rule) for i, value in enumerate(listed))
 
 
 def check_texts(name: str, texts: Any) -> tuple[str, ...]:
@@ -71,10 +67,3 @@ def _listed(name: str, values: Any, expected: str) -> tuple[Any, ...]:
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
         raise InputError(f"{name} is {shown(values)}; expected {expected}")
     return tuple(values)
-
-
-def _number(value: Any) -> Any:
-    """A scalar of numpy or jax as Python's own."""
-    if isinstance(value, np.generic | np.ndarray | jax.Array) and np.ndim(value) == 0:
-        return value.item()
-    return value

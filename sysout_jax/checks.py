@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import jax
+import numpy as np
+
 from sysout_jax.errors import InputError
 from sysout_jax.printable import printable_name
 
@@ -114,6 +117,13 @@ class OrNone:
 
     def __str__(self) -> str:
         return f"{self.rule}, or none"
+
+
+def scalar(value: Any) -> Any:
+    """A scalar of numpy or jax as Python's own; anything else as it is."""
+    if isinstance(value, np.generic | np.ndarray | jax.Array) and np.ndim(value) == 0:
+        return value.item()
+    return value
 
 
 def check(name: str, value: Any, rule: Rule) -> Any:

@@ -50,13 +50,14 @@ NLL_ROWS = 256  # positions whose logits are held at once when only their likeli
 class Stream:
     """The hidden states of N sequences on their way through a model, layer by layer.
 
-    `tokens` is (N, T) int; `batch_size` is how many sequences one step takes; it changes no result.
+    `tokens` is (N, T) int; how many of them a step takes, and who hears of each layer, says `lm.passes`.
     """
 
-    def __init__(self, lm: LanguageModel, tokens, batch_size: int | None = None):
-        check_arguments(lm, batch_size=batch_size)
+    def __init__(self, lm: LanguageModel, tokens):
+        check_arguments(lm)
         self.lm = lm
         self.tokens = lm.check_tokens(tokens)
+        batch_size = lm.passes.batch_size
         with lm.computing():
             shards, (count, length) = batch_shards(), self.tokens.shape
             each = -(-count // shards)
@@ -87,7 +88,6 @@ class Stream:
         self,
         observe: Observe | Sequence[Observe],
         extra: Sequence[Any] | None = None,
-        on_layer: Callable[[], object] | None = None,
         edit: Edit | None = None,
         first: int = 0,
     ) -> Iterator[tuple[int, dict, Any]]:
@@ -121,8 +121,8 @@ class Stream:
                     self._watch.add(layer, bad)
                     start += len(x)
             yield layer, whole, jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *seen)
-            if on_layer:
-                on_layer()
+            if self.lm.passes.on_layer:
+                self.lm.passes.on_layer()
 
     def logits(self) -> jax.Array:
         """(N, T, V) from the last layer's output."""

@@ -6,7 +6,7 @@ Massive activations set to zero or to their mean are from Sun et al. 2024; nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,11 +16,11 @@ from sysout_jax.calls import check_arguments, check_kind
 from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import Nonfinite
+from sysout_jax.numerics.intervals import Interval, bootstrap_weights, interval
 from sysout_jax.outliers.cause import sink_heads
 from sysout_jax.outliers.definitions import TAU
 from sysout_jax.outliers.edited_runs import WHAT, WHERE, Bench, Run, plan, possible_runs
 from sysout_jax.outliers.effects import Measured
-from sysout_jax.outliers.intervals import Interval, bootstrap_weights, interval
 from sysout_jax.outliers.lifecycle import lifecycle
 from sysout_jax.outliers.results import Lifecycle
 from sysout_jax.perplexity import Protocol, protocol_of
@@ -87,19 +87,17 @@ def intervene(
     seed: int = 0,
     bos: bool = False,
     joined_by: str | None = None,
-    batch_size: int | None = None,
-    on_layer: Callable[[], object] | None = None,
 ) -> Interventions:
     """Edit the outliers that the lifecycle of `tokens` (N, T) finds and measure all sequences again, once per `plan` entry.
 
     `report` is `lifecycle` on the same tokens and τ when it is at hand. Where nothing reaches τ its candidates are edited.
     `seed` starts all random draws; `bos` and `joined_by` say how the tokens were made, for the record of the perplexity. Raises InputError where there is neither outlier nor candidate.
     """
-    check_arguments(lm, tau=tau, seeds=seeds, seed=seed, batch_size=batch_size)
+    check_arguments(lm, tau=tau, seeds=seeds, seed=seed)
     check_kind("report", report, Lifecycle)
     runs = plan(what, where, seeds)
     if report is None:
-        report = lifecycle(lm, tokens, tau, cause=False, batch_size=batch_size, on_layer=on_layer)
+        report = lifecycle(lm, tokens, tau, cause=False)
     life = report if report.found else report.candidate
     if life is None or life.trace is None or not life.birth.events:
         why = (
@@ -110,7 +108,7 @@ def intervene(
         raise InputError(
             f"{report.model}: {why}, so there is nothing to intervene on; give a model with finite weights and a text of some tokens"
         )
-    bench = Bench(lm, life, seed, batch_size, on_layer)
+    bench = Bench(lm, life, seed)
     runs, notes = possible_runs(bench, runs)
     results: dict[Run, tuple[int, Measured]] = {}
     donated = bench.donated(runs)

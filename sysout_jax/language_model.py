@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sysout_jax.attention import AttentionSpec, attention_spec
+from sysout_jax.checks import OrNone, Whole, check, scalar
 from sysout_jax.config import ModelConfig
 from sysout_jax.data.tokenizers import Tokenizer
 from sysout_jax.errors import InputError
@@ -26,6 +27,20 @@ from sysout_jax.weights import InMemory, WeightSource, groups
 DTypeName = Literal["float32", "bfloat16", "float16"]
 #: Number formats that weights may be read and computed in.
 DTYPES: tuple[str, ...] = get_args(DTypeName)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How sequences go through a model: nothing here changes a result."""
+
+    batch_size: int | None = None
+    """Sequences per step; None: some 4,096 tokens worth."""
+    on_layer: Callable[[], object] | None = None
+    """Called after each layer of each pass, for progress."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "batch_size", scalar(self.batch_size))
+        check("batch_size", self.batch_size, OrNone(Whole()))
 
 
 @dataclass(eq=False)
@@ -43,6 +58,8 @@ class LanguageModel:
     """Devices that weights and sequences are spread over (`sysout_jax.sharding.make_mesh`); None: jax's default device."""
     accepted: tuple[str, ...] = ()
     """Settings of its config that nothing computes with, accepted by name."""
+    passes: Passes = Passes()
+    """How analyses run through it, see `with_passes`."""
     checked: dict[str, tuple[Damaged, ...]] = field(default_factory=dict, repr=False)
     """What `check` found in the groups that were read."""
 
@@ -132,6 +149,10 @@ class LanguageModel:
         """The same model with some groups changed as they are read; the original stays as it is."""
         checked = {group: found for group, found in self.checked.items() if group not in edits}
         return dataclasses.replace(self, source=_Edited(self.source, edits), checked=checked)
+
+    def with_passes(self, **changes: Any) -> LanguageModel:
+        """The same model with another `batch_size` or `on_layer` (`Passes`) in all that runs through it. InputError for a bad size."""
+        return dataclasses.replace(self, passes=dataclasses.replace(self.passes, **changes))
 
     def wrapped(self, wrap: Callable[[Any], Any]) -> LanguageModel:
         """The same model with `wrap(block)` in place of its block wherever layers are streamed; `params` and `module` stay."""

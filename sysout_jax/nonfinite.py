@@ -16,7 +16,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from sysout_jax.config import ModelConfig
-from sysout_jax.outliers.sweeps import count
+from sysout_jax.numerics.sweeps import count
 
 PLACES = ("h", "x_down")
 

@@ -9,7 +9,6 @@ What a text leaves after its last whole window is dropped, so all windows weigh 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,15 +57,13 @@ def perplexity(
     *,
     bos: bool = False,
     joined_by: str | None = None,
-    batch_size: int | None = None,
-    on_layer: Callable[[], object] | None = None,
 ) -> Perplexity:
     """Of `tokens` (N, T) int, a window per row. `bos` and `joined_by` say how they were made and are recorded.
 
-    `batch_size` changes no result. Raises InputError for bad tokens and for windows of one token.
+    Raises InputError for bad tokens and for windows of one token.
     """
-    stream = Stream(lm, tokens, batch_size)
-    for _ in stream.layers(observe_nothing, on_layer=on_layer):
+    stream = Stream(lm, tokens)
+    for _ in stream.layers(observe_nothing):
         pass
     return perplexity_of(stream, bos=bos, joined_by=joined_by)
 

@@ -5,7 +5,6 @@ Profiles of several trained models are read side by side (paper Figures 10, 11, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -102,24 +101,20 @@ def variant_profile(
     lm: LanguageModel,
     tokens,
     tau: float = TAU,
-    *,
-    batch_size: int | None = None,
-    on_layer: Callable[[], object] | None = None,
 ) -> VariantProfile:
     """Profile of one model over `tokens` (N, T), in three streaming passes; no attention map is held.
 
-    Finds the training record beside a checkpoint that `python -m train` wrote. `on_layer` is called after each layer of each
-    pass. Raises InputError for bad tokens and bad τ.
+    Finds the training record beside a checkpoint that `python -m train` wrote. Raises InputError for bad tokens and bad τ.
     """
-    stats = collect(lm, tokens, tau, batch_size=batch_size, on_layer=on_layer)
-    shape = existence(lm, tokens, tau, stats=stats, on_layer=on_layer)
+    stats = collect(lm, tokens, tau)
+    shape = existence(lm, tokens, tau, stats=stats)
     sinks_NxT = np.array(stats.h.outlier_tokens(tau).any(axis=0))
     sinks_NxT[:, 0] = True
     length = stats.tokens.shape[1]
     observes = [_Scales(lm.attention(l, length)) for l in range(lm.num_layers)]
     rows: dict[str, list] = {}
-    stream = Stream(lm, stats.tokens, batch_size)
-    for _, _, seen in stream.layers(observes, [sinks_NxT] * lm.num_layers, on_layer):
+    stream = Stream(lm, stats.tokens)
+    for _, _, seen in stream.layers(observes, [sinks_NxT] * lm.num_layers):
         for name, value in seen.items():
             rows.setdefault(name, []).append(_reduced(name, value, sinks_NxT))
     found = {name: np.stack(values) for name, values in rows.items() if name not in SCALES}

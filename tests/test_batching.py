@@ -37,8 +37,8 @@ def test_what_fills_a_step_is_in_no_result(count, monkeypatch):
     assert sum(map(len, filled.states())) == count
     assert filled.nll().shape == (count, 11) and filled.logits().shape[0] == count
     found = so.collect(lm, tokens, 3.0), so.perplexity(lm, tokens).value, so.capture(lm, tokens)
-    one_by_one = [so.collect(lm, tokens, 3.0, batch_size=1)]
-    one_by_one.append(so.perplexity(lm, tokens, batch_size=1).value)
+    one_by_one = [so.collect(lm.with_passes(batch_size=1), tokens, 3.0)]
+    one_by_one.append(so.perplexity(lm.with_passes(batch_size=1), tokens).value)
     monkeypatch.setattr(engine, "STEP_TOKENS", 1)
     one_by_one.append(so.capture(lm, tokens))
     assert found[0].to_dict() == one_by_one[0].to_dict()

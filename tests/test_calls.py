@@ -91,11 +91,19 @@ def test_a_threshold_may_be_any_number(lm, tau):
     assert so.collect(lm, TOKENS, tau).tau == 5.0
 
 
-@pytest.mark.parametrize("call", READERS.values(), ids=READERS)
 @pytest.mark.parametrize("size", [0, -1, 1.5, "2", math.nan, True, [2]])
-def test_batch_sizes(lm, call, size):
-    if call is not so.capture:
-        assert "batch_size is " in refusal(call, lm, TOKENS, batch_size=size)
+def test_batch_sizes(lm, size):
+    with pytest.raises(so.InputError, match="batch_size is "):
+        lm.with_passes(batch_size=size)
+
+
+def test_progress_counts_the_layers_of_all_passes(lm):
+    layers: list[None] = []
+    counting = lm.with_passes(batch_size=np.int64(1), on_layer=lambda: layers.append(None))
+    so.perplexity(counting, TOKENS)
+    assert len(layers) == lm.num_layers
+    so.existence(counting, TOKENS)
+    assert len(layers) == 3 * lm.num_layers
 
 
 @pytest.mark.parametrize("call", [so.lifecycle, so.consistency, so.intervene, so.compression])

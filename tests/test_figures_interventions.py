@@ -14,7 +14,7 @@ import pytest
 import sysout_jax as so
 from sysout_jax.figures import interventions as figures
 from sysout_jax.interventions import Interventions, Outcome
-from sysout_jax.outliers.intervals import Interval
+from sysout_jax.numerics.intervals import Interval
 from sysout_jax.reports.interventions import summary, write_interventions_report
 from sysout_jax.testing import planted_llama
 

@@ -12,11 +12,11 @@ import pytest
 
 import sysout_jax as so
 from sysout_jax.engine import Stream
+from sysout_jax.numerics.intervals import RESAMPLES, bootstrap_weights, interval
 from sysout_jax.outliers.cause import edit_down_weights
 from sysout_jax.outliers.edited_runs import CONTROL, OUTLIERS, WHAT, WHERE, Bench, Run, plan
 from sysout_jax.outliers.effects import measure
 from sysout_jax.outliers.elements import Elements, draw_others, edits, read_elements, set_elements
-from sysout_jax.outliers.intervals import RESAMPLES, bootstrap_weights, interval
 from sysout_jax.testing import planted_llama, random_plant
 from sysout_jax.weights import InMemory
 from tests.outliers import rules
@@ -309,7 +309,9 @@ def test_batch_splits_and_seeds_reproduce(case):
     lm, tokens, report, _ = case
     arguments = {"what": ("resample",), "where": ("birth", "weight"), "seeds": 2}
     first, split = (
-        so.intervene(lm, tokens, TAU, report=report, seed=9, batch_size=size, **arguments)
+        so.intervene(
+            lm.with_passes(batch_size=size), tokens, TAU, report=report, seed=9, **arguments
+        )
         for size in (4, 1)
     )
     assert first.to_dict() == split.to_dict()

@@ -42,7 +42,7 @@ def damaged_model(name: str, places: dict[str, float], dtype: str = "float32", *
 
 
 def run(lm, tokens=TOKENS, batch_size=None) -> Stream:
-    stream = Stream(lm, tokens, batch_size)
+    stream = Stream(lm.with_passes(batch_size=batch_size), tokens)
     for _ in stream.layers(observe_nothing):
         pass
     return stream

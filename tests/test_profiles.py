@@ -35,7 +35,7 @@ def test_profile_of_raw_intermediates(family, attention):
     o_proj |= {name: o_proj[name] * 2e-3 for name in o_proj}
     lm = so.LanguageModel(config, InMemory(params))
     tokens = rng.integers(0, config.vocab_size, (3, 15))
-    found = so.variant_profile(lm, tokens, tau, batch_size=2)
+    found = so.variant_profile(lm.with_passes(batch_size=2), tokens, tau)
     names = ["h", "h_mid", "attn_out", "attn_map", "q", "k"]
     names += ["attn_scale"] if attention in ("context_scale", "attention_bias") else []
     _, taps = so.capture(lm, tokens, names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -32,17 +32,16 @@ def hidden_errors(
     marked_NxT: np.ndarray | None = None,
     *,
     accumulate: bool = True,
-    batch_size: int | None = None,
-    on_layer: Callable[[], object] | None = None,
 ) -> HiddenErrors:
     """Both models in step over `tokens` (N, T). Without `accumulate` every layer starts from the exact input, so that its
     error is its own. Shares are NaN where there is no error, 0 without dims or tokens."""
-    exact, other = Stream(lm, tokens, batch_size), Stream(compressed, tokens, batch_size)
+    exact = Stream(
+        lm.with_passes(on_layer=None), tokens
+    )  # two layers in step are one to who counts them
+    other = Stream(compressed, tokens)
     marked = np.zeros(np.shape(tokens), bool) if marked_NxT is None else marked_NxT
     rows = []
-    steps = zip(
-        exact.layers(observe_nothing), other.layers(observe_nothing, on_layer=on_layer), strict=True
-    )
+    steps = zip(exact.layers(observe_nothing), other.layers(observe_nothing), strict=True)
     for _ in steps:
         relative, token, dim = _compare(exact, other)
         total = token.sum()

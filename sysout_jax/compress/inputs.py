@@ -9,7 +9,6 @@ between layers is data and lies beside the kernel of a linear layer, so that one
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,15 +75,12 @@ class RecordedInputs:
 def calibrate(
     lm: LanguageModel,
     tokens,
-    *,
-    batch_size: int | None = None,
-    on_layer: Callable[[], object] | None = None,
 ) -> Calibration:
     """Largest magnitude of every input channel of every linear layer over `tokens` (N, T), in the unquantised model. One pass."""
-    stream = Stream(lm.wrapped(RecordedInputs), tokens, batch_size)
+    stream = Stream(lm.wrapped(RecordedInputs), tokens)
     return [
         {name: magnitude.max(axis=0) for name, magnitude in seen.items()}
-        for _, _, seen in stream.layers(_observe, on_layer=on_layer)
+        for _, _, seen in stream.layers(_observe)
     ]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from sysout_jax.compress.errors import HiddenErrors
 from sysout_jax.compress.methods import Settings
 from sysout_jax.nonfinite import Nonfinite
-from sysout_jax.outliers.intervals import Interval
+from sysout_jax.numerics.intervals import Interval
 from sysout_jax.perplexity import Protocol
 from sysout_jax.storage.serialise import plain
 

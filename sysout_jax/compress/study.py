@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -18,14 +17,13 @@ from sysout_jax.compress.results import Attribution, Compression, KeptOutcome, O
 from sysout_jax.config import ModelConfig
 from sysout_jax.engine import Stream, observe_nothing
 from sysout_jax.language_model import LanguageModel
+from sysout_jax.models import parameter_count, parameter_shapes
+from sysout_jax.numerics.intervals import Interval, bootstrap_weights, interval
 from sysout_jax.outliers.definitions import TAU
-from sysout_jax.outliers.intervals import Interval, bootstrap_weights, interval
 from sysout_jax.outliers.lifecycle import lifecycle
 from sysout_jax.outliers.results import Lifecycle
 from sysout_jax.perplexity import Perplexity, perplexity_of
 from sysout_jax.weights import expected_shapes
-
-OnLayer = Callable[[], object] | None
 
 
 def compression(
@@ -42,15 +40,13 @@ def compression(
     seed: int = 0,
     bos: bool = False,
     joined_by: str | None = None,
-    batch_size: int | None = None,
-    on_layer: OnLayer = None,
 ) -> Compression:
     """Perplexity of `tokens` (N, T) under each of `methods`, and the error of each of `attribute` per layer and outlier.
 
     Calibrates on `calibration_tokens`, or where there are none on `tokens` themselves. `seeds` random controls are drawn from `seed`.
     `bos` and `joined_by` are recorded, see `perplexity`. Raises InputError for bad tokens and unknown methods.
     """
-    check_arguments(lm, tau=tau, seeds=seeds, seed=seed, batch_size=batch_size)
+    check_arguments(lm, tau=tau, seeds=seeds, seed=seed)
     check_kind("settings", settings, Settings)
     methods = check_words("methods", methods, METHODS)
     # what is pruned over the whole model is not decided within a layer
@@ -58,13 +54,13 @@ def compression(
     attribute = check_words("attribute", attribute, by_layer, least=0)
     sparsities = check_list("sparsities", sparsities, SHARE)
     settings = settings or Settings()
-    study = _Study(lm, tokens, batch_size, on_layer, {"bos": bos, "joined_by": joined_by})
+    study = _Study(lm, tokens, {"bos": bos, "joined_by": joined_by})
     chosen = [METHODS[name] for name in (*methods, *attribute)]
     calibration, calibrated = None, "not needed"
     if any(m.inputs == "static" or m.smooth for m in chosen):
         own = calibration_tokens is None
         read = tokens if own else calibration_tokens
-        calibration = calibrate(lm, read, batch_size=batch_size, on_layer=on_layer)
+        calibration = calibrate(lm, read)
         where = "the analysed windows themselves" if own else "another text"
         calibrated = f"{len(read)} windows of {np.shape(read)[1]} tokens of {where}"
 
@@ -78,14 +74,14 @@ def compression(
         made = compressor(settings.sparsity if sparsity is None else sparsity)
         label = named(METHODS[name], made.settings)
         outcomes.append(study.outcome(name, label, sparsity, made.model(METHODS[name])))
-    life = _life(lm, tokens, tau, batch_size, on_layer) if attribute else None
+    life = _life(lm, tokens, tau) if attribute else None
     if attribute and life is None:
         notes.append("No activation is larger than others: no outlier to attribute errors to.")
     made = compressor(settings.sparsity)
     return Compression(
         model=lm.name,
         num_layers=lm.num_layers,
-        parameters=parameter_count(lm.config),
+        parameters=parameter_count(parameter_shapes(lm.config), positions=False),
         compressed_parameters=_compressed(lm.config, settings),
         settings=settings,
         sparsities=tuple(sparsities),
@@ -125,12 +121,6 @@ def _runs(
     return runs, notes
 
 
-def parameter_count(config: ModelConfig) -> int:
-    """Without position embeddings, as nanoGPT and with it the paper counts."""
-    shapes = expected_shapes(config).items()
-    return sum(int(np.prod(shape)) for name, shape in shapes if not name.startswith("positions"))
-
-
 def _compressed(config: ModelConfig, settings: Settings) -> int:
     ends = ("embed/", "positions/", "lm_head/")
     return sum(
@@ -141,9 +131,9 @@ def _compressed(config: ModelConfig, settings: Settings) -> int:
     )
 
 
-def _life(lm, tokens, tau, batch_size, on_layer) -> Lifecycle | None:
+def _life(lm, tokens, tau) -> Lifecycle | None:
     """The lifecycle whose outliers, or strongest candidates, the error is attributed to."""
-    report = lifecycle(lm, tokens, tau, cause=False, batch_size=batch_size, on_layer=on_layer)
+    report = lifecycle(lm, tokens, tau, cause=False)
     life = report if report.found else report.candidate
     return life if life is not None and life.trace is not None and life.birth.events else None
 
@@ -169,18 +159,17 @@ def _marked(life: Lifecycle) -> np.ndarray:
 class _Study:
     """One model and its windows: full precision is run once and held against every compressed model."""
 
-    def __init__(self, lm: LanguageModel, tokens, batch_size, on_layer: OnLayer, protocol: dict):
+    def __init__(self, lm: LanguageModel, tokens, protocol: dict):
         self.lm, self.tokens, self.protocol = lm, lm.check_tokens(tokens), protocol
-        self.pass_args: dict[str, Any] = {"batch_size": batch_size, "on_layer": on_layer}
         self.stream, self.exact = self.run(lm)
         self.weights_RxN = bootstrap_weights(len(self.tokens))
 
     def run(self, lm: LanguageModel) -> tuple[Stream, Perplexity]:
-        stream = Stream(lm, self.tokens, self.pass_args["batch_size"])
+        stream = Stream(lm, self.tokens)
         return stream, self.finish(stream, 0)
 
     def finish(self, stream: Stream, first: int) -> Perplexity:
-        for _ in stream.layers(observe_nothing, on_layer=self.pass_args["on_layer"], first=first):
+        for _ in stream.layers(observe_nothing, first=first):
             pass
         return perplexity_of(stream, **self.protocol)
 
@@ -219,9 +208,8 @@ class _Study:
 
         def errors(accumulate: bool) -> HiddenErrors:
             return hidden_errors(
-                self.lm, compressed, self.tokens, dims, marked,
-                accumulate=accumulate, **self.pass_args,
-            )  # fmt: skip
+                self.lm, compressed, self.tokens, dims, marked, accumulate=accumulate
+            )
 
         stream, found = self.run(compressed)
         return Attribution(
@@ -237,7 +225,7 @@ class _Study:
 
     def _alone(self, method: Method, made: Compressor) -> np.ndarray:
         """Perplexity with one layer compressed at a time; what lies before it is computed once."""
-        exact = Stream(self.lm, self.tokens, self.pass_args["batch_size"])
+        exact = Stream(self.lm, self.tokens)
         before, found = list(exact.hidden), []
         for layer, _, _ in exact.layers(observe_nothing):
             branch = copy.copy(exact)

@@ -103,9 +103,7 @@ class Source:
         text = entry.get(self.field)
         if not isinstance(text, str):
             found = "is not a string" if self.field in entry else f"is not in {sorted(entry)}"
-            raise InputError(
-                f"{where}: field {self.field!r} {found}; name the field of the text with --field"
-            )
+            raise InputError(f"{where}: field {self.field!r} {found}; name the field of the text")
         try:
             text.encode()
         except UnicodeEncodeError:

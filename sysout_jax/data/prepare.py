@@ -53,10 +53,10 @@ def prepare(
     the number of bytes done since it was last called. Raises InputError for bad input and when `out` exists.
     """
     if not 0 <= val_fraction < 1:
-        raise InputError(f"--val-fraction {val_fraction:g}: expected at least 0 and less than 1")
+        raise InputError(f"val_fraction {val_fraction:g}: expected at least 0 and less than 1")
     if workers is not None and not 1 <= workers <= MOST_WORKERS:
         raise InputError(
-            f"--workers {printable_name(str(workers))}: expected 1 to {MOST_WORKERS}, about one for each core"
+            f"workers {printable_name(str(workers))}: expected 1 to {MOST_WORKERS}, about one for each core"
         )
     if not 0 <= seed < 2**64:
         raise InputError(

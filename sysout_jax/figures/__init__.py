@@ -23,18 +23,18 @@ from sysout_jax.figures.layers import (
     weights,
     weights_sentence,
 )
-from sysout_jax.figures.select import TokenText, followed
+from sysout_jax.figures.select import followed
 from sysout_jax.figures.spec import FigureSpec, draw_figures
 from sysout_jax.figures.spread import spread, spread_sentence
 from sysout_jax.figures.style import save_figure
 from sysout_jax.figures.where import where, where_sentence
 from sysout_jax.outliers.results import Lifecycle
+from sysout_jax.outliers.tokens import TokenText
 
 __all__ = [
     "FIGURES",
     "Figure",
     "FigureSpec",
-    "TokenText",
     "draw_figures",
     "lifecycle_figures",
     "save_figure",

@@ -7,7 +7,6 @@ from matplotlib.figure import Figure
 from sysout_jax.figures import style
 from sysout_jax.figures.mlp import CloseUp, draw_close_up, strongest_element
 from sysout_jax.figures.select import (
-    TokenText,
     called,
     listed,
     number,
@@ -16,6 +15,7 @@ from sysout_jax.figures.select import (
     traced,
 )
 from sysout_jax.outliers.results import Lifecycle
+from sysout_jax.outliers.tokens import TokenText
 
 
 def _shown(report: Lifecycle) -> CloseUp:

@@ -8,10 +8,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from sysout_jax.figures import style
-from sysout_jax.figures.select import TokenText, joined, number, percent
+from sysout_jax.figures.select import joined, number, percent
 from sysout_jax.figures.spec import FigureSpec
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.consistency import MEASURES, ROWS, Consistency
+from sysout_jax.outliers.tokens import TokenText
 
 _LOOKS: Any = {
     "overlap": {"color": style.BLACK, "marker": "o", "label": "overlap, |1 ∩ 2| / |1|"},

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from sysout_jax.figures import style
 from sysout_jax.figures.mlp import CloseUp, draw_close_up, strongest_element
 from sysout_jax.figures.select import (
-    TokenText,
     called,
     digits,
     element_mean,
@@ -25,6 +24,7 @@ from sysout_jax.figures.select import (
 )
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.results import Lifecycle, Opposition
+from sysout_jax.outliers.tokens import TokenText
 from sysout_jax.outliers.trace import Trace
 
 MAX_DIMS = 3

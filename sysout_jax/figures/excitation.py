@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from sysout_jax.figures import style
 from sysout_jax.figures.mlp import strongest_element
 from sysout_jax.figures.select import (
-    TokenText,
     followed,
     listed,
     number,
@@ -21,6 +20,7 @@ from sysout_jax.figures.select import (
 )
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.results import Lifecycle
+from sysout_jax.outliers.tokens import TokenText
 
 MAX_BARS = 5  # dims in a bar panel
 NAMED_SHARE = 0.1  # of what a row sums to: dims that give more are highlighted and named

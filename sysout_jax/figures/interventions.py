@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from sysout_jax.figures import style
 from sysout_jax.figures.select import digits, number, percent, plural
 from sysout_jax.interventions import Interventions, Outcome
+from sysout_jax.numerics.intervals import Interval
 from sysout_jax.outliers.edited_runs import CONTROL, OUTLIERS
-from sysout_jax.outliers.intervals import Interval
 
 PLACES = {"birth": "birth layer", "all": "all layers", "weight": "birth weight"}
 WORDS = {"zero": "to zero", "mean": "to the mean", "resample": "resampled"}

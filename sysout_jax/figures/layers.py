@@ -12,7 +12,6 @@ from matplotlib.ticker import MaxNLocator
 from sysout_jax.figures import style
 from sysout_jax.figures.select import (
     Measured,
-    TokenText,
     in_layers,
     number,
     outlier_layers,
@@ -20,6 +19,7 @@ from sysout_jax.figures.select import (
 )
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.results import Lifecycle
+from sysout_jax.outliers.tokens import TokenText
 
 _TOP_STYLES: Any = (
     {"color": style.BLACK, "ls": "-", "marker": "o", "label": "largest"},

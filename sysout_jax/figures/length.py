@@ -11,11 +11,12 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
 from sysout_jax.figures import style
-from sysout_jax.figures.select import TokenText, listed, number, percent
+from sysout_jax.figures.select import listed, number, percent
 from sysout_jax.figures.spec import FigureSpec
 from sysout_jax.figures.token_classes import class_look
 from sysout_jax.outliers.definitions import CODE_SHARE
 from sysout_jax.outliers.length import ByLength, Point, Sentence
+from sysout_jax.outliers.tokens import TokenText
 
 MAX_LABELS = 64  # tokens whose text is readable along an axis
 

@@ -9,9 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from sysout_jax.figures import style
-from sysout_jax.figures.select import TokenText, listed, percent, subtitle
+from sysout_jax.figures.select import listed, percent, subtitle
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.results import BirthEvent, Lifecycle, Opposition
+from sysout_jax.outliers.tokens import TokenText
 from sysout_jax.outliers.trace import Trace
 
 MAX_BARS = 8  # channels in the bar panel

@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 from sysout_jax.figures import style
 from sysout_jax.figures.layers import activations, head_shares, weights, weights_sentence
 from sysout_jax.figures.select import (
-    TokenText,
     in_layers,
     joined,
     listed,
@@ -22,6 +21,7 @@ from sysout_jax.figures.token_classes import tokens, tokens_sentence
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.definitions import code_threshold
 from sysout_jax.outliers.positions import Place, Positions, strongest
+from sysout_jax.outliers.tokens import TokenText
 
 MAX_NAMED = 3  # channels named in a panel
 _UNIT = {"h": "dim", "x_down": "channel"}

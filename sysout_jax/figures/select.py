@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 from typing import Protocol
 
@@ -11,8 +11,6 @@ import numpy as np
 from sysout_jax.outliers.collect import Stats
 from sysout_jax.outliers.results import Lifecycle
 from sysout_jax.outliers.trace import Trace
-
-TokenText = Callable[[int, int], str]
 
 
 class Measured(Protocol):

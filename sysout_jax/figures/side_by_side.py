@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from sysout_jax.figures import style
-from sysout_jax.figures.select import TokenText
+from sysout_jax.outliers.tokens import TokenText
 from sysout_jax.profiles import VariantProfile
 from sysout_jax.training.record import Record
 

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from matplotlib.figure import Figure
 
-from sysout_jax.figures.select import TokenText
+from sysout_jax.outliers.tokens import TokenText
 
 R = TypeVar("R")
 

@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 
 from sysout_jax.figures import style
 from sysout_jax.figures.select import (
-    TokenText,
     called,
     listed,
     number,
@@ -18,6 +17,7 @@ from sysout_jax.figures.select import (
 )
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.results import Lifecycle, SinkHead
+from sysout_jax.outliers.tokens import TokenText
 from sysout_jax.outliers.trace import Trace
 
 MAX_TOKENS = 22  # positions whose text stays readable on the axis of a heat map

@@ -7,8 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sysout_jax.figures import style
-from sysout_jax.figures.select import TokenText, joined, listed, percent, plural
+from sysout_jax.figures.select import joined, listed, percent, plural
 from sysout_jax.outliers.positions import Positions, TokenCounts
+from sysout_jax.outliers.tokens import TokenText
 
 _LOOKS = (
     (style.BLACK, ""),

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from sysout_jax.figures import style
 from sysout_jax.figures.existence import keep_names_apart, landscape
 from sysout_jax.figures.layers import magnitudes
-from sysout_jax.figures.select import TokenText, joined, number
+from sysout_jax.figures.select import joined, number
 from sysout_jax.figures.side_by_side import SideBySide, grid
 from sysout_jax.figures.spec import FigureSpec
 from sysout_jax.figures.training import (
@@ -21,6 +21,7 @@ from sysout_jax.figures.training import (
     monitor,
     monitor_sentence,
 )
+from sysout_jax.outliers.tokens import TokenText
 from sysout_jax.profiles import Scale, VariantProfile
 
 #: The mean scale at sink tokens, beside what other tokens have.

@@ -13,7 +13,6 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from sysout_jax.figures import style
 from sysout_jax.figures.select import (
-    TokenText,
     joined,
     layer_ranges,
     listed,
@@ -23,6 +22,7 @@ from sysout_jax.figures.select import (
 )
 from sysout_jax.outliers.definitions import SINK_SHARE
 from sysout_jax.outliers.results import Lifecycle
+from sysout_jax.outliers.tokens import TokenText
 
 _FOUND, _EMPTY = style.BLUE, "#ececec"
 

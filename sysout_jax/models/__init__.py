@@ -32,6 +32,12 @@ def parameter_shapes(config: ModelConfig) -> dict:
     return ends | layers
 
 
+def parameter_count(shapes: Any, positions: bool = True) -> int:
+    """Number of weights in a tree of arrays or shapes; without `positions` as nanoGPT and with it the paper counts."""
+    counted = {name: part for name, part in shapes.items() if positions or name != "positions"}
+    return sum(leaf.size for leaf in jax.tree.leaves(counted))
+
+
 # Tracing every one of 32 equal layers takes seconds; all layers of one spec have the same shapes.
 @functools.cache
 def _shapes_of_ends(config: ModelConfig) -> dict:

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sysout_jax.numerics.order import median_of_magnitudes
+from sysout_jax.numerics.sweeps import count, in_blocks
 from sysout_jax.outliers import definitions as rules
 from sysout_jax.outliers.definitions import TAUS
-from sysout_jax.outliers.order import median_of_magnitudes
-from sysout_jax.outliers.sweeps import count, in_blocks
 
 
 @dataclass(frozen=True)

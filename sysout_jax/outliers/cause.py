@@ -27,7 +27,6 @@ def find_cause(
     birth: Birth,
     tau: float,
     seed: int = 0,
-    on_layer: Callable[[], object] | None = None,
 ) -> Cause | None:
     """Two more passes over the traced sequences. None where no channel carries a birth."""
     born = birth_weights(birth)
@@ -48,7 +47,7 @@ def find_cause(
     def zeroed(entries: Entries) -> Effect:
         edited = edit_down_weights(lm, entries, zero)
         tokens = stats.tokens[path.targets.sequences]
-        found = measure(edited, tokens, path.targets.mask, tau, on_layer=on_layer)
+        found = measure(edited, tokens, path.targets.mask, tau)
         mass = float(found.mass[sinks].mean()) if sinks.any() else float("nan")
         outliers, nonfinite = int(found.outliers.sum()), found.nonfinite.h.total
         return Effect(outliers, mass, found.perplexity, nonfinite)

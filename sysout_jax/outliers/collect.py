@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -59,19 +58,16 @@ def collect(
     lm: LanguageModel,
     tokens,
     tau: float = TAU,
-    *,
-    batch_size: int | None = None,
-    on_layer: Callable[[], object] | None = None,
 ) -> Stats:
     """Statistics of all layers over sequences `tokens` (N, T), one layer at a time; see `Stats` for what they are.
 
     `tau` is the threshold at which attention outliers and overlaps are evaluated; activations can be asked at any threshold
-    afterwards. `on_layer` is called after each layer. Raises InputError for bad tokens and bad τ.
+    afterwards. Raises InputError for bad tokens and bad τ.
     """
-    check_arguments(lm, tau=tau, batch_size=batch_size)
-    stream = Stream(lm, tokens, batch_size)
+    check_arguments(lm, tau=tau)
+    stream = Stream(lm, tokens)
     h, x_down, attention, weights = [], [], [], []
-    for layer, params, seen in stream.layers(observe_statistics, on_layer=on_layer):
+    for layer, params, seen in stream.layers(observe_statistics):
         outlier_tokens = exceeds(seen["h"]["token_max"], seen["h"]["mean"][:, None], tau)
         h.append(seen["h"])
         x_down.append(seen["x_down"])

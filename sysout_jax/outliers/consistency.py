@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
@@ -12,10 +12,10 @@ from sysout_jax.calls import check_arguments
 from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import Nonfinite, finite_or
+from sysout_jax.numerics.intervals import Interval, bootstrap_weights, interval
 from sysout_jax.outliers import definitions as rules
 from sysout_jax.outliers.activations import reduce_activations
 from sysout_jax.outliers.definitions import TAU, TAUS
-from sysout_jax.outliers.intervals import Interval, bootstrap_weights, interval
 from sysout_jax.outliers.weights import outlier_lines
 from sysout_jax.storage.serialise import plain
 
@@ -135,21 +135,19 @@ def consistency(
     tau: float = TAU,
     *,
     seed: int = 0,
-    batch_size: int | None = None,
-    on_layer: Callable[[], object] | None = None,
 ) -> Consistency:
     """Which outliers of a model coincide on samples `tokens` (N, T), at threshold τ. One pass, two where a kind has no outlier.
 
-    `seed` draws the bootstrap samples. `on_layer` is called after each layer of each pass. Raises InputError for bad tokens and
+    `seed` draws the bootstrap samples. Raises InputError for bad tokens and
     bad τ.
     """
-    check_arguments(lm, tau=tau, seed=seed, batch_size=batch_size)
+    check_arguments(lm, tau=tau, seed=seed)
     levels = [dict.fromkeys(KINDS, float(each)) for each in (tau, *TAUS)]
-    (at_tau, *others), ratios, nonfinite = _pass(lm, tokens, levels, batch_size, on_layer)
+    (at_tau, *others), ratios, nonfinite = _pass(lm, tokens, levels)
     candidate = None
     lowered = {kind: rules.level_of(ratio, tau) for kind, ratio in ratios.items()}
     if lowered != levels[0] and all(lowered.values()):
-        (candidate,), *_ = _pass(lm, tokens, [lowered], batch_size, on_layer)
+        (candidate,), *_ = _pass(lm, tokens, [lowered])
     N, T = np.shape(tokens)
     return Consistency(
         model=lm.name,
@@ -167,14 +165,14 @@ def consistency(
 
 
 def _pass(
-    lm: LanguageModel, tokens, levels: list[dict[str, float]], batch_size, on_layer
+    lm: LanguageModel, tokens, levels: list[dict[str, float]]
 ) -> tuple[list[Agreement], dict[str, float], Nonfinite]:
     """One agreement for each choice of thresholds, the largest ratio of each kind, and what is not finite."""
-    stream = Stream(lm, tokens, batch_size)
+    stream = Stream(lm, tokens)
     found: list[list[dict[str, np.ndarray]]] = [[] for _ in levels]
     before: list[np.ndarray | None] = [None for _ in levels]
     ratios = dict.fromkeys(KINDS, 0.0)
-    for layer, params, seen in stream.layers(_observe, on_layer=on_layer):
+    for layer, params, seen in stream.layers(_observe):
         kernel = lm.config.layer(layer).matrix("down").of(params)
         seen["sums"] = finite_or(seen["sums"]).astype(np.float64)
         for i, level in enumerate(levels):

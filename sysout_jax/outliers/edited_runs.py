@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -72,21 +71,16 @@ class Bench:
         lm: LanguageModel,
         life: Lifecycle,
         seed: int = 0,
-        batch_size: int | None = None,
-        on_layer: Callable[[], object] | None = None,
     ):
         assert life.trace is not None
         self.lm, self.life, self.seed = lm, life, seed
-        self.pass_args: dict[str, Any] = {"batch_size": batch_size, "on_layer": on_layer}
         self.tokens = life.stats.tokens
         self.flagged = np.flatnonzero(life.stats.h.outlier_channels(life.tau).any(axis=0))
         self.dims = life.trace.targets.dims
         self.marked = np.asarray(life.stats.h.outlier_tokens(life.tau).any(axis=0))
-        self.outliers, self.values, self.mean = find_outliers(
-            lm, life.stats, life.tau, self.dims, **self.pass_args
-        )
+        self.outliers, self.values, self.mean = find_outliers(lm, life.stats, life.tau, self.dims)
         self.born = birth_weights(life.birth)
-        self.baseline = measure(lm, self.tokens, self.marked, life.tau, **self.pass_args)
+        self.baseline = measure(lm, self.tokens, self.marked, life.tau)
 
     def rng(self, run_seed: int, purpose: int, layer: int = 0) -> np.random.Generator:
         return np.random.default_rng([self.seed, run_seed, purpose, layer])
@@ -112,7 +106,7 @@ class Bench:
             purpose = _DONORS if target == OUTLIERS else _OTHERS_DONORS
             elements = self.elements(target, run_seed)
             places.append(draw_donors(self.rng(run_seed, purpose), elements, ~self.marked))
-        found = read_elements(self.lm, self.tokens, np.concatenate(places), **self.pass_args)
+        found = read_elements(self.lm, self.tokens, np.concatenate(places))
         parts = np.split(found, np.cumsum([len(p) for p in places])[:-1], axis=1)
         return dict(zip(wanted, parts, strict=True))
 
@@ -136,7 +130,6 @@ class Bench:
             self.life.tau,
             edit=set_elements,
             extra=edits(elements, values, self.tokens.shape),
-            **self.pass_args,
         )
         return int(elements.active.sum()), found
 
@@ -161,7 +154,7 @@ class Bench:
             return np.take_along_axis(rest, chosen, axis=0)
 
         edited = edit_down_weights(self.lm, entries, fill)
-        found = measure(edited, self.tokens, self.marked, self.life.tau, **self.pass_args)
+        found = measure(edited, self.tokens, self.marked, self.life.tau)
         return sum(len(channels) * len(dims) for channels, dims in entries.values()), found
 
 

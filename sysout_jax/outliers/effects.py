@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,14 +44,12 @@ def measure(
     *,
     edit: Edit | None = None,
     extra: Sequence[Any] | None = None,
-    batch_size: int | None = None,
-    on_layer: Callable[[], object] | None = None,
 ) -> Measured:
     """Run `tokens` (N, T) through the model and look at attention on `marked` (N, T) bool; `edit` and `extra` as `Stream.layers`
     takes them."""
-    stream = Stream(lm, tokens, batch_size)
+    stream = Stream(lm, tokens)
     outliers, attention = [], []
-    for _, _, seen in stream.layers(_observe, extra, on_layer, edit):
+    for _, _, seen in stream.layers(_observe, extra, edit):
         outliers.append(exceeds(seen["token_max"], seen["mean"][:, None], tau).sum(1))
         attention.append((finite_or(seen["sums"]) * marked[:, None]).sum(2).T)
     length = tokens.shape[1]

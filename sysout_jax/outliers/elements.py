@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -34,8 +33,6 @@ def find_outliers(
     stats: Stats,
     tau: float,
     dims: np.ndarray,
-    batch_size: int | None = None,
-    on_layer: Callable[[], object] | None = None,
 ) -> tuple[Elements, np.ndarray, np.ndarray]:
     """Every element of `dims` (P,) that is an outlier in some layer, active where it is one.
 
@@ -47,7 +44,7 @@ def find_outliers(
     wanted = np.resize(dims, max(len(dims), MAX_DIMS)).astype(np.int32)
     extra = [np.broadcast_to(wanted, (N, len(wanted)))] * lm.num_layers
     values, mean = [], []
-    for _, _, seen in Stream(lm, stats.tokens, batch_size).layers(_read_dims, extra, on_layer):
+    for _, _, seen in Stream(lm, stats.tokens).layers(_read_dims, extra):
         values.append(seen["at"][at[:, 0], at[:, 1], : len(dims)])
         mean.append(seen["sum"].sum(0, dtype=np.float64) / np.maximum(seen["finite"].sum(0), 1))
     values_LxAxP = np.stack(values)
@@ -94,17 +91,13 @@ def read_elements(
     lm: LanguageModel,
     tokens: np.ndarray,
     places: np.ndarray,
-    batch_size: int | None = None,
-    on_layer: Callable[[], object] | None = None,
 ) -> np.ndarray:
     """(L, K) values of h at `places` (K, 3), after every layer. One pass."""
     N, T = tokens.shape
     slot, width = _slots(places, N)
     extra = [_packed(places, slot, (N, width), T)] * lm.num_layers
-    stream = Stream(lm, tokens, batch_size)
-    found = [
-        seen[places[:, 0], slot] for _, _, seen in stream.layers(_read_elements, extra, on_layer)
-    ]
+    stream = Stream(lm, tokens)
+    found = [seen[places[:, 0], slot] for _, _, seen in stream.layers(_read_elements, extra)]
     return np.stack(found)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -13,9 +12,9 @@ from sysout_jax.calls import check_arguments, check_kind
 from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import finite_or
+from sysout_jax.numerics.pooling import Pooled, pool_lines, pool_matrix
 from sysout_jax.outliers.collect import Stats, collect
 from sysout_jax.outliers.definitions import TAU, level_of, ratio
-from sysout_jax.outliers.pooling import Pooled, pool_lines, pool_matrix
 from sysout_jax.storage.serialise import plain
 
 SHOWN = 16  # tokens drawn at most
@@ -99,17 +98,15 @@ def existence(
     tau: float = TAU,
     *,
     stats: Stats | None = None,
-    batch_size: int | None = None,
-    on_layer: Callable[[], object] | None = None,
 ) -> Existence:
     """What the strongest outliers among `tokens` (N, T) look like, at threshold τ; two passes, the second over one sequence.
 
-    Every place is shown in the layer of its largest ratio in that sequence. `stats` are those of `collect` on the same tokens. `on_layer` is
-    called after each layer of each pass. Raises InputError for bad tokens.
+    Every place is shown in the layer of its largest ratio in that sequence. `stats` are those of `collect` on the same tokens.
+    Raises InputError for bad tokens.
     """
-    check_arguments(lm, tau=tau, batch_size=batch_size)
+    check_arguments(lm, tau=tau)
     check_kind("stats", stats, Stats)
-    stats = stats or collect(lm, tokens, tau, batch_size=batch_size, on_layer=on_layer)
+    stats = stats or collect(lm, tokens, tau)
     sequence, ratios = _strongest_sequence(stats)
     levels = {name: level_of(float(ratio_LxT.max()), tau) for name, ratio_LxT in ratios.items()}
     down = stats.weights.modules.index("down")
@@ -121,7 +118,7 @@ def existence(
         for name, ratio_LxT in ratios.items()
     }
     shown = choose_tokens(np.maximum(over["h"], over["x_down"]))
-    seen, kernel = _look(lm, stats.tokens[sequence], shown, layers, on_layer)
+    seen, kernel = _look(lm, stats.tokens[sequence], shown, layers)
     mean = {name: getattr(stats, name).sequence_mean[layers[name], sequence] for name in ratios}
     return Existence(
         model=lm.name,
@@ -166,7 +163,7 @@ def choose_tokens(strength_T: np.ndarray, most: int = SHOWN) -> np.ndarray:
 
 
 def _look(
-    lm: LanguageModel, tokens_T: np.ndarray, shown: np.ndarray, layers: dict[str, int], on_layer
+    lm: LanguageModel, tokens_T: np.ndarray, shown: np.ndarray, layers: dict[str, int]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The shown rows of h, x_down and the attention map in their layers, and the kernel (F, D) of W_down in its layer."""
     observes = [_Rows(lm.attention(l, len(tokens_T))) for l in range(lm.num_layers)]
@@ -174,7 +171,7 @@ def _look(
     found: dict[str, np.ndarray] = {}
     kernel = None
     extra = [shown[None].astype(np.int32)] * lm.num_layers
-    for layer, params, seen in stream.layers(observes, extra, on_layer):
+    for layer, params, seen in stream.layers(observes, extra):
         found |= {name: seen[name][0] for name in seen if layers[name] == layer}
         if layer == layers["w_down"]:
             kernel = np.asarray(lm.config.layer(layer).matrix("down").of(params))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -157,16 +157,13 @@ def by_length(
     lengths: Sequence[int] | None = None,
     bos: bool = False,
     classes: TokenClasses | None = None,
-    batch_size: int | None = None,
-    on_layer: Callable[[], object] | None = None,
 ) -> ByLength:
     """Read `sentences`, and growing beginnings of `tokens` (N, T; without BOS) with and without BOS, at threshold τ.
 
     `lengths` are those of `sweep_lengths` unless given; `bos` starts the sentences with BOS; one longer than the model's context
-    is left out. `on_layer` is called after each
-    layer of each text. Raises InputError for bad tokens and for a model without a tokenizer (or without BOS where it is asked).
+    is left out. Raises InputError for bad tokens and for a model without a tokenizer (or without BOS where it is asked).
     """
-    check_arguments(lm, tau=tau, batch_size=batch_size)
+    check_arguments(lm, tau=tau)
     check_kind("classes", classes, TokenClasses)
     sentences = check_texts("sentences", sentences)
     if lengths is not None:
@@ -176,7 +173,7 @@ def by_length(
     classes, tokens, tokenizer = classes or TokenClasses(), lm.check_tokens(tokens), lm.tokenizer
 
     def read(rows: np.ndarray) -> Reading:
-        stats = collect(lm, rows, tau, batch_size=batch_size, on_layer=on_layer)
+        stats = collect(lm, rows, tau)
         return Reading(
             tokens=stats.tokens,
             classes=classes.classify(stats.tokens, tokenizer),

@@ -6,8 +6,6 @@ channels and dims are 0-based everywhere in the result.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from sysout_jax.calls import check_arguments, check_kind
@@ -54,24 +52,22 @@ def lifecycle(
     stats: Stats | None = None,
     cause: bool = True,
     seed: int = 0,
-    batch_size: int | None = None,
-    on_layer: Callable[[], object] | None = None,
 ) -> Lifecycle:
     """Birth, spread, death and cause of the outliers of a model on `tokens` (N, T), at threshold τ.
 
     `stats` are those of `collect` on the same tokens when they are at hand. `cause=False` saves two passes. `seed` draws the
-    control weights. `on_layer` is called after each layer of each pass. Raises InputError for bad tokens.
+    control weights. Raises InputError for bad tokens.
     """
-    check_arguments(lm, tau=tau, seed=seed, batch_size=batch_size)
+    check_arguments(lm, tau=tau, seed=seed)
     check_kind("stats", stats, Stats)
-    stats = stats or collect(lm, tokens, tau, batch_size=batch_size, on_layer=on_layer)
+    stats = stats or collect(lm, tokens, tau)
     alive = stats.h.outlier_tokens(tau)
     found = bool(alive.any())
     candidate = None
     lower = rules.level_of(float(stats.h.ratio.max()), tau)
     if not found and 0 < lower < np.inf:
-        candidate = lifecycle(lm, tokens, lower, stats=stats, cause=False, on_layer=on_layer)
-    path = follow(lm, stats, tau, on_layer) if found else None
+        candidate = lifecycle(lm, tokens, lower, stats=stats, cause=False)
+    path = follow(lm, stats, tau) if found else None
     birth = find_birth(stats, path, tau)
     return Lifecycle(
         model=lm.name,
@@ -86,18 +82,14 @@ def lifecycle(
         birth=birth,
         spread=find_spread(stats, path, birth),
         death=find_death(stats, path, birth, tau),
-        cause=find_cause(lm, stats, path, birth, tau, seed, on_layer)
-        if found and cause and path
-        else None,
+        cause=find_cause(lm, stats, path, birth, tau, seed) if found and cause and path else None,
         candidate=candidate,
         stats=stats,
         trace=path,
     )
 
 
-def follow(
-    lm: LanguageModel, stats: Stats, tau: float, on_layer: Callable[[], object] | None = None
-) -> Trace:
+def follow(lm: LanguageModel, stats: Stats, tau: float) -> Trace:
     """Choose what to follow from the statistics, and trace it."""
     alive = np.asarray(stats.h.outlier_tokens(tau).any(axis=0))  # (N, T) ever an outlier
     ratio = rules.ratio(stats.h.token_max, stats.h.sequence_mean[..., None]).max(axis=0)
@@ -114,7 +106,7 @@ def follow(
     window = np.clip(first - 4, 0, max(stats.tokens.shape[1] - WINDOW, 0))
     targets = Targets(sequences, tokens, valid, alive[sequences], dims, window)
     holding = stats.h.outlier_tokens(tau)[:, sequences].any(axis=(1, 2))
-    return trace(lm, stats.tokens, targets, int(holding.argmax()), on_layer)
+    return trace(lm, stats.tokens, targets, int(holding.argmax()))
 
 
 def _outlier_elements(stats: Stats, path: Trace, tau: float) -> tuple[np.ndarray, np.ndarray]:

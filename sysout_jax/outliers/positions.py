@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -128,21 +127,19 @@ def positions(
     *,
     classes: TokenClasses | None = None,
     stats: Stats | None = None,
-    batch_size: int | None = None,
-    on_layer: Callable[[], object] | None = None,
 ) -> Positions:
     """Where the outliers of a model are on `tokens` (N, T), at threshold τ; two passes.
 
-    `classes` replaces the lists of token classes, `stats` are those of `collect` on the same tokens. `on_layer` is called after
-    each layer of each pass. Raises InputError for bad tokens and for a model without a tokenizer.
+    `classes` replaces the lists of token classes, `stats` are those of `collect` on the same tokens. Raises
+    InputError for bad tokens and for a model without a tokenizer.
     """
-    check_arguments(lm, tau=tau, batch_size=batch_size)
+    check_arguments(lm, tau=tau)
     check_kind("classes", classes, TokenClasses)
     check_kind("stats", stats, Stats)
     if lm.tokenizer is None:
         raise InputError(f"{lm.name}: token classes need the model's tokenizer; load it with one")
     classes = classes or TokenClasses()
-    stats = stats or collect(lm, tokens, tau, batch_size=batch_size, on_layer=on_layer)
+    stats = stats or collect(lm, tokens, tau)
     count = _Counter(stats.tokens, classes, lm)
     h, x_down = (_place(place, tau, count) for place in (stats.h, stats.x_down))
     alive = np.asarray(stats.h.outlier_tokens(h.level).any(axis=0))
@@ -157,7 +154,7 @@ def positions(
         h=h,
         x_down=x_down,
         matrices=_matrices(stats),
-        keys=_keys(stats, count, attention_shares(lm, stats.tokens, alive, batch_size, on_layer)),
+        keys=_keys(stats, count, attention_shares(lm, stats.tokens, alive)),
         stats=stats,
     )
 
@@ -166,13 +163,11 @@ def attention_shares(
     lm: LanguageModel,
     tokens,
     mask_NxT: np.ndarray,
-    batch_size: int | None = None,
-    on_layer: Callable[[], object] | None = None,
 ) -> np.ndarray:
     """(L, N, H) share of attention on the marked tokens, over queries that can see one; NaN for a sequence without any."""
-    stream = Stream(lm, tokens, batch_size)
+    stream = Stream(lm, tokens)
     sees = np.maximum.accumulate(mask_NxT, axis=1).sum(axis=1)
-    marked = [seen for _, _, seen in stream.layers(_marked, [mask_NxT] * lm.num_layers, on_layer)]
+    marked = [seen for _, _, seen in stream.layers(_marked, [mask_NxT] * lm.num_layers)]
     return np.stack(marked) / np.where(sees > 0, sees, np.nan)[None, :, None]
 
 

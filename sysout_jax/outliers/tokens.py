@@ -6,7 +6,7 @@ Sun et al. 2024 find massive activations at the initial token, at strong delimit
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,9 @@ import numpy as np
 from sysout_jax.data.tokenizers import Tokenizer
 from sysout_jax.errors import InputError
 from sysout_jax.storage.serialise import read_json_object
+
+#: (sequence, position) → the token there as a reader should see it.
+TokenText = Callable[[int, int], str]
 
 INITIAL, OTHER = "initial", "other"
 #: Class → texts that belong to it. " " stands for any blank without a line end, "\n" for any blank with one.

@@ -6,7 +6,6 @@ which channels do it, and how attention treats the tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -105,7 +104,6 @@ def trace(
     tokens: np.ndarray,
     targets: Targets,
     birth_layer: int,
-    on_layer: Callable[[], object] | None = None,
 ) -> Trace:
     """Follow `targets` in `tokens` (N, T); `birth_layer` is the first one whose output holds them."""
     first_layer = min(birth_layer + 1, lm.num_layers - 1)  # whose attention can see outliers
@@ -123,7 +121,7 @@ def trace(
     specs = [lm.attention(l, stream.tokens.shape[1]) for l in range(lm.num_layers)]
     observes = [_Follow(spec) for spec in specs]
     layers, channels, rows, close_up = [], [], None, None
-    for layer, params, seen in stream.layers(observes, [extra] * lm.num_layers, on_layer):
+    for layer, params, seen in stream.layers(observes, [extra] * lm.num_layers):
         seen = {name: finite_or(value, np.nan) for name, value in seen.items()}
         mass = seen["mass"].sum(0) / np.maximum(seen["queries"].sum(0), 1)
         drain = seen["v_outlier"].mean(0) / np.maximum(seen["v_other"].mean(0), 1e-30)

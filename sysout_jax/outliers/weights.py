@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sysout_jax.models.spec import LayerSpec
+from sysout_jax.numerics.sweeps import count, in_blocks
 from sysout_jax.outliers.definitions import TAUS, exceeds, ratio
-from sysout_jax.outliers.sweeps import count, in_blocks
 
 
 @dataclass(frozen=True)

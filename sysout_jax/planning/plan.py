@@ -22,13 +22,12 @@ from jax.sharding import Mesh
 from sysout_jax.attention import attention_spec, resolve_kernel
 from sysout_jax.engine import STEP_TOKENS, block_step
 from sysout_jax.errors import InputError
-from sysout_jax.models import build, parameter_shapes
+from sysout_jax.models import build, parameter_count, parameter_shapes
 from sysout_jax.outliers.collect import observe_statistics
 from sysout_jax.planning.costs import Collective, count_products, find_collectives, find_quadratic
 from sysout_jax.platform import compiling_for
 from sysout_jax.sharding import BATCH, batch_shards, lay, make_mesh, parameter_specs, place
 from sysout_jax.training.config import TrainConfig
-from sysout_jax.training.forward import parameter_count
 from sysout_jax.training.metrics import flops_per_token
 from sysout_jax.training.step import make_program
 
@@ -171,7 +170,7 @@ def _devices(topology: str) -> list:
     family = topology.split(":")[0]
     if family not in CHIP_MEMORY or not re.fullmatch(r"\w+:\d+(x\d+)+", topology):
         raise InputError(
-            f"--topology {topology}: expected one of {', '.join(CHIP_MEMORY)} and its shape, for example v5e:16x16"
+            f"topology {topology}: expected one of {', '.join(CHIP_MEMORY)} and its shape, for example v5e:16x16"
         )
     # libtpu asks the machine for these when it starts; any valid value will do, the topology is named below
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -190,6 +189,6 @@ def _devices(topology: str) -> list:
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"--topology {topology}: not available ({reason}); pip install 'sysout_jax[tpu]' and check the shape"
+            f"topology {topology}: not available ({reason}); pip install 'sysout_jax[tpu]' and check the shape"
         ) from None
     return list(found.devices)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,8 @@ from sysout_jax.outliers.edited_runs import OUTLIERS
 from sysout_jax.outliers.length import ByLength
 from sysout_jax.outliers.positions import Positions
 from sysout_jax.outliers.results import Lifecycle
+from sysout_jax.outliers.tokens import TokenText
 
-TokenText = Callable[[int, int], str]
 SINK_RATE_LENGTH = 64  # Gu et al. measure sinks in sequences of this length
 
 

@@ -170,5 +170,5 @@ def published(name: str) -> tuple[Expected, ...]:
         return PUBLISHED[ALIASES.get(key, key)]
     near = difflib.get_close_matches(key, known, 1, 0.0)
     raise InputError(
-        f"--expect {name}: no published values of it; did you mean {near[0]}? Known are {', '.join(known)}"
+        f"{name}: has no published values here; did you mean {near[0]}? Known are {', '.join(known)}"
     )

@@ -23,7 +23,7 @@ from sysout_jax.figures.select import (
     plural,
     short_names,
 )
-from sysout_jax.outliers.intervals import LEVEL
+from sysout_jax.numerics.intervals import LEVEL
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.nonfinite import remarks
 from sysout_jax.reports.page import Picture, Section, Table

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from sysout_jax.figures import TokenText, draw_figures
+from sysout_jax.figures import draw_figures
 from sysout_jax.figures.consistency import CONSISTENCY, row_name
 from sysout_jax.figures.select import joined, number, percent
+from sysout_jax.numerics.intervals import Interval
 from sysout_jax.outliers.consistency import MEASURES, ROWS, Agreement, Consistency
 from sysout_jax.outliers.definitions import CANDIDATE_SHARE, CODE_SHARE
-from sysout_jax.outliers.intervals import Interval
+from sysout_jax.outliers.tokens import TokenText
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.nonfinite import nothing_measured, remarks
 from sysout_jax.reports.page import Section, Table

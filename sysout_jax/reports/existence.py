@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sysout_jax.figures import TokenText, draw_figures
+from sysout_jax.figures import draw_figures
 from sysout_jax.figures.existence import EXISTENCE, SURFACES, surfaces
 from sysout_jax.figures.select import joined, listed, number, percent
 from sysout_jax.outliers.definitions import CANDIDATE_SHARE, TAUS
 from sysout_jax.outliers.existence import Element, Existence
+from sysout_jax.outliers.tokens import TokenText
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.nonfinite import nothing_measured, remarks
 from sysout_jax.reports.page import Section, Table

@@ -16,9 +16,9 @@ from sysout_jax.figures.select import (
     plural,
 )
 from sysout_jax.interventions import Interventions, Outcome
+from sysout_jax.numerics.intervals import LEVEL, Interval
 from sysout_jax.outliers.definitions import SINK_SHARE
 from sysout_jax.outliers.edited_runs import CONTROL, WHAT, WHERE
-from sysout_jax.outliers.intervals import LEVEL, Interval
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.nonfinite import remarks
 from sysout_jax.reports.page import Picture, Section, Table

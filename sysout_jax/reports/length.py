@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from sysout_jax.figures import TokenText, draw_figures
+from sysout_jax.figures import draw_figures
 from sysout_jax.figures.length import LENGTH
 from sysout_jax.figures.select import joined, listed, number, percent, plural
 from sysout_jax.outliers.definitions import CANDIDATE_SHARE, CODE_SHARE, TAUS
 from sysout_jax.outliers.length import SENTENCES, ByLength, Point, Sentence
+from sysout_jax.outliers.tokens import TokenText
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.nonfinite import nothing_measured, remarks
 from sysout_jax.reports.page import Section, Table

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from sysout_jax.figures import FIGURES, TokenText, lifecycle_figures
+from sysout_jax.figures import FIGURES, lifecycle_figures
 from sysout_jax.figures.select import digits, followed, listed, number, percent, plural
 from sysout_jax.outliers.definitions import (
     CODE_SHARE,
@@ -17,6 +17,7 @@ from sysout_jax.outliers.definitions import (
     TAUS,
 )
 from sysout_jax.outliers.results import Channel, Lifecycle
+from sysout_jax.outliers.tokens import TokenText
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.nonfinite import remarks
 from sysout_jax.reports.page import Section, Table

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from sysout_jax.figures import TokenText, draw_figures
+from sysout_jax.figures import draw_figures
 from sysout_jax.figures.positions import POSITIONS
 from sysout_jax.figures.select import in_layers, joined, layer_ranges, listed, number, percent
 from sysout_jax.figures.token_classes import RULES, groups
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.definitions import CANDIDATE_SHARE, CODE_SHARE, TAUS
 from sysout_jax.outliers.positions import Place, Positions, strongest
-from sysout_jax.outliers.tokens import INITIAL, TokenClasses
+from sysout_jax.outliers.tokens import INITIAL, TokenClasses, TokenText
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.nonfinite import nothing_measured, remarks
 from sysout_jax.reports.page import Section, Table

@@ -18,7 +18,8 @@ import jax
 
 from sysout_jax.commands import interrupts
 from sysout_jax.errors import InputError, RunError
-from sysout_jax.figures import Figure, FigureSpec, TokenText, save_figure
+from sysout_jax.figures import Figure, FigureSpec, save_figure
+from sysout_jax.outliers.tokens import TokenText
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.page import Picture, Section, Table, page
 from sysout_jax.storage import staging

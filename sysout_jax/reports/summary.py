@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import zip_longest
 from math import isfinite
 
 from sysout_jax.figures.select import digits
 from sysout_jax.outliers.definitions import SINK_SHARE
 from sysout_jax.outliers.results import Birth, BirthEvent, Lifecycle, Spread
+from sysout_jax.outliers.tokens import TokenText
 from sysout_jax.printable import escaped
 from sysout_jax.reports.nonfinite import nothing_measured, remarks
 
-TokenText = Callable[[int, int], str]
 _MOST = 6  # members of a list that are printed
 
 

@@ -143,12 +143,12 @@ def demo_plant() -> Planted:
         sinks=((3, 1), (3, 6), (4, 0), (4, 3), (4, 5), (5, 2), (5, 4), (5, 7), (6, 1)),
         outlier_tokens=(line_end, tokenizer.bos_id),
         placement="both",
-        name="demo",
+        name="planted",
     )
     planted.lm.tokenizer = tokenizer
     return planted
 
 
 def demo_model() -> LanguageModel:
-    """The model of `demo_plant`: what the analyses read when no checkpoint is given."""
+    """The model of `demo_plant`: `--ckpt planted`."""
     return demo_plant().lm

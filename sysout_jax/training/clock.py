@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from sysout_jax.models import parameter_count
 from sysout_jax.training.config import TrainConfig
-from sysout_jax.training.forward import parameter_count
 from sysout_jax.training.metrics import flops_per_token, peak_flops
 from sysout_jax.training.step import Program
 

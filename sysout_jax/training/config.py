@@ -203,11 +203,11 @@ def load_config(path: Path) -> TrainConfig:
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], 1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else "; name a file of configs/"
-        raise InputError(f"--config {path}: no such file{hint}")
+        raise InputError(f"config {path}: no such file{hint}")
     try:
         config = runpy.run_path(str(path)).get("config")
     except Exception as error:
-        raise InputError(f"--config {path}: {type(error).__name__}: {error}") from None
+        raise InputError(f"config {path}: {type(error).__name__}: {error}") from None
     if not isinstance(config, TrainConfig):
-        raise InputError(f"--config {path}: defines no `config` of type TrainConfig")
+        raise InputError(f"config {path}: defines no `config` of type TrainConfig")
     return config

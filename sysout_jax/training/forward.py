@@ -53,9 +53,3 @@ def head_weights(model, params: dict) -> jax.Array:
     if model.cfg.tied_embeddings:
         return params["embed"]["embedding"]
     return params["lm_head"]["kernel"].T
-
-
-def parameter_count(shapes: Any, positions: bool = True) -> int:
-    """Number of weights; without `positions` as nanoGPT counts them."""
-    counted = {k: v for k, v in shapes.items() if positions or k != "positions"}
-    return sum(leaf.size for leaf in jax.tree.leaves(counted))

@@ -73,7 +73,7 @@ def fit(
             spec=attention_spec(config.model, config.model.layer(0).attention, config.seq_len),
         )
     except ValueError as error:
-        raise InputError(f"--kernel {config.kernel}: {error}") from None
+        raise InputError(f"kernel {config.kernel}: {error}") from None
     for split in ("train", "val"):
         check_vocab(config.data, split, config.model.vocab_size)
     with jax.set_mesh(mesh):

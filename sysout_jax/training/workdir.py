@@ -48,7 +48,7 @@ def check(config: TrainConfig, workdir: Path) -> None:
         changed = differences(_read_config(workdir / CONFIG), config)
         if changed:
             raise InputError(
-                f"{workdir}: holds a run of another config ({'; '.join(changed)}); name a new --workdir or "
+                f"{workdir}: holds a run of another config ({'; '.join(changed)}); name a new workdir or "
                 "take the differences back"
             )
         if METRICS in names and RUN not in names:
@@ -56,7 +56,7 @@ def check(config: TrainConfig, workdir: Path) -> None:
                 f"{workdir / RUN}: is missing, though the run has begun; bring it back, or name a new directory"
             )
     elif any(name != LOCK and not is_workspace(workdir / name) for name in names):
-        raise InputError(f"{workdir}: exists and is no training run; name a new --workdir")
+        raise InputError(f"{workdir}: exists and is no training run; name a new workdir")
 
 
 @contextmanager

@@ -12,9 +12,9 @@ import sysout_jax as so
 from sysout_jax.compress.errors import hidden_errors
 from sysout_jax.compress.keeps import KEEPS
 from sysout_jax.compress.methods import METHODS, Compressor, Settings
-from sysout_jax.compress.study import parameter_count
 from sysout_jax.data.text import read_text, text_windows
 from sysout_jax.families.sizes import MODEL_SIZES
+from sysout_jax.models import parameter_count
 from sysout_jax.perplexity import joined_rows
 from sysout_jax.published.measured import measured_by_compression
 from sysout_jax.testing import Birth, planted_llama
@@ -130,7 +130,9 @@ def test_errors_equal_their_definition():
     tokens = rng.integers(0, lm.config.vocab_size, (3, 9))
     other = Compressor(lm).model(METHODS["w4_tensor"])
     marked, dims = rng.random((3, 9)) < 0.3, (1, 7)
-    found = hidden_errors(lm, other, tokens, dims, marked, batch_size=2)
+    found = hidden_errors(
+        lm.with_passes(batch_size=2), other.with_passes(batch_size=2), tokens, dims, marked
+    )
     h, h2 = (so.capture(m, tokens, names=("h",))[1]["h"].astype(np.float64) for m in (lm, other))
     squared = (h2 - h) ** 2
     relative = np.sqrt(squared.sum(-1)) / np.sqrt((h**2).sum(-1))
@@ -150,7 +152,9 @@ def test_batches_and_repetition_change_nothing():
     arguments = {
         "methods": ("w8a8_static", "w8a8_token", "prune_model"),
     }
-    results = [so.compression(lm, tokens, batch_size=size, **arguments) for size in (1, 4)]
+    results = [
+        so.compression(lm.with_passes(batch_size=size), tokens, **arguments) for size in (1, 4)
+    ]
     assert json.dumps(results[0].to_dict()) == json.dumps(results[1].to_dict())
 
 
@@ -167,7 +171,8 @@ def test_gpt2_has_no_smoothed_down_projection_and_calibration_is_named():
 
 def test_parameters_as_the_paper_counts_them():
     """GPT-2 in nanoGPT's convention without position embeddings: 123.59 million."""
-    assert parameter_count(MODEL_SIZES["gpt2-nanogpt"]) / 1e6 == pytest.approx(123.59, abs=0.005)
+    shapes = parameter_shapes(MODEL_SIZES["gpt2-nanogpt"])
+    assert parameter_count(shapes, positions=False) / 1e6 == pytest.approx(123.59, abs=0.005)
 
 
 def test_weights_that_are_not_finite_give_no_number_and_no_crash():

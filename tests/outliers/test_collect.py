@@ -138,7 +138,7 @@ def test_weight_statistics(case):
 def test_any_split_into_batches_gives_the_same(case):
     lm, tokens, _, whole = case
     for size in (1, 2):
-        parts = so.collect(lm, tokens, TAU, batch_size=size)
+        parts = so.collect(lm.with_passes(batch_size=size), tokens, TAU)
         for group in ("h", "x_down", "attention"):
             for name, want in vars(getattr(whole, group)).items():
                 found = vars(getattr(parts, group))[name]

@@ -67,7 +67,8 @@ def case(request):
     lm = random_model(request.param, seed=int(rng.integers(2**31)))
     tokens = rng.integers(0, lm.config.vocab_size, (4, int(rng.integers(20, 60))))
     size = int(rng.choice([1, 2, 4]))
-    return lm, tokens, so.consistency(lm, tokens, float(rng.uniform(2.2, 3.5)), batch_size=size)
+    tau = float(rng.uniform(2.2, 3.5))
+    return lm, tokens, so.consistency(lm.with_passes(batch_size=size), tokens, tau)
 
 
 def test_every_measure_of_every_row_layer_and_sample(case):
@@ -106,8 +107,8 @@ def test_intervals_hold_the_value_and_are_seeded(case):
 
 def test_bootstrap_is_that_of_resampled_samples():
     """Percentiles against resampling with explicit indices, on values with holes."""
+    from sysout_jax.numerics.intervals import bootstrap_weights
     from sysout_jax.outliers.consistency import _average
-    from sysout_jax.outliers.intervals import bootstrap_weights
 
     rng = np.random.default_rng(5)
     values = rng.random((3, 40))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
+from sysout_jax.numerics.pooling import pool_lines, pool_matrix
 from sysout_jax.outliers.existence import BINS, ELEMENTS, SHOWN, choose_tokens
-from sysout_jax.outliers.pooling import pool_lines, pool_matrix
 from sysout_jax.testing import Birth, planted_llama
 from sysout_jax.weights import InMemory
 from tests.random_models import random_model

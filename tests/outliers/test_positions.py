@@ -51,7 +51,8 @@ def case(request):
     tau = float(rng.uniform(2.0, 4.0))
     _, taps = so.capture(lm, tokens, names=("h", "x_down", "attn_map"))
     size = int(rng.integers(1, 5))
-    report = so.positions(lm, tokens, tau, batch_size=size if 4 % size == 0 else None)
+    passes = lm.with_passes(batch_size=size if 4 % size == 0 else None)
+    report = so.positions(passes, tokens, tau)
     return tokens, tau, taps, report
 
 

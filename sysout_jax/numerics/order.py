@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sysout_jax.outliers.sweeps import count, fold
+from sysout_jax.numerics.sweeps import count, fold
 
 INF = 0x7F800000  # pattern of infinity, above those of all numbers
 NEAR = 64  # values below the rank at which searching turns into jumping

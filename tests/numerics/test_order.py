@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sysout_jax.outliers.order import median_of_magnitudes
+from sysout_jax.numerics.order import median_of_magnitudes
 
 MEDIAN = jax.jit(median_of_magnitudes)
 
