@@ -1,4 +1,4 @@
-# make demo   the main job on what the repository itself holds
+# make demo   the main job on a real pretrained model, fetched once (98 MB)
 # make test   formatting, lint, types and tests; needs no torch. Plain pytest runs the unit tests among them
 # make test-versions   a cross-section of the tests under each other Python (3.11, 3.12, 3.13) that this machine has
 # make fuzz   thousands of damaged inputs and a hundred kills: CASES=5000 KILLS=100 SEED=0, figures in out/fuzz.json
@@ -14,7 +14,7 @@ SEED ?= 0
 .PHONY: demo test test-versions fuzz parity-deps clean
 
 demo: $(VENV)/installed
-	$(BIN)/python -m analyze.lifecycle --bos --out out/demo
+	$(BIN)/python -m analyze.lifecycle --out out/demo
 	@echo "Open the report: $(CURDIR)/out/demo/report.html"
 
 test: $(VENV)/installed

@@ -100,7 +100,7 @@ def test_eight_devices_find_what_one_finds(names, shapes):
 
 def test_two_processes_write_one_report(tmp_path):
     port = str(random.randint(20000, 50000))
-    flags = ("--num-seqs", "3", "--seq-len", "32")
+    flags = ("--ckpt", "planted", "--num-seqs", "3", "--seq-len", "32")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
 
     def start(out: str, **more: str) -> subprocess.Popen:

@@ -261,7 +261,7 @@ def test_demo_model_lives_its_plan_on_the_demo_text(length, bos):
 
 def test_demo_model_is_the_demo_plant():
     lm = demo_model()
-    assert lm.tokenizer is not None and lm.name == "demo"
+    assert lm.tokenizer is not None and lm.name == "planted"
     for name, group in demo_plant().lm.params.items():
         for a, b in zip(group.values(), lm.params[name].values(), strict=True):
             if not isinstance(a, dict):

@@ -14,7 +14,7 @@ from sysout_jax.compress.keeps import KEEPS
 from sysout_jax.compress.methods import METHODS, Compressor, Settings
 from sysout_jax.data.text import read_text, text_windows
 from sysout_jax.families.sizes import MODEL_SIZES
-from sysout_jax.models import parameter_count
+from sysout_jax.models import parameter_count, parameter_shapes
 from sysout_jax.perplexity import joined_rows
 from sysout_jax.published.measured import measured_by_compression
 from sysout_jax.testing import Birth, planted_llama

@@ -16,7 +16,7 @@ from tests.analyze.command import write_model
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-LIFECYCLE = "analyze.lifecycle --num-seqs 1 --seq-len 24 --out out"
+LIFECYCLE = "analyze.lifecycle --ckpt planted --num-seqs 1 --seq-len 24 --out out"
 CONVERT = "sysout_jax.convert --src model --out out"
 TRAIN = "train --config tiny.py --workdir out --steps 1000000"
 
