@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from sysout_jax.config import AttentionName
-from sysout_jax.convert.forms import LINEAR, PAIRED, PAIRED_LINEAR, SAME, Stored, linear
-from sysout_jax.families import LAYOUTS
+from sysout_jax.convert.forms import PAIRED_LINEAR, Stored, linear
+from sysout_jax.families import ARCHITECTURES, LAYOUTS
 
 #: The paper's model files, by the `model_type` that its train.py records in every checkpoint, and our name for each.
 PAPER_MODELS: dict[str, AttentionName] = {
@@ -39,61 +39,11 @@ META: dict[str, Stored] = {
     "lm_head/kernel": linear("output.weight"),
 }
 
-#: GGUF's names. Its converters turn q and k of LLaMA to Meta's neighbouring pairs and store every matrix (out, in).
-GGUF_LLAMA: dict[str, Stored] = {
-    "embed/embedding": Stored("token_embd.weight"),
-    "layer_{l}/attn_norm/scale": Stored("blk.{l}.attn_norm.weight"),
-    "layer_{l}/attn/q_proj/kernel": Stored("blk.{l}.attn_q.weight", PAIRED_LINEAR),
-    "layer_{l}/attn/q_proj/bias": Stored("blk.{l}.attn_q.bias", PAIRED),
-    "layer_{l}/attn/k_proj/kernel": Stored("blk.{l}.attn_k.weight", PAIRED_LINEAR),
-    "layer_{l}/attn/k_proj/bias": Stored("blk.{l}.attn_k.bias", PAIRED),
-    "layer_{l}/attn/v_proj/kernel": linear("blk.{l}.attn_v.weight"),
-    "layer_{l}/attn/v_proj/bias": Stored("blk.{l}.attn_v.bias"),
-    "layer_{l}/attn/o_proj/kernel": linear("blk.{l}.attn_output.weight"),
-    "layer_{l}/attn/o_proj/bias": Stored("blk.{l}.attn_output.bias"),
-    "layer_{l}/mlp_norm/scale": Stored("blk.{l}.ffn_norm.weight"),
-    "layer_{l}/mlp/gate_proj/kernel": linear("blk.{l}.ffn_gate.weight"),
-    "layer_{l}/mlp/gate_proj/bias": Stored("blk.{l}.ffn_gate.bias"),
-    "layer_{l}/mlp/up_proj/kernel": linear("blk.{l}.ffn_up.weight"),
-    "layer_{l}/mlp/up_proj/bias": Stored("blk.{l}.ffn_up.bias"),
-    "layer_{l}/mlp/down_proj/kernel": linear("blk.{l}.ffn_down.weight"),
-    "layer_{l}/mlp/down_proj/bias": Stored("blk.{l}.ffn_down.bias"),
-    "final_norm/scale": Stored("output_norm.weight"),
-    "lm_head/kernel": linear("output.weight"),
-}
-#: Qwen2's q and k are stored as they are.
-_UNPAIRED = {PAIRED_LINEAR: LINEAR, PAIRED: SAME}
-GGUF_QWEN2: dict[str, Stored] = {
-    ours: Stored(stored.name, _UNPAIRED.get(stored.form, stored.form))
-    for ours, stored in GGUF_LLAMA.items()
-}
-GGUF_GPT2: dict[str, Stored] = {
-    "embed/embedding": Stored("token_embd.weight"),
-    "positions/embedding": Stored("position_embd.weight"),
-    "layer_{l}/attn_norm/scale": Stored("blk.{l}.attn_norm.weight"),
-    "layer_{l}/attn_norm/bias": Stored("blk.{l}.attn_norm.bias"),
-    "layer_{l}/attn/qkv_proj/kernel": linear("blk.{l}.attn_qkv.weight"),
-    "layer_{l}/attn/qkv_proj/bias": Stored("blk.{l}.attn_qkv.bias"),
-    "layer_{l}/attn/o_proj/kernel": linear("blk.{l}.attn_output.weight"),
-    "layer_{l}/attn/o_proj/bias": Stored("blk.{l}.attn_output.bias"),
-    "layer_{l}/mlp_norm/scale": Stored("blk.{l}.ffn_norm.weight"),
-    "layer_{l}/mlp_norm/bias": Stored("blk.{l}.ffn_norm.bias"),
-    "layer_{l}/mlp/up_proj/kernel": linear("blk.{l}.ffn_up.weight"),
-    "layer_{l}/mlp/up_proj/bias": Stored("blk.{l}.ffn_up.bias"),
-    "layer_{l}/mlp/down_proj/kernel": linear("blk.{l}.ffn_down.weight"),
-    "layer_{l}/mlp/down_proj/bias": Stored("blk.{l}.ffn_down.bias"),
-    "final_norm/scale": Stored("output_norm.weight"),
-    "final_norm/bias": Stored("output_norm.bias"),
-    "lm_head/kernel": linear("output.weight"),
-}
-
 #: Name of a layout → its table: those of the families, and those of other formats.
 TABLES: dict[str, Mapping[str, Stored]] = {
     **{name: layout.names for name, layout in LAYOUTS.items()},
     "meta": META,
-    "gguf-llama": GGUF_LLAMA,
-    "gguf-qwen2": GGUF_QWEN2,
-    "gguf-gpt2": GGUF_GPT2,
+    **{f"gguf-{name}": gguf.names for name, gguf in ARCHITECTURES.items()},
 }
 
 #: Buffers that older checkpoints carry and that hold no parameters: causal masks and rotary tables.

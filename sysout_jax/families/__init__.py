@@ -25,7 +25,7 @@ from sysout_jax.families import (
     stablelm,
     starcoder2,
 )
-from sysout_jax.families.family import Export, Family, Layout
+from sysout_jax.families.family import Export, Family, Gguf, Layout
 
 #: `config.family` → the family.
 FAMILIES: dict[str, Family] = {
@@ -50,8 +50,21 @@ FAMILIES: dict[str, Family] = {
 LAYOUTS: dict[str, Layout] = {
     name: layout for family in FAMILIES.values() for name, layout in family.layouts.items()
 }
+#: `general.architecture` of a GGUF file → its layout.
+ARCHITECTURES: dict[str, Gguf] = {
+    name: gguf for family in FAMILIES.values() for name, gguf in family.gguf.items()
+}
 
-__all__ = ["FAMILIES", "LAYOUTS", "Export", "Family", "Layout", "config_from_dict"]
+__all__ = [
+    "ARCHITECTURES",
+    "FAMILIES",
+    "LAYOUTS",
+    "Export",
+    "Family",
+    "Gguf",
+    "Layout",
+    "config_from_dict",
+]
 
 
 def config_from_dict(fields: Any) -> ModelConfig:

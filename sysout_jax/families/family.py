@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sysout_jax.config import ModelConfig
 from sysout_jax.convert.fields import Fields
 from sysout_jax.convert.forms import Stored
+
+if TYPE_CHECKING:
+    from sysout_jax.convert.gguf_file import GgufFile
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,16 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class Gguf:
+    """How GGUF files of one architecture store a family."""
+
+    read: Callable[[GgufFile, Fields], ModelConfig]
+    """Our config from the keys in the architecture's namespace, all of which must be taken, and from which tensors there are."""
+    names: Mapping[str, Stored]
+    """Our parameter paths ← their tensors."""
+
+
+@dataclass(frozen=True)
 class Export:
     """How a family is written for transformers, where its layout allows it."""
 
@@ -39,8 +52,10 @@ class Export:
 
 @dataclass(frozen=True)
 class Family:
-    """Config and layouts by `model_type`. What a layer is made of says the config itself, `config.layer(l)`."""
+    """Config, and layouts by `model_type`. What a layer is made of says the config itself, `config.layer(l)`."""
 
     Config: type[ModelConfig]
     layouts: Mapping[str, Layout]
     export: Export | None = None
+    gguf: Mapping[str, Gguf] = field(default_factory=dict)
+    """By `general.architecture`."""

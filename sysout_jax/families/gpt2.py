@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sysout_jax.config import RULES, ActivationName, ModelConfig
 from sysout_jax.convert.fields import Fields
 from sysout_jax.convert.forms import PER_HEAD, Stored, linear
 from sysout_jax.errors import InputError
-from sysout_jax.families.family import Export, Family, Layout
+from sysout_jax.families import gguf_reading
+from sysout_jax.families.family import Export, Family, Gguf, Layout
 from sysout_jax.families.reading import ACTIVATIONS, read_activation
 from sysout_jax.models.spec import EndsSpec, HeadsSpec, LayerSpec, MlpSpec, NormSpec
+
+if TYPE_CHECKING:
+    from sysout_jax.convert.gguf_file import GgufFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +103,10 @@ def read_nanogpt(fields: Fields) -> Gpt2Config:
     return Gpt2Config(**plain, d_ff=4 * plain["d_model"], activation="gelu")
 
 
+def read_gguf(file: GgufFile, fields: Fields) -> Gpt2Config:
+    return Gpt2Config(**gguf_reading.read_sizes(file, fields, gguf_reading.EPS), bias=True)
+
+
 def write(config: Gpt2Config) -> dict[str, Any]:
     activation = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.activation)
     return {
@@ -151,4 +159,5 @@ FAMILY = Family(
         "nanogpt": Layout(read_nanogpt, NANOGPT_NAMES, "transformer."),
     },
     Export(write, with_their_biases),
+    {"gpt2": Gguf(read_gguf, gguf_reading.NAMES)},
 )

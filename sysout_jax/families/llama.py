@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sysout_jax.attention.spec import AttentionSpec
 from sysout_jax.checks import Flag
@@ -15,11 +15,15 @@ from sysout_jax.config import RULES
 from sysout_jax.convert.fields import Fields
 from sysout_jax.convert.forms import Stored, linear
 from sysout_jax.errors import InputError
-from sysout_jax.families.family import Export, Family, Layout
+from sysout_jax.families import gguf_reading
+from sysout_jax.families.family import Export, Family, Gguf, Layout
 from sysout_jax.families.reading import read_rotary
 from sysout_jax.families.rotary import RotaryConfig
 from sysout_jax.families.writing import rotary_fields
 from sysout_jax.models.spec import EndsSpec, HeadsSpec, LayerSpec, MlpSpec, NormSpec
+
+if TYPE_CHECKING:
+    from sysout_jax.convert.gguf_file import GgufFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +65,12 @@ def read_mistral(fields: Fields) -> LlamaConfig:
     given = fields.has("sliding_window")
     window = fields.take("sliding_window", RULES["sliding_window"], None if given else 4096)
     return dataclasses.replace(read(fields), sliding_window=window)
+
+
+def read_gguf(file: GgufFile, fields: Fields) -> LlamaConfig:
+    """Mistral's window is not in its files; they are LLaMA's without."""
+    plain = gguf_reading.read_rotary(file, fields, gguf_reading.RMS_EPS)
+    return LlamaConfig(**plain, **gguf_reading.read_biases(file))
 
 
 def write(config: LlamaConfig) -> dict[str, Any]:
@@ -138,4 +148,5 @@ FAMILY = Family(
         ),
     },
     Export(write, with_their_biases),
+    {"llama": Gguf(read_gguf, gguf_reading.PAIRED_NAMES)},
 )

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sysout_jax.checks import Flag, Whole
 from sysout_jax.convert.fields import Fields
 from sysout_jax.errors import InputError
-from sysout_jax.families import llama
-from sysout_jax.families.family import Export, Family, Layout
+from sysout_jax.families import gguf_reading, llama
+from sysout_jax.families.family import Export, Family, Gguf, Layout
 from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.families.reading import read_rotary, read_windows
 from sysout_jax.families.writing import rotary_fields
+
+if TYPE_CHECKING:
+    from sysout_jax.convert.gguf_file import GgufFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,11 @@ def read_qwen_windows(fields: Fields, num_layers: int) -> dict:
     used = fields.take("use_sliding_window", Flag(), False)
     first = fields.take("max_window_layers", Whole(0), 28)
     return read_windows(fields, num_layers, [l >= first for l in range(num_layers)], used)
+
+
+def read_gguf(file: GgufFile, fields: Fields) -> Qwen2Config:
+    plain = gguf_reading.read_rotary(file, fields, gguf_reading.RMS_EPS)
+    return Qwen2Config(**plain, **gguf_reading.read_biases(file))
 
 
 def write(config: Qwen2Config) -> dict[str, Any]:
@@ -67,4 +75,5 @@ FAMILY = Family(
     Qwen2Config,
     {"qwen2": Layout(read, llama.NAMES, "model.", classes=("Qwen2ForCausalLM",))},
     Export(write, with_their_biases),
+    {"qwen2": Gguf(read_gguf, gguf_reading.NAMES)},
 )

@@ -263,7 +263,7 @@ BAD = {
     "half a header": (b"GGUF\3", "not a whole GGUF file"),
     "an unknown architecture": (
         _header(_text(b"general.architecture") + struct.pack("<I", 8) + _text(b"mam\x1b[31mba"), 1),
-        "architecture 'mam.*x1b.*ba' is unknown; expected one of llama, qwen2, gpt2",
+        "architecture 'mam.*x1b.*ba' is unknown; expected one of llama, gpt2, qwen2",
     ),
 }
 

@@ -1,0 +1,107 @@
+"""What the readers of several families' GGUF files share: the names and keys of llama.cpp's converters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sysout_jax.checks import shown
+from sysout_jax.config import RULES, RopeScaling
+from sysout_jax.convert.fields import Fields
+from sysout_jax.convert.forms import PAIRED, PAIRED_LINEAR, Stored, biased, layer_norm
+from sysout_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from sysout_jax.convert.gguf_file import GgufFile
+
+ROPE_FACTORS = "rope_freqs.weight"
+EMBEDDING, HEAD = "token_embd.weight", "output.weight"
+
+#: Our paths ← their names; a config says which of them there are. Every matrix is stored (out, in).
+NAMES: dict[str, Stored] = {
+    "embed/embedding": Stored(EMBEDDING),
+    "positions/embedding": Stored("position_embd.weight"),
+    **layer_norm("layer_{l}/attn_norm", "blk.{l}.attn_norm"),
+    **biased("layer_{l}/attn/q_proj", "blk.{l}.attn_q"),
+    **biased("layer_{l}/attn/k_proj", "blk.{l}.attn_k"),
+    **biased("layer_{l}/attn/v_proj", "blk.{l}.attn_v"),
+    **biased("layer_{l}/attn/qkv_proj", "blk.{l}.attn_qkv"),
+    **biased("layer_{l}/attn/o_proj", "blk.{l}.attn_output"),
+    **layer_norm("layer_{l}/mlp_norm", "blk.{l}.ffn_norm"),
+    **biased("layer_{l}/mlp/gate_proj", "blk.{l}.ffn_gate"),
+    **biased("layer_{l}/mlp/up_proj", "blk.{l}.ffn_up"),
+    **biased("layer_{l}/mlp/down_proj", "blk.{l}.ffn_down"),
+    **layer_norm("final_norm", "output_norm"),
+    **biased("lm_head", "output"),
+}
+#: The same with q and k turned to Meta's neighbouring pairs, as the converters of LLaMA do.
+PAIRED_NAMES: dict[str, Stored] = NAMES | {
+    f"layer_{{l}}/attn/{part}_proj/{ours}": Stored(f"blk.{{l}}.attn_{part}.{theirs}", form)
+    for part in "qk"
+    for ours, theirs, form in (("kernel", "weight", PAIRED_LINEAR), ("bias", "bias", PAIRED))
+}
+
+#: Our fields ← their keys.
+SIZES = {
+    "context_length": "context_length",
+    "d_model": "embedding_length",
+    "d_ff": "feed_forward_length",
+    "num_layers": "block_count",
+    "num_heads": "attention.head_count",
+}
+RMS_EPS, EPS = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
+
+
+def read_sizes(file: GgufFile, fields: Fields, eps: str) -> dict[str, Any]:
+    """The fields that every config has; `eps` is their name of the norms' epsilon."""
+    return {
+        **fields.take_table(SIZES | {"norm_eps": eps}),
+        "vocab_size": file.tensors[EMBEDDING].shape[0],
+        "tied_embeddings": HEAD not in file.tensors,
+    }
+
+
+def read_rotary(file: GgufFile, fields: Fields, eps: str) -> dict[str, Any]:
+    """The fields of `RotaryConfig` but windows."""
+    fields.must_be("expert_count", 0)
+    plain = read_sizes(file, fields, eps)
+    heads = plain["num_heads"]
+    head_dim = fields.take("attention.key_length", RULES["head_dim"], plain["d_model"] // heads)
+    fields.must_be("attention.value_length", head_dim)
+    fields.must_be("rope.dimension_count", head_dim)
+    return {
+        **plain,
+        "num_kv_heads": fields.take("attention.head_count_kv", RULES["num_kv_heads"], heads),
+        "head_dim": head_dim,
+        "rope_theta": fields.take("rope.freq_base", RULES["rope_theta"], 10_000.0),
+        "rope_scaling": _rope_scaling(file, fields, head_dim),
+    }
+
+
+def read_biases(file: GgufFile) -> dict[str, Any]:
+    """The biases of `LlamaConfig`, by the tensors of the first layer."""
+    return {
+        "qkv_bias": "blk.0.attn_q.bias" in file.tensors,
+        "o_bias": "blk.0.attn_output.bias" in file.tensors,
+        "mlp_bias": "blk.0.ffn_down.bias" in file.tensors,
+    }
+
+
+def _rope_scaling(file: GgufFile, fields: Fields, dims: int) -> RopeScaling | None:
+    """Linear, by key, or a divisor for every pair, by tensor (Llama 3)."""
+    linear = fields.take("rope.scale_linear", RULES["factor"], 1.0)
+    kind = fields.take_any("rope.scaling.type", "none")
+    if kind not in ("none", "linear"):
+        raise InputError(
+            f"rope.scaling.type {shown(kind)} is not implemented; expected none or linear"
+        )
+    linear = fields.take("rope.scaling.factor", RULES["factor"], linear)
+    if ROPE_FACTORS not in file.tensors:
+        return None if linear == 1.0 else RopeScaling(kind="linear", factor=linear)
+    factors = file.read(ROPE_FACTORS).astype(np.float64).reshape(-1)
+    if len(factors) != dims // 2 or linear != 1.0:
+        raise InputError(
+            f"{ROPE_FACTORS} holds {len(factors)} divisors, expected {dims // 2} and no other scaling"
+        )
+    return RopeScaling(kind="factors", factor=1.0, factors=tuple(factors.tolist()))
