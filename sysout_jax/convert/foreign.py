@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,16 +59,12 @@ class ForeignSource:
         if base_prefix and held and not any(name.startswith(base_prefix) for name in held):
             # a base model saved without its language-model class lacks the prefix
             self._stored = {
-                ours: replace(
-                    stored,
-                    name=stored.name.removeprefix(base_prefix),
-                    otherwise=stored.otherwise.removeprefix(base_prefix),
-                )
+                ours: stored.renamed(lambda name: name.removeprefix(base_prefix))
                 for ours, stored in self._stored.items()
             }
         self._stored = {
-            ours: replace(stored, name=stored.otherwise)
-            if stored.name not in held and stored.otherwise in held
+            ours: stored.otherwise
+            if stored.name not in held and stored.otherwise and stored.otherwise.name in held
             else stored
             for ours, stored in self._stored.items()
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -75,6 +75,10 @@ PER_HEAD = Form(
 )
 
 
+#: A norm's scale that is stored with the 1 that the model adds (GGUF files of Gemma).
+WITH_ONE = Form(lambda shape, config: (shape,), lambda x, config: x - 1, lambda x, config: x + 1)
+
+
 def _not_written(x: np.ndarray, config: ModelConfig) -> np.ndarray:
     raise NotImplementedError("parts of one stored tensor are only read")
 
@@ -118,11 +122,16 @@ def part_of_linear(part: int, parts: int) -> Form:
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a parameter lies in a foreign checkpoint and in which form; `otherwise` is its name in files that have no `name`."""
+    """Where a parameter lies in a foreign checkpoint and in which form; `otherwise` is where in files that have no `name`."""
 
     name: str
     form: Form = SAME
-    otherwise: str = ""
+    otherwise: Stored | None = None
+
+    def renamed(self, change: Callable[[str], str]) -> Stored:
+        """The same under changed names."""
+        otherwise = self.otherwise.renamed(change) if self.otherwise else None
+        return replace(self, name=change(self.name), otherwise=otherwise)
 
 
 def linear(name: str) -> Stored:
@@ -140,7 +149,7 @@ def layer_norm(ours: str, theirs: str, otherwise: str = "") -> dict[str, Stored]
     parts = {"scale": "weight", "bias": "bias"}
     return {
         f"{ours}/{name}": Stored(
-            f"{theirs}.{part}", SAME, f"{otherwise}.{part}" if otherwise else ""
+            f"{theirs}.{part}", SAME, Stored(f"{otherwise}.{part}") if otherwise else None
         )
         for name, part in parts.items()
     }

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 
 from sysout_jax.config import AttentionName
 from sysout_jax.convert.forms import PAIRED_LINEAR, Stored, linear
@@ -58,10 +57,9 @@ def stored_names(layout: str, ours: Iterable[str]) -> dict[str, Stored]:
         layer = re.match(r"layer_(\d+)/", path)
         number = layer.group(1) if layer else ""
         generic = path.replace(f"layer_{number}/", "layer_{l}/", 1) if layer else path
-        stored = table[generic]
-        found[path] = replace(
-            stored,
-            name=stored.name.format(l=number),
-            otherwise=stored.otherwise.format(l=number),
-        )
+        found[path] = _of_layer(table[generic], number)
     return found
+
+
+def _of_layer(stored: Stored, number: str) -> Stored:
+    return stored.renamed(lambda name: name.format(l=number))

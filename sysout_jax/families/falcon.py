@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sysout_jax.checks import Flag, OrNone, Whole
 from sysout_jax.config import RULES, ActivationName
 from sysout_jax.convert.fields import Fields
 from sysout_jax.convert.forms import Form, Stored, biased, fused_qkv, layer_norm, linear
-from sysout_jax.families.family import Family, Layout
+from sysout_jax.errors import InputError
+from sysout_jax.families import gguf_reading
+from sysout_jax.families.family import Family, Gguf, Layout
 from sysout_jax.families.reading import read_activation, read_rope
 from sysout_jax.families.rotary import RotaryConfig
 from sysout_jax.models.spec import EndsSpec, HeadsSpec, LayerSpec, MlpSpec, NormSpec
+
+if TYPE_CHECKING:
+    from sysout_jax.convert.gguf_file import GgufFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +90,19 @@ def read(fields: Fields) -> FalconConfig:
     )
 
 
+def read_gguf(file: GgufFile, fields: Fields) -> FalconConfig:
+    """The files hold neither the context, which is always 2048 there, nor biases nor another wiring than the parallel one."""
+    fields.must_be("tensor_data_layout", "jploski")
+    plain = gguf_reading.read_rotary(file, fields, gguf_reading.EPS)
+    layers = plain["num_layers"]
+    norms = sum(f"blk.{l}.attn_norm_2.weight" in file.tensors for l in range(layers))
+    if norms not in (0, layers):
+        raise InputError(
+            f"{norms} of {layers} layers have a tensor attn_norm_2; expected all or none, download it again"
+        )
+    return FalconConfig(**plain, mlp_norm=norms > 0)
+
+
 def _qkv(part: str) -> Form:
     """All of q first with one key head (7B), by key heads otherwise."""
     apart, grouped = fused_qkv(part, False), fused_qkv(part, True)
@@ -111,7 +130,15 @@ _NAMES = {
     **layer_norm("final_norm", "transformer.ln_f"),
     "lm_head/kernel": linear("lm_head.weight"),
 }
+#: Of two norms, attention's is the second.
+_GGUF_NAMES = {
+    **gguf_reading.FUSED_NAMES,
+    **layer_norm("layer_{l}/attn_norm", "blk.{l}.attn_norm_2", "blk.{l}.attn_norm"),
+    **layer_norm("layer_{l}/mlp_norm", "blk.{l}.attn_norm"),
+}
 _LAYOUT = Layout(read, _NAMES, "transformer.", classes=("FalconForCausalLM", "RWForCausalLM"))
 FAMILY = Family(
-    FalconConfig, {"falcon": _LAYOUT, "RefinedWebModel": _LAYOUT, "RefinedWeb": _LAYOUT}
+    FalconConfig,
+    {"falcon": _LAYOUT, "RefinedWebModel": _LAYOUT, "RefinedWeb": _LAYOUT},
+    gguf={"falcon": Gguf(read_gguf, _GGUF_NAMES)},
 )

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from sysout_jax.checks import Flag
 from sysout_jax.config import ActivationName
 from sysout_jax.convert.fields import Fields
-from sysout_jax.families import llama
-from sysout_jax.families.family import Family, Layout
+from sysout_jax.families import gguf_reading, llama
+from sysout_jax.families.family import Family, Gguf, Layout
 from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.families.reading import read_activation, read_rotary
 from sysout_jax.models.spec import EndsSpec, LayerSpec, NormSpec
+
+if TYPE_CHECKING:
+    from sysout_jax.convert.gguf_file import GgufFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,18 @@ def read(fields: Fields) -> GemmaConfig:
     return GemmaConfig(**plain, activation=activation, qkv_bias=bias, o_bias=bias)
 
 
+def read_gguf(file: GgufFile, fields: Fields) -> GemmaConfig:
+    return GemmaConfig(**read_gguf_plain(file, fields))
+
+
+def read_gguf_plain(file: GgufFile, fields: Fields) -> dict[str, Any]:
+    """What Gemma's files have in common: no head of their own, which the converter drops."""
+    plain = gguf_reading.read_rotary(file, fields, gguf_reading.RMS_EPS)
+    return plain | {"tied_embeddings": True}
+
+
 FAMILY = Family(
-    GemmaConfig, {"gemma": Layout(read, llama.NAMES, "model.", classes=("GemmaForCausalLM",))}
+    GemmaConfig,
+    {"gemma": Layout(read, llama.NAMES, "model.", classes=("GemmaForCausalLM",))},
+    gguf={"gemma": Gguf(read_gguf, gguf_reading.GEMMA_NAMES)},
 )

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sysout_jax.attention.spec import AttentionSpec
 from sysout_jax.checks import Flag, Real
 from sysout_jax.config import RULES
 from sysout_jax.convert.fields import Fields
 from sysout_jax.convert.forms import Stored
-from sysout_jax.families import llama
-from sysout_jax.families.family import Family, Layout
-from sysout_jax.families.gemma import GemmaConfig
+from sysout_jax.families import gguf_reading, llama
+from sysout_jax.families.family import Family, Gguf, Layout
+from sysout_jax.families.gemma import GemmaConfig, read_gguf_plain
 from sysout_jax.families.reading import read_activation, read_rotary, read_windows
 from sysout_jax.models.spec import EndsSpec, LayerSpec
+
+if TYPE_CHECKING:
+    from sysout_jax.convert.gguf_file import GgufFile
+
+LAYERS_27B = 46
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +69,26 @@ def read(fields: Fields) -> Gemma2Config:
     )
 
 
+def read_gguf(file: GgufFile, fields: Fields) -> Gemma2Config:
+    """Older files lack caps and window, which are the same in all published models (llama.cpp takes these values too).
+
+    The scale of attention is in no file: 1/√Dh, and with the 46 layers of 27B 1/√(D/H) (llama.cpp; Gemma team 2024).
+    """
+    plain = read_gguf_plain(file, fields)
+    window = fields.take("attention.sliding_window", RULES["context_length"], 4096)
+    width = plain["head_dim"]
+    if plain["num_layers"] == LAYERS_27B:
+        width = plain["d_model"] // plain["num_heads"]
+    return Gemma2Config(
+        **plain,
+        sliding_window=window,
+        sliding_layers=tuple(l % 2 == 0 for l in range(plain["num_layers"])),
+        attention_scale=float(width) ** -0.5,
+        softcap=fields.take("attn_logit_softcapping", RULES["softcap"], 50.0),
+        final_softcap=fields.take("final_logit_softcapping", RULES["final_softcap"], 30.0),
+    )
+
+
 _L = "model.layers.{l}"
 NAMES = llama.NAMES | {
     "layer_{l}/attn_post_norm/scale": Stored(f"{_L}.post_attention_layernorm.weight"),
@@ -70,5 +96,7 @@ NAMES = llama.NAMES | {
     "layer_{l}/mlp_post_norm/scale": Stored(f"{_L}.post_feedforward_layernorm.weight"),
 }
 FAMILY = Family(
-    Gemma2Config, {"gemma2": Layout(read, NAMES, "model.", classes=("Gemma2ForCausalLM",))}
+    Gemma2Config,
+    {"gemma2": Layout(read, NAMES, "model.", classes=("Gemma2ForCausalLM",))},
+    gguf={"gemma2": Gguf(read_gguf, gguf_reading.GEMMA_NAMES)},
 )

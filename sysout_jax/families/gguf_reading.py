@@ -9,7 +9,15 @@ import numpy as np
 from sysout_jax.checks import shown
 from sysout_jax.config import RULES, RopeScaling
 from sysout_jax.convert.fields import Fields
-from sysout_jax.convert.forms import PAIRED, PAIRED_LINEAR, Stored, biased, layer_norm
+from sysout_jax.convert.forms import (
+    PAIRED,
+    PAIRED_LINEAR,
+    WITH_ONE,
+    Stored,
+    biased,
+    fused,
+    layer_norm,
+)
 from sysout_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,10 +36,14 @@ NAMES: dict[str, Stored] = {
     **biased("layer_{l}/attn/v_proj", "blk.{l}.attn_v"),
     **biased("layer_{l}/attn/qkv_proj", "blk.{l}.attn_qkv"),
     **biased("layer_{l}/attn/o_proj", "blk.{l}.attn_output"),
+    "layer_{l}/attn/q_norm/scale": Stored("blk.{l}.attn_q_norm.weight"),
+    "layer_{l}/attn/k_norm/scale": Stored("blk.{l}.attn_k_norm.weight"),
+    "layer_{l}/attn_post_norm/scale": Stored("blk.{l}.post_attention_norm.weight"),
     **layer_norm("layer_{l}/mlp_norm", "blk.{l}.ffn_norm"),
     **biased("layer_{l}/mlp/gate_proj", "blk.{l}.ffn_gate"),
     **biased("layer_{l}/mlp/up_proj", "blk.{l}.ffn_up"),
     **biased("layer_{l}/mlp/down_proj", "blk.{l}.ffn_down"),
+    "layer_{l}/mlp_post_norm/scale": Stored("blk.{l}.post_ffw_norm.weight"),
     **layer_norm("final_norm", "output_norm"),
     **biased("lm_head", "output"),
 }
@@ -40,6 +52,13 @@ PAIRED_NAMES: dict[str, Stored] = NAMES | {
     f"layer_{{l}}/attn/{part}_proj/{ours}": Stored(f"blk.{{l}}.attn_{part}.{theirs}", form)
     for part in "qk"
     for ours, theirs, form in (("kernel", "weight", PAIRED_LINEAR), ("bias", "bias", PAIRED))
+}
+#: The same with all of q, all of k, all of v in one matrix.
+FUSED_NAMES: dict[str, Stored] = NAMES | fused("layer_{l}/attn", "blk.{l}.attn_qkv", grouped=False)
+#: The same with the scales of norms as Gemma multiplies with them.
+GEMMA_NAMES: dict[str, Stored] = {
+    ours: Stored(stored.name, WITH_ONE) if ours.endswith("norm/scale") else stored
+    for ours, stored in NAMES.items()
 }
 
 #: Our fields ← their keys.
@@ -62,20 +81,24 @@ def read_sizes(file: GgufFile, fields: Fields, eps: str) -> dict[str, Any]:
     }
 
 
-def read_rotary(file: GgufFile, fields: Fields, eps: str) -> dict[str, Any]:
-    """The fields of `RotaryConfig` but windows."""
+def read_rotary(file: GgufFile, fields: Fields, eps: str, partial: bool = False) -> dict[str, Any]:
+    """The fields of `RotaryConfig` but windows; of a family whose heads may turn in part, or must not."""
     fields.must_be("expert_count", 0)
     plain = read_sizes(file, fields, eps)
     heads = plain["num_heads"]
     head_dim = fields.take("attention.key_length", RULES["head_dim"], plain["d_model"] // heads)
     fields.must_be("attention.value_length", head_dim)
+    dims = head_dim
+    if partial:
+        dims = fields.take("rope.dimension_count", RULES["rotary_dims"], head_dim)
+        plain["rotary_dims"] = None if dims == head_dim else dims
     fields.must_be("rope.dimension_count", head_dim)
     return {
         **plain,
         "num_kv_heads": fields.take("attention.head_count_kv", RULES["num_kv_heads"], heads),
         "head_dim": head_dim,
         "rope_theta": fields.take("rope.freq_base", RULES["rope_theta"], 10_000.0),
-        "rope_scaling": _rope_scaling(file, fields, head_dim),
+        "rope_scaling": _rope_scaling(file, fields, dims),
     }
 
 

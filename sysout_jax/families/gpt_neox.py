@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sysout_jax.checks import Flag
 from sysout_jax.config import ActivationName
 from sysout_jax.convert.fields import Fields
 from sysout_jax.convert.forms import Stored, biased, fused, layer_norm, linear
-from sysout_jax.families.family import Family, Layout
+from sysout_jax.families import gguf_reading
+from sysout_jax.families.family import Family, Gguf, Layout
 from sysout_jax.families.reading import read_activation, read_rotary
 from sysout_jax.families.rotary import RotaryConfig
 from sysout_jax.models.spec import EndsSpec, HeadsSpec, LayerSpec, MlpSpec, NormSpec
+
+if TYPE_CHECKING:
+    from sysout_jax.convert.gguf_file import GgufFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +54,14 @@ def read(fields: Fields) -> GptNeoxConfig:
     )
 
 
+def read_gguf(file: GgufFile, fields: Fields) -> GptNeoxConfig:
+    return GptNeoxConfig(
+        **gguf_reading.read_rotary(file, fields, gguf_reading.EPS, partial=True),
+        bias="blk.0.attn_qkv.bias" in file.tensors,
+        parallel=fields.take("use_parallel_residual", Flag()),
+    )
+
+
 _NAMES = {
     "embed/embedding": Stored("gpt_neox.embed_in.weight"),
     **layer_norm("layer_{l}/attn_norm", "gpt_neox.layers.{l}.input_layernorm"),
@@ -63,4 +76,5 @@ _NAMES = {
 FAMILY = Family(
     GptNeoxConfig,
     {"gpt_neox": Layout(read, _NAMES, "gpt_neox.", classes=("GPTNeoXForCausalLM",))},
+    gguf={"gptneox": Gguf(read_gguf, gguf_reading.FUSED_NAMES)},
 )

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sysout_jax.attention.spec import AttentionSpec
 from sysout_jax.config import RULES, ModelConfig
 from sysout_jax.convert.fields import Fields
 from sysout_jax.convert.forms import Stored, fused, linear
 from sysout_jax.errors import InputError
-from sysout_jax.families.family import Family, Layout
+from sysout_jax.families import gguf_reading
+from sysout_jax.families.family import Family, Gguf, Layout
 from sysout_jax.models.spec import EndsSpec, HeadsSpec, LayerSpec, MlpSpec, NormSpec
+
+if TYPE_CHECKING:
+    from sysout_jax.convert.gguf_file import GgufFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +107,17 @@ def read(fields: Fields) -> MptConfig:
     )
 
 
+def read_gguf(file: GgufFile, fields: Fields) -> MptConfig:
+    """Without ALiBi (a bias of 0) positions would be learned, which is refused."""
+    plain = gguf_reading.read_sizes(file, fields, gguf_reading.EPS)
+    fields.must_be("attention.head_count_kv", plain["num_heads"])
+    return MptConfig(
+        **plain,
+        alibi_max=fields.take("attention.max_alibi_bias", RULES["alibi_max"]),
+        clip_qkv=fields.take("attention.clamp_kqv", RULES["clip_qkv"], None),
+    )
+
+
 _NAMES = {
     "embed/embedding": Stored("transformer.wte.weight"),
     "layer_{l}/attn_norm/scale": Stored("transformer.blocks.{l}.norm_1.weight"),
@@ -116,4 +132,5 @@ _NAMES = {
 FAMILY = Family(
     MptConfig,
     {"mpt": Layout(read, _NAMES, "transformer.", classes=("MPTForCausalLM", "MptForCausalLM"))},
+    gguf={"mpt": Gguf(read_gguf, gguf_reading.FUSED_NAMES)},
 )

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sysout_jax.checks import Flag
 from sysout_jax.config import RULES
 from sysout_jax.convert.fields import Fields
-from sysout_jax.families import llama
-from sysout_jax.families.family import Family, Layout
+from sysout_jax.families import gguf_reading, llama
+from sysout_jax.families.family import Family, Gguf, Layout
 from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.families.reading import read_rotary
 from sysout_jax.models.spec import EndsSpec, LayerSpec, NormSpec
 
 EPS = 1e-5
+
+if TYPE_CHECKING:
+    from sysout_jax.convert.gguf_file import GgufFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,13 @@ def read(fields: Fields) -> OlmoConfig:
     return OlmoConfig(**read_rotary(fields, EPS), clip_qkv=clip, qkv_bias=bias, o_bias=bias)
 
 
+def read_gguf(file: GgufFile, fields: Fields) -> OlmoConfig:
+    clip = fields.take("attention.clamp_kqv", RULES["clip_qkv"], None)
+    return OlmoConfig(**gguf_reading.read_rotary(file, fields, gguf_reading.EPS), clip_qkv=clip)
+
+
 FAMILY = Family(
-    OlmoConfig, {"olmo": Layout(read, llama.NAMES, "model.", classes=("OlmoForCausalLM",))}
+    OlmoConfig,
+    {"olmo": Layout(read, llama.NAMES, "model.", classes=("OlmoForCausalLM",))},
+    gguf={"olmo": Gguf(read_gguf, gguf_reading.PAIRED_NAMES)},
 )

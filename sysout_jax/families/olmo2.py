@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sysout_jax.checks import Flag
 from sysout_jax.convert.fields import Fields
 from sysout_jax.convert.forms import Stored
-from sysout_jax.families import llama
-from sysout_jax.families.family import Family, Layout
+from sysout_jax.families import gguf_reading, llama
+from sysout_jax.families.family import Family, Gguf, Layout
 from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.families.reading import read_rotary
 from sysout_jax.models.spec import LayerSpec, NormSpec
+
+if TYPE_CHECKING:
+    from sysout_jax.convert.gguf_file import GgufFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,11 @@ def read(fields: Fields) -> Olmo2Config:
     return Olmo2Config(**read_rotary(fields, eps_default=1e-5), qkv_bias=bias, o_bias=bias)
 
 
+def read_gguf(file: GgufFile, fields: Fields) -> Olmo2Config:
+    plain = gguf_reading.read_rotary(file, fields, gguf_reading.RMS_EPS)
+    return Olmo2Config(**plain, **gguf_reading.read_biases(file))
+
+
 NAMES = {
     ours: stored
     for ours, stored in llama.NAMES.items()
@@ -50,5 +59,7 @@ NAMES = {
     "layer_{l}/mlp_post_norm/scale": Stored("model.layers.{l}.post_feedforward_layernorm.weight"),
 }
 FAMILY = Family(
-    Olmo2Config, {"olmo2": Layout(read, NAMES, "model.", classes=("Olmo2ForCausalLM",))}
+    Olmo2Config,
+    {"olmo2": Layout(read, NAMES, "model.", classes=("Olmo2ForCausalLM",))},
+    gguf={"olmo2": Gguf(read_gguf, gguf_reading.NAMES)},
 )

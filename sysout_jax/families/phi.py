@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from sysout_jax.config import ActivationName
 from sysout_jax.convert.fields import Fields
 from sysout_jax.convert.forms import Stored, biased, fused, layer_norm
 from sysout_jax.errors import InputError
-from sysout_jax.families.family import Family, Layout
+from sysout_jax.families import gguf_reading
+from sysout_jax.families.family import Family, Gguf, Layout
 from sysout_jax.families.reading import read_activation, read_rotary
 from sysout_jax.families.rotary import RotaryConfig
 from sysout_jax.models.spec import EndsSpec, HeadsSpec, LayerSpec, MlpSpec, NormSpec
+
+if TYPE_CHECKING:
+    from sysout_jax.convert.gguf_file import GgufFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +73,11 @@ def read_old(fields: Fields) -> PhiConfig:
     return PhiConfig(**plain | {"rotary_dims": dims}, activation=activation)
 
 
+def read_gguf(file: GgufFile, fields: Fields) -> PhiConfig:
+    """As many key heads as heads is what the converter writes for every file; GELU is that of Phi 1.5 and 2."""
+    return PhiConfig(**gguf_reading.read_rotary(file, fields, gguf_reading.EPS, partial=True))
+
+
 _NAMES = {
     "embed/embedding": Stored("model.embed_tokens.weight"),
     **layer_norm("layer_{l}/attn_norm", "model.layers.{l}.input_layernorm"),
@@ -90,10 +100,16 @@ _OLD_NAMES = {
     **layer_norm("final_norm", "lm_head.ln"),
     **biased("lm_head", "lm_head.linear"),
 }
+_FUSED = fused("layer_{l}/attn", "blk.{l}.attn_qkv", grouped=False)
+#: The first files hold q, k and v in one matrix.
+_GGUF_NAMES = gguf_reading.NAMES | {
+    ours: replace(gguf_reading.NAMES[ours], otherwise=stored) for ours, stored in _FUSED.items()
+}
 FAMILY = Family(
     PhiConfig,
     {
         "phi": Layout(read, _NAMES, "model.", classes=("PhiForCausalLM",)),
         "phi-msft": Layout(read_old, _OLD_NAMES, "transformer."),
     },
+    gguf={"phi2": Gguf(read_gguf, _GGUF_NAMES)},
 )

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from sysout_jax.checks import Whole
 from sysout_jax.config import RULES
 from sysout_jax.convert.fields import Fields
 from sysout_jax.convert.forms import Stored, fused, part_of_linear
-from sysout_jax.families import llama
-from sysout_jax.families.family import Family, Layout
+from sysout_jax.families import gguf_reading, llama
+from sysout_jax.families.family import Family, Gguf, Layout
 from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.families.reading import read_rotary
+
+if TYPE_CHECKING:
+    from sysout_jax.convert.gguf_file import GgufFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +33,13 @@ def read(fields: Fields) -> Phi3Config:
     return Phi3Config(**read_rotary(fields, eps_default=1e-5, fraction=1.0), sliding_window=window)
 
 
+def read_gguf(file: GgufFile, fields: Fields) -> Phi3Config:
+    """A window of 0 says that there is none (Phi 4)."""
+    plain = gguf_reading.read_rotary(file, fields, gguf_reading.RMS_EPS, partial=True)
+    window = fields.take("attention.sliding_window", Whole(0), 0)
+    return Phi3Config(**plain, sliding_window=window or None)
+
+
 _GATE_UP = "model.layers.{l}.mlp.gate_up_proj.weight"
 NAMES = {
     **llama.NAMES,
@@ -35,4 +47,12 @@ NAMES = {
     "layer_{l}/mlp/gate_proj/kernel": Stored(_GATE_UP, part_of_linear(0, 2)),
     "layer_{l}/mlp/up_proj/kernel": Stored(_GATE_UP, part_of_linear(1, 2)),
 }
-FAMILY = Family(Phi3Config, {"phi3": Layout(read, NAMES, "model.", classes=("Phi3ForCausalLM",))})
+_GGUF_NAMES = gguf_reading.FUSED_NAMES | {
+    "layer_{l}/mlp/gate_proj/kernel": Stored("blk.{l}.ffn_up.weight", part_of_linear(0, 2)),
+    "layer_{l}/mlp/up_proj/kernel": Stored("blk.{l}.ffn_up.weight", part_of_linear(1, 2)),
+}
+FAMILY = Family(
+    Phi3Config,
+    {"phi3": Layout(read, NAMES, "model.", classes=("Phi3ForCausalLM",))},
+    gguf={"phi3": Gguf(read_gguf, _GGUF_NAMES)},
+)

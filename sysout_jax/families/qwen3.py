@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sysout_jax.checks import Flag
 from sysout_jax.convert.fields import Fields
 from sysout_jax.convert.forms import Stored
-from sysout_jax.families import llama
-from sysout_jax.families.family import Family, Layout
+from sysout_jax.families import gguf_reading, llama
+from sysout_jax.families.family import Family, Gguf, Layout
 from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.families.qwen2 import read_qwen_windows
 from sysout_jax.families.reading import read_rotary
 from sysout_jax.models.spec import LayerSpec, NormSpec
+
+if TYPE_CHECKING:
+    from sysout_jax.convert.gguf_file import GgufFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +40,17 @@ def read(fields: Fields) -> Qwen3Config:
     return Qwen3Config(**plain, **windows, qkv_bias=bias, o_bias=bias)
 
 
+def read_gguf(file: GgufFile, fields: Fields) -> Qwen3Config:
+    plain = gguf_reading.read_rotary(file, fields, gguf_reading.RMS_EPS)
+    return Qwen3Config(**plain, **gguf_reading.read_biases(file))
+
+
 NAMES = llama.NAMES | {
     "layer_{l}/attn/q_norm/scale": Stored("model.layers.{l}.self_attn.q_norm.weight"),
     "layer_{l}/attn/k_norm/scale": Stored("model.layers.{l}.self_attn.k_norm.weight"),
 }
 FAMILY = Family(
-    Qwen3Config, {"qwen3": Layout(read, NAMES, "model.", classes=("Qwen3ForCausalLM",))}
+    Qwen3Config,
+    {"qwen3": Layout(read, NAMES, "model.", classes=("Qwen3ForCausalLM",))},
+    gguf={"qwen3": Gguf(read_gguf, gguf_reading.NAMES)},
 )

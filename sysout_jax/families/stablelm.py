@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sysout_jax.checks import Flag
 from sysout_jax.convert.fields import Fields
 from sysout_jax.convert.forms import layer_norm
-from sysout_jax.families import llama
-from sysout_jax.families.family import Family, Layout
+from sysout_jax.families import gguf_reading, llama
+from sysout_jax.families.family import Family, Gguf, Layout
 from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.families.reading import read_rotary
 from sysout_jax.models.spec import EndsSpec, LayerSpec, NormSpec
+
+if TYPE_CHECKING:
+    from sysout_jax.convert.gguf_file import GgufFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,16 @@ def read(fields: Fields) -> StableLmConfig:
     )
 
 
+def read_gguf(file: GgufFile, fields: Fields) -> StableLmConfig:
+    """Without a norm before the MLP attention and MLP are side by side, as llama.cpp has it; the key that says so is often wrong."""
+    fields.take_any("use_parallel_residual")
+    return StableLmConfig(
+        **gguf_reading.read_rotary(file, fields, gguf_reading.EPS, partial=True),
+        **gguf_reading.read_biases(file),
+        parallel="blk.0.ffn_norm.weight" not in file.tensors,
+    )
+
+
 NAMES = {
     **llama.NAMES,
     **layer_norm("layer_{l}/attn_norm", "model.layers.{l}.input_layernorm"),
@@ -49,5 +63,7 @@ NAMES = {
     **layer_norm("final_norm", "model.norm"),
 }
 FAMILY = Family(
-    StableLmConfig, {"stablelm": Layout(read, NAMES, "model.", classes=("StableLmForCausalLM",))}
+    StableLmConfig,
+    {"stablelm": Layout(read, NAMES, "model.", classes=("StableLmForCausalLM",))},
+    gguf={"stablelm": Gguf(read_gguf, gguf_reading.NAMES)},
 )

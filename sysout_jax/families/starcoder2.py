@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sysout_jax.attention.spec import AttentionSpec
 from sysout_jax.checks import Flag
 from sysout_jax.config import RULES, ActivationName
 from sysout_jax.convert.fields import Fields
 from sysout_jax.convert.forms import Stored, biased, layer_norm, linear
-from sysout_jax.families.family import Family, Layout
+from sysout_jax.families import gguf_reading
+from sysout_jax.families.family import Family, Gguf, Layout
 from sysout_jax.families.reading import read_activation, read_rotary
 from sysout_jax.families.rotary import RotaryConfig
 from sysout_jax.models.spec import EndsSpec, HeadsSpec, LayerSpec, MlpSpec, NormSpec
+
+if TYPE_CHECKING:
+    from sysout_jax.convert.gguf_file import GgufFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +57,12 @@ def read(fields: Fields) -> Starcoder2Config:
     return Starcoder2Config(**plain, activation=activation, sliding_window=window, bias=bias)
 
 
+def read_gguf(file: GgufFile, fields: Fields) -> Starcoder2Config:
+    """The window is not in the files: within it, 4096 tokens, the model is the same."""
+    plain = gguf_reading.read_rotary(file, fields, gguf_reading.EPS)
+    return Starcoder2Config(**plain, bias="blk.0.attn_q.bias" in file.tensors)
+
+
 _NAMES = {
     "embed/embedding": Stored("model.embed_tokens.weight"),
     **layer_norm("layer_{l}/attn_norm", "model.layers.{l}.input_layernorm"),
@@ -68,4 +79,5 @@ _NAMES = {
 FAMILY = Family(
     Starcoder2Config,
     {"starcoder2": Layout(read, _NAMES, "model.", classes=("Starcoder2ForCausalLM",))},
+    gguf={"starcoder2": Gguf(read_gguf, gguf_reading.NAMES)},
 )

@@ -1,43 +1,25 @@
-"""GGUF files as the public converters write them, from Hugging Face directories: an independent reading of the format for the tests."""
+"""GGUF files as the public converters write them, from Hugging Face directories: an independent reading of the format for the tests.
+
+Names are those of the `gguf` package's own map from transformers' names.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 from safetensors.numpy import load_file
 
-NAMES = {
-    "llama": {
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm",
-    },
-    "gpt2": {
-        "attn.c_attn": "attn_qkv",
-        "attn.c_proj": "attn_output",
-        "mlp.c_fc": "ffn_up",
-        "mlp.c_proj": "ffn_down",
-        "ln_1": "attn_norm",
-        "ln_2": "ffn_norm",
-    },
-}
-TOP = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "transformer.wte": "token_embd",
-    "transformer.wpe": "position_embd",
-    "transformer.ln_f": "output_norm",
-}
+Tensors = dict[str, np.ndarray]
+_ARCHITECTURES = {"mistral": "llama", "phi": "phi2", "gpt_neox": "gptneox"}
+
+
+def architecture(config: dict) -> str:
+    return _ARCHITECTURES.get(config["model_type"], config["model_type"])
 
 
 def paired(w: np.ndarray, heads: int) -> np.ndarray:
@@ -46,29 +28,104 @@ def paired(w: np.ndarray, heads: int) -> np.ndarray:
     return w.reshape(heads, 2, shape[0] // heads // 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
 
 
-def hf_tensors(directory: Path) -> dict[str, np.ndarray]:
-    tensors: dict[str, np.ndarray] = {}
+def hf_tensors(directory: Path) -> Tensors:
+    tensors: Tensors = {}
     for file in sorted(directory.glob("*.safetensors")):
         tensors |= load_file(file)
     return tensors
 
 
+def _one(config: dict, *names: str, default: Any = None) -> Any:
+    """The first of these fields that is there."""
+    return next((config[name] for name in names if config.get(name) is not None), default)
+
+
+def _heads(config: dict) -> tuple[int, int]:
+    """H and K."""
+    heads = _one(config, "num_attention_heads", "n_head", "n_heads")
+    if config["model_type"] == "falcon" and not config["new_decoder_architecture"]:
+        return heads, 1 if config["multi_query"] else heads
+    return heads, _one(config, "num_key_value_heads", "num_kv_heads", default=heads)
+
+
+def _changed(name: str, w: np.ndarray, config: dict) -> np.ndarray:
+    """What the converter of the architecture does to a tensor."""
+    arch, (heads, kv_heads) = architecture(config), _heads(config)
+    if arch in ("llama", "olmo") and ".self_attn.q_proj." in name:
+        return paired(w, heads)
+    if arch in ("llama", "olmo") and ".self_attn.k_proj." in name:
+        return paired(w, kv_heads)
+    if arch == "gpt2" and ".c_" in name and name.endswith("weight"):
+        return w.T  # Conv1D
+    if arch.startswith("gemma") and name.endswith("norm.weight"):
+        return w + np.float32(1)
+    if arch == "gptneox" and "query_key_value" in name:
+        return w.reshape(heads, 3, -1, *w.shape[1:]).swapaxes(0, 1).reshape(w.shape)
+    if arch == "falcon" and "query_key_value" in name:
+        groups = w.reshape(kv_heads, heads // kv_heads + 2, -1, *w.shape[1:])
+        parts = groups[:, :-2], groups[:, [-2]], groups[:, [-1]]
+        return np.concatenate([part.reshape(-1, *w.shape[1:]) for part in parts])
+    return w
+
+
 def to_gguf(name: str, w: np.ndarray, config: dict, permute: bool = True) -> tuple[str, np.ndarray]:
     """GGUF's name and form of one tensor."""
-    stem, _, kind = name.rpartition(".")
-    if stem in TOP:
-        return f"{TOP[stem]}.{kind}", w
-    prefix = "model.layers." if config["model_type"] != "gpt2" else "transformer.h."
-    layer, _, part = stem.removeprefix(prefix).partition(".")
-    arch = "gpt2" if config["model_type"] == "gpt2" else "llama"
-    if arch == "gpt2" and kind == "weight" and ("c_" in part):
-        w = w.T  # Conv1D
-    heads = config.get("num_attention_heads")
-    if permute and part == "self_attn.q_proj":
-        w = paired(w, heads)
-    if permute and part == "self_attn.k_proj":
-        w = paired(w, config.get("num_key_value_heads") or heads)
-    return f"blk.{layer}.{NAMES[arch][part]}.{kind}", w
+    arch = architecture(config)
+    kind = next(kind for kind, its in gguf.MODEL_ARCH_NAMES.items() if its == arch)
+    theirs = gguf.get_tensor_name_map(kind, 8).get_name(name, (".weight", ".bias"))
+    assert theirs, name
+    return theirs, _changed(name, w, config) if permute else w
+
+
+def _add_keys(writer: gguf.GGUFWriter, config: dict) -> None:
+    arch, (heads, kv_heads) = architecture(config), _heads(config)
+    width = _one(config, "hidden_size", "n_embd", "d_model")
+    inner = _one(config, "intermediate_size", "n_inner", "ffn_hidden_size", default=4 * width)
+    writer.add_context_length(_one(config, "max_position_embeddings", "n_positions", "max_seq_len"))
+    writer.add_embedding_length(width)
+    writer.add_feed_forward_length(inner)
+    writer.add_block_count(_one(config, "num_hidden_layers", "n_layer", "n_layers"))
+    writer.add_head_count(heads)
+    if arch == "olmo":
+        writer.add_layer_norm_eps(1e-5)
+    elif "rms_norm_eps" in config:
+        writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    else:
+        names = ("layer_norm_epsilon", "layer_norm_eps", "norm_epsilon")
+        writer.add_layer_norm_eps(_one(config, *names))
+    if arch == "mpt":
+        attention = config["attn_config"]
+        writer.add_max_alibi_bias(attention["alibi_bias_max"])
+        if attention["clip_qkv"] is not None:
+            writer.add_clamp_kqv(attention["clip_qkv"])
+    if arch in ("gpt2", "mpt"):
+        return
+    writer.add_head_count_kv(kv_heads)
+    head_dim = config.get("head_dim") or width // heads
+    rope = config.get("rope_parameters") or {}
+    if arch not in ("falcon", "phi2", "gptneox", "stablelm", "gemma", "gemma2"):
+        writer.add_rope_freq_base(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
+    if rope.get("rope_type") == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+    if arch in ("llama", "qwen3", "gemma", "gemma2"):
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
+    if arch in ("llama", "phi2", "phi3", "gptneox", "stablelm"):
+        writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1.0)))
+    if arch in ("gptneox", "stablelm"):
+        writer.add_parallel_residual(config["use_parallel_residual"])
+    if arch == "olmo" and config["clip_qkv"] is not None:
+        writer.add_clamp_kqv(config["clip_qkv"])
+    if arch == "falcon":
+        writer.add_tensor_data_layout("jploski")
+    if arch == "phi3":
+        writer.add_rope_scaling_orig_ctx_len(config["original_max_position_embeddings"])
+        writer.add_sliding_window(config["sliding_window"] or 0)
+    if arch == "gemma2":
+        writer.add_sliding_window(config["sliding_window"])
+        writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
+        writer.add_final_logit_softcapping(config["final_logit_softcapping"])
 
 
 def write_gguf(
@@ -77,43 +134,23 @@ def write_gguf(
     *,
     quantise: gguf.GGMLQuantizationType | None = None,
     permute: bool = True,
-    extra: dict[str, np.ndarray] | None = None,
-    tokenizer: dict | None = None,
+    change: Callable[[Tensors], Tensors] = lambda tensors: tensors,
+    keys: dict[str, Any] | None = None,
 ) -> None:
-    """A whole model file; matrices whose rows are whole blocks are stored as `quantise`, everything else as float32."""
+    """A whole model file; matrices whose rows are whole blocks are stored as `quantise`, everything else as float32.
+
+    `keys` are methods of the writer and what they are given; without `permute` nothing is done to tensors but naming them.
+    """
     config = json.loads((hf / "config.json").read_text())
-    arch = "gpt2" if config["model_type"] == "gpt2" else "llama"
-    writer = gguf.GGUFWriter(path, "qwen2" if config["model_type"] == "qwen2" else arch)
-    permute = permute and config["model_type"] != "qwen2"  # stored as it is
-    if arch == "llama":
-        heads = config["num_attention_heads"]
-        writer.add_context_length(config["max_position_embeddings"])
-        writer.add_embedding_length(config["hidden_size"])
-        writer.add_feed_forward_length(config["intermediate_size"])
-        writer.add_block_count(config["num_hidden_layers"])
-        writer.add_head_count(heads)
-        writer.add_head_count_kv(config["num_key_value_heads"])
-        writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-        rope = config.get("rope_parameters") or {}
-        writer.add_rope_freq_base(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
-        if rope.get("rope_type") == "linear":
-            writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-            writer.add_rope_scaling_factor(rope["factor"])
-        head_dim = config.get("head_dim") or config["hidden_size"] // heads
-        writer.add_key_length(head_dim)
-        writer.add_value_length(head_dim)
-        writer.add_rope_dimension_count(head_dim)
-    else:
-        writer.add_context_length(config["n_positions"])
-        writer.add_embedding_length(config["n_embd"])
-        writer.add_feed_forward_length(config.get("n_inner") or 4 * config["n_embd"])
-        writer.add_block_count(config["n_layer"])
-        writer.add_head_count(config["n_head"])
-        writer.add_layer_norm_eps(config["layer_norm_epsilon"])
-    for name, value in (tokenizer or {}).items():
+    writer = gguf.GGUFWriter(path, architecture(config))
+    _add_keys(writer, config)
+    for name, value in (keys or {}).items():
         getattr(writer, name)(value)
-    tensors = [to_gguf(name, w, config, permute) for name, w in hf_tensors(hf).items()]
-    for name, w in [*tensors, *(extra or {}).items()]:
+    tensors = hf_tensors(hf)
+    if architecture(config).startswith("gemma"):
+        tensors.pop("lm_head.weight", None)
+    stored = dict(to_gguf(name, w, config, permute) for name, w in tensors.items())
+    for name, w in change(stored).items():
         w = np.ascontiguousarray(w, np.float32)
         block = gguf.GGML_QUANT_SIZES[quantise][0] if quantise is not None else 0
         if quantise is None or w.ndim < 2 or w.shape[-1] % block:

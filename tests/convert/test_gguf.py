@@ -138,7 +138,7 @@ def test_llama3_frequencies_come_as_a_tensor(tmp_path):
     plain = rotary_frequencies(theirs.head_dim, theirs.rope_theta, None)
     scaled = rotary_frequencies(theirs.head_dim, theirs.rope_theta, theirs.rope_scaling)
     path = tmp_path / "model.gguf"
-    write_gguf(case, path, extra={"rope_freqs.weight": plain / scaled})
+    write_gguf(case, path, change=lambda tensors: tensors | {"rope_freqs.weight": plain / scaled})
     ours = so.load(path).config
     assert ours.rope_scaling.kind == "factors"
     got = rotary_frequencies(ours.head_dim, ours.rope_theta, ours.rope_scaling)
@@ -287,28 +287,20 @@ def test_bad_headers_are_one_line(name, tmp_path):
         ({"blk.1.ffn_norm.weight": np.zeros(5)}, "wrong shapes"),
     ],
 )
-def test_tensors_that_do_not_fit_are_listed(change, says, tmp_path, monkeypatch):
-    from tests.convert import gguf_writer
+def test_tensors_that_do_not_fit_are_listed(change, says, tmp_path):
+    def changed(tensors):
+        return {name: w for name, w in (tensors | change).items() if w is not None}
 
-    whole = gguf_writer.to_gguf
-    config = json.loads((FIXTURES / "llama-mha" / "config.json").read_text())
-    tensors = [whole(n, w, config) for n, w in hf_tensors(FIXTURES / "llama-mha").items()]
-    kept = {name: w for name, w in tensors if change.get(name, w) is not None} | {
-        name: w for name, w in change.items() if w is not None
-    }
-    monkeypatch.setattr(gguf_writer, "hf_tensors", lambda hf: kept)
-    monkeypatch.setattr(gguf_writer, "to_gguf", lambda name, w, config, permute: (name, w))
-    write_gguf(FIXTURES / "llama-mha", tmp_path / "m.gguf")
+    write_gguf(FIXTURES / "llama-mha", tmp_path / "m.gguf", change=changed)
     with pytest.raises(so.InputError, match=says):
         so.load(tmp_path / "m.gguf")
 
 
-def test_settings_that_are_not_computed_are_refused(tmp_path, monkeypatch):
+def test_settings_that_are_not_computed_are_refused(tmp_path):
     path = tmp_path / "m.gguf"
-    added = {"add_expert_count": 4}
-    write_gguf(FIXTURES / "llama-mha", path, tokenizer=added)
+    write_gguf(FIXTURES / "llama-mha", path, keys={"add_expert_count": 4})
     with pytest.raises(so.InputError, match="expert_count = 4 is not implemented"):
         so.load(path)
-    write_gguf(FIXTURES / "llama-mha", path, tokenizer={"add_sliding_window": 7})
+    write_gguf(FIXTURES / "llama-mha", path, keys={"add_sliding_window": 7})
     with pytest.raises(so.InputError, match="not handled: llama.attention.sliding_window"):
         so.load(path)

@@ -1,0 +1,163 @@
+"""GGUF files of every family whose architecture the format has: exactly the Hugging Face model that they were made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as Type
+
+import sysout_jax as so
+from sysout_jax.families import ARCHITECTURES, gemma2
+from tests.convert.gguf_writer import architecture, write_gguf
+from tests.convert.test_gguf import equal
+from tests.families.cases import CASES, Case, random_tokens, save, transformers_model
+
+pytestmark = pytest.mark.parity
+
+#: Cases of `CASES`, and what of each the format cannot hold.
+CHANGES = {
+    "llama": {},
+    "gpt2": {},
+    "qwen2": {},
+    "qwen3": {},
+    "qwen3-biases": {},
+    "phi": {},
+    "phi3": {},
+    "phi3-partial": {},
+    "gemma": {},
+    "gemma-mqa": {"attention_bias": False, "tie_word_embeddings": True},
+    "gemma2": {"query_pre_attn_scalar": 10},
+    "falcon": {"ffn_hidden_size": 64},
+    "falcon-new": {"ffn_hidden_size": 64, "bias": False},
+    "falcon-one-norm": {"ffn_hidden_size": 64},
+    "gpt_neox": {},
+    "gpt_neox-sequential": {},
+    "mpt": {},
+    "mpt-odd-heads": {"attn_config": {"clip_qkv": 0.9}},
+    "olmo": {},
+    "olmo-clip": {"attention_bias": False},
+    "olmo2": {},
+    "olmo2-mha": {},
+    "stablelm": {},
+    "stablelm-parallel": {},
+    "starcoder2": {"sliding_window": None},
+    "starcoder2-no-biases": {"hidden_act": "gelu_pytorch_tanh"},
+}
+FIRST = list({CASES[name].kind: name for name in reversed(CHANGES)}.values())
+EVERY = [name if name in FIRST else pytest.param(name, marks=pytest.mark.slow) for name in CHANGES]
+#: Rows of whole blocks.
+WIDE = {"hidden_size": 64, "intermediate_size": 96, "ffn_hidden_size": 256, "head_dim": 32}
+
+
+def hugging_face(name: str, directory: Path, **more) -> Path:
+    pytest.importorskip("transformers")
+    kind, settings = CASES[name]
+    more = {key: value for key, value in more.items() if key in settings}
+    case = Case(kind, settings | CHANGES[name] | more)
+    return save(transformers_model(case, 0), directory / "hf")
+
+
+def logits(path: Path) -> np.ndarray:
+    return so.capture(so.load(path), random_tokens(0), ())[0]
+
+
+def test_every_architecture_has_a_case():
+    assert {architecture({"model_type": CASES[name].kind}) for name in CHANGES} == set(
+        ARCHITECTURES
+    )
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_float32_is_the_hugging_face_model_exactly(name, tmp_path):
+    hf, path = hugging_face(name, tmp_path), tmp_path / "m.gguf"
+    write_gguf(hf, path)
+    ours, theirs = so.load(path), so.load(hf)
+    assert logits(path).tobytes() == logits(hf).tobytes()
+    if not name.startswith("gemma"):  # whose scales + 1 − 1 are rounded, and the same after + 1
+        assert equal(ours, theirs)
+    assert ours.config.layer(1).wiring == theirs.config.layer(1).wiring
+
+
+@pytest.mark.parametrize("name", ["gemma", "falcon-new", "gpt_neox", "olmo", "gpt2"])
+def test_what_the_converter_changed_must_be_undone(name, tmp_path):
+    settings = {"n_embd": 16, "n_inner": 16} if name == "gpt2" else {}
+    hf = hugging_face(name, tmp_path, **settings)
+    write_gguf(hf, tmp_path / "m.gguf", permute=False)
+    if name == "gpt2":  # only square matrices hide it
+        with pytest.raises(so.InputError, match="wrong shapes"):
+            so.load(tmp_path / "m.gguf")
+        return
+    assert np.abs(logits(tmp_path / "m.gguf") - logits(hf)).max() > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FIRST)
+def test_quantised_is_what_the_blocks_say(name, tmp_path):
+    hf = hugging_face(name, tmp_path, **WIDE)
+
+    def rounded(tensors):
+        return {
+            name: gguf.quants.dequantize(gguf.quants.quantize(w, Type.Q8_0), Type.Q8_0)
+            if w.ndim == 2 and w.shape[-1] % 32 == 0
+            else w
+            for name, w in tensors.items()
+        }
+
+    write_gguf(hf, tmp_path / "q8.gguf", quantise=Type.Q8_0)
+    write_gguf(hf, tmp_path / "f32.gguf", change=rounded)
+    assert equal(so.load(tmp_path / "q8.gguf"), so.load(tmp_path / "f32.gguf"))
+    if name not in ("gpt2", "mpt"):  # which are narrow here
+        assert so.load(tmp_path / "q8.gguf").stored_as["mlp/up_proj/kernel"] == "Q8_0"
+
+
+def test_the_first_files_of_phi_2_hold_q_k_and_v_together(tmp_path):
+    def together(tensors):
+        rest = dict(tensors)
+        for l in range(2):
+            for kind in ("weight", "bias"):
+                parts = [rest.pop(f"blk.{l}.attn_{part}.{kind}") for part in "qkv"]
+                rest[f"blk.{l}.attn_qkv.{kind}"] = np.concatenate(parts)
+        return rest
+
+    hf = hugging_face("phi", tmp_path)
+    write_gguf(hf, tmp_path / "m.gguf", change=together)
+    assert equal(so.load(tmp_path / "m.gguf"), so.load(hf))
+
+
+def test_gemma_2_27b_scales_by_its_width(tmp_path, monkeypatch):
+    """Its heads are wider than D/H, and it is told by its number of layers alone."""
+    hf = hugging_face("gemma2", tmp_path, query_pre_attn_scalar=4)
+    write_gguf(hf, tmp_path / "m.gguf")
+    scale = so.load(hf).config.attention_scale
+    assert so.load(tmp_path / "m.gguf").config.attention_scale != scale == 0.5
+    monkeypatch.setattr(gemma2, "LAYERS_27B", 2)
+    assert so.load(tmp_path / "m.gguf").config.attention_scale == scale
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "says"),
+    [
+        ("falcon", {"add_tensor_data_layout": "other"}, "tensor_data_layout = 'other' is not"),
+        ("mpt", {"add_max_alibi_bias": 0.0}, "attention.max_alibi_bias is 0.0; expected"),
+        ("olmo2", {"add_sliding_window": 8}, "not handled: olmo2.attention.sliding_window=8"),
+        ("phi3", {"add_rope_scaling_attn_factors": 1.2}, "not handled: phi3.rope.scaling.attn_f"),
+    ],
+)
+def test_what_is_not_computed_is_refused(name, keys, says, tmp_path, monkeypatch):
+    hf = hugging_face(name, tmp_path)
+    write_gguf(hf, tmp_path / "m.gguf", keys=keys)
+    with pytest.raises(so.InputError, match=says):
+        so.load(tmp_path / "m.gguf")
+
+
+def test_falcon_layers_must_agree_on_their_norms(tmp_path):
+    def without(tensors):
+        return {n: w for n, w in tensors.items() if not n.startswith("blk.1.attn_norm_2")}
+
+    hf = hugging_face("falcon-new", tmp_path)
+    write_gguf(hf, tmp_path / "m.gguf", change=without)
+    with pytest.raises(so.InputError, match="1 of 2 layers have a tensor attn_norm_2"):
+        so.load(tmp_path / "m.gguf")
