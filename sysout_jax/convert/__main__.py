@@ -29,7 +29,7 @@ class Args:
     out: Path
     """Directory to write; must be new or empty."""
     format: Literal["orbax", "hf"] = "orbax"
-    """orbax opens everywhere in this library; hf opens in transformers (GPT-2, LLaMA, Mistral and Qwen2 with default attention)."""
+    """orbax opens everywhere in this library; hf opens in transformers (every family, with default attention)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the written weights; auto keeps the one they are stored in."""
     accept_setting: tuple[str, ...] = ()

@@ -17,12 +17,14 @@ class Form:
     """A convention of storing an array.
 
     `shapes` gives the shapes that our shape may have there, the usual one first; `ours` turns a stored array into our
-    layout (a view where possible), `theirs` ours into the stored one.
+    layout (a view where possible), `theirs` ours into the stored one. Where that is only a part of a stored array, `slot` is the part
+    as a view, of the shape that takes what `theirs` gives after reshaping.
     """
 
     shapes: Callable[[Shape, ModelConfig], tuple[Shape, ...]]
     ours: Callable[[np.ndarray, ModelConfig], np.ndarray]
     theirs: Callable[[np.ndarray, ModelConfig], np.ndarray]
+    slot: Callable[[np.ndarray, ModelConfig], np.ndarray] | None = None
 
 
 def _same(x: np.ndarray, config: ModelConfig) -> np.ndarray:
@@ -79,10 +81,6 @@ PER_HEAD = Form(
 WITH_ONE = Form(lambda shape, config: (shape,), lambda x, config: x - 1, lambda x, config: x + 1)
 
 
-def _not_written(x: np.ndarray, config: ModelConfig) -> np.ndarray:
-    raise NotImplementedError("parts of one stored tensor are only read")
-
-
 def fused_qkv(part: str, grouped: bool) -> Form:
     """The rows of q, k or v in one Linear, weight or bias.
 
@@ -94,7 +92,7 @@ def fused_qkv(part: str, grouped: bool) -> Form:
         rows = (heads.heads + 2 * heads.kv_heads) * heads.head_dim
         return ((rows, *shape[:-1]),)
 
-    def ours(x: np.ndarray, config: ModelConfig) -> np.ndarray:
+    def slot(x: np.ndarray, config: ModelConfig) -> np.ndarray:
         heads = config.layer(0).heads
         H, K, Dh = heads.heads, heads.kv_heads, heads.head_dim
         groups, count = (K, H // K) if grouped else (1, H)
@@ -102,22 +100,28 @@ def fused_qkv(part: str, grouped: bool) -> Form:
         first = {"q": 0, "k": count, "v": count + keys}[part]
         width = count if part == "q" else keys
         rows = x.reshape(groups, count + 2 * keys, Dh, *x.shape[1:])
-        return rows[:, first : first + width].reshape(-1, *x.shape[1:]).T
+        return rows[:, first : first + width]
 
-    return Form(shapes, ours, _not_written)
+    def ours(x: np.ndarray, config: ModelConfig) -> np.ndarray:
+        return slot(x, config).reshape(-1, *x.shape[1:]).T
+
+    return Form(shapes, ours, _transpose, slot)
 
 
 def part_of_linear(part: int, parts: int) -> Form:
     """One of equal parts side by side along the outputs of a Linear."""
 
-    def ours(x: np.ndarray, config: ModelConfig) -> np.ndarray:
+    def slot(x: np.ndarray, config: ModelConfig) -> np.ndarray:
         width = len(x) // parts
-        return x[part * width : (part + 1) * width].T
+        return x[part * width : (part + 1) * width]
+
+    def ours(x: np.ndarray, config: ModelConfig) -> np.ndarray:
+        return slot(x, config).T
 
     def shapes(shape: Shape, config: ModelConfig) -> tuple[Shape, ...]:
         return ((parts * shape[-1], *shape[:-1]),)
 
-    return Form(shapes, ours, _not_written)
+    return Form(shapes, ours, _transpose, slot)
 
 
 @dataclass(frozen=True)

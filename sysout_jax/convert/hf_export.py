@@ -5,6 +5,7 @@ Names, forms and field names are the tables of the families, read the other way 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,8 +15,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from sysout_jax.checkpoints.narrowing import Narrowing
+from sysout_jax.checks import shown
 from sysout_jax.config import ModelConfig
-from sysout_jax.convert.forms import Shape, Stored
+from sysout_jax.convert.forms import Form, Shape
 from sysout_jax.convert.hf_config import read_config
 from sysout_jax.convert.names import stored_names
 from sysout_jax.convert.safetensors import SafetensorsSource
@@ -24,7 +26,9 @@ from sysout_jax.data import tokenizers
 from sysout_jax.data.tokenizers import Tokenizer
 from sysout_jax.errors import InputError
 from sysout_jax.families import FAMILIES, Export
+from sysout_jax.printable import some
 from sysout_jax.storage.fingerprint import fingerprint, fingerprints
+from sysout_jax.storage.serialise import read_json_object
 from sysout_jax.storage.staging import new_directory
 from sysout_jax.weights import WeightSource, expected_shapes, groups
 
@@ -51,11 +55,9 @@ def save_hugging_face(
     source = Narrowing(source, config)
     theirs = export.whole(config)
     dtype = np.dtype(dtype)
-    plan = _plan(theirs)
+    plan = _plan(theirs, export)
     announced = [
-        Announced(stored.name, stored.form.shapes(shape, theirs)[0])
-        for tensors in plan.values()
-        for _, shape, stored in tensors
+        Announced(tensor.name, tensor.shape) for tensors in plan.values() for tensor in tensors
     ]
     with new_directory(directory) as staging:
         written: dict[str, int] = {}
@@ -66,18 +68,18 @@ def save_hugging_face(
         if tokenizer:
             tokenizer.save(staging / tokenizers.FILE)
             _write_json(staging / "tokenizer_config.json", _tokenizer_fields(config, tokenizer))
-        _read_back(staging, theirs, fields, dtype, written)
+        _read_back(staging, theirs, dtype, written)
 
 
 def _read_back(
     directory: Path,
     config: ModelConfig,
-    fields: dict[str, Any],
     dtype: np.dtype,
     written: Mapping[str, int],
 ) -> None:
     """OSError when what has just been written is not what is read."""
     try:
+        fields = read_json_object(directory / "config.json", "write it again")
         layout, read, _ = read_config(fields, "config.json")
         if read != config:
             raise InputError("config.json reads as another config")
@@ -102,7 +104,16 @@ def check_exportable(config: ModelConfig) -> Export:
             f"attention {config.attention!r} has no class in transformers, which would compute plain softmax attention; "
             "expected a model with default attention, use --format orbax"
         )
-    export.fields(export.whole(config))
+    whole = export.whole(config)
+    read = read_config(export.fields(whole), "config.json").config
+    names = [field.name for field in dataclasses.fields(whole)]
+    lost = [name for name in names if getattr(read, name, None) != getattr(whole, name)]
+    if lost:
+        given = some(f"{name} = {shown(getattr(whole, name))}" for name in lost)
+        raise InputError(
+            f"{given} cannot be said in a config.json of family {config.family}, so transformers would compute another model; "
+            "use --format orbax"
+        )
     return export
 
 
@@ -117,26 +128,34 @@ def _tokenizer_fields(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, An
     return fields
 
 
-class _Planned(NamedTuple):
-    """One tensor of the export: where it is read, and under which name and in which form it is written."""
+class _Part(NamedTuple):
+    """A parameter of ours that fills a tensor of theirs, or a part of it."""
 
     path: str
     shape: Shape
-    stored: Stored
+    form: Form
 
 
-def _plan(config: ModelConfig) -> dict[str, list[_Planned]]:
+class _Planned(NamedTuple):
+    """One tensor of the export: under which name and in which shape it is written, and of which parameters it is made."""
+
+    name: str
+    shape: Shape
+    parts: list[_Part]
+
+
+def _plan(config: ModelConfig, export: Export) -> dict[str, list[_Planned]]:
     """The tensors of each group."""
     shapes = expected_shapes(config)
-    stored = stored_names(config.family, shapes)
-    return {
-        group: [
-            _Planned(path, shape, stored[path])
-            for path, shape in shapes.items()
-            if path.startswith(group + "/")
-        ]
-        for group in groups(config)
-    }
+    tensors: dict[str, dict[str, _Planned]] = {group: {} for group in groups(config)}
+    for path, stored in stored_names(config.family, shapes).items():
+        if stored.otherwise and export.otherwise(config):
+            stored = stored.otherwise
+        part = _Part(path, shapes[path], stored.form)
+        shape = stored.form.shapes(shapes[path], config)[0]
+        planned = _Planned(stored.name, shape, [])
+        tensors[path.partition("/")[0]].setdefault(stored.name, planned).parts.append(part)
+    return {group: list(held.values()) for group, held in tensors.items()}
 
 
 def _arrays(
@@ -147,13 +166,19 @@ def _arrays(
     written: dict[str, int],
     on_group: Callable[[], object] | None,
 ) -> Iterator[np.ndarray]:
-    """The tensors of the plan in their form; biases that the model does not have are zero. Their checksums go into `written`."""
+    """The tensors of the plan in their form; biases that the model does not have are zero. Checksums of ours go into `written`."""
     for group, tensors in plan.items():
         held = flatten_dict({group: source.read(group, dtype)}, sep="/")
-        for path, shape, stored in tensors:
-            array = np.asarray(held[path]) if path in held else np.zeros(shape, dtype)
-            written[path] = fingerprint(array)
-            yield stored.form.theirs(array, config)
+        for _, whole_shape, parts in tensors:
+            whole = np.empty(whole_shape, dtype) if len(parts) > 1 else None
+            for path, shape, form in parts:
+                array = np.asarray(held[path]) if path in held else np.zeros(shape, dtype)
+                written[path] = fingerprint(array)
+                theirs = form.theirs(array, config)
+                if whole is not None and form.slot:
+                    room = form.slot(whole, config)
+                    room[...] = theirs.reshape(room.shape)
+            yield theirs if whole is None else whole
         if on_group:
             on_group()
 

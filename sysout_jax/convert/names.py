@@ -62,4 +62,4 @@ def stored_names(layout: str, ours: Iterable[str]) -> dict[str, Stored]:
 
 
 def _of_layer(stored: Stored, number: str) -> Stored:
-    return stored.renamed(lambda name: name.format(l=number))
+    return stored.renamed(lambda name: name.replace("{l}", number))

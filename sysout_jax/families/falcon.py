@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sysout_jax.checks import Flag, OrNone, Whole
-from sysout_jax.config import RULES, ActivationName
+from sysout_jax.config import RULES, ActivationName, ModelConfig
 from sysout_jax.convert.fields import Fields
 from sysout_jax.convert.forms import Form, Stored, biased, fused_qkv, layer_norm, linear
 from sysout_jax.errors import InputError
 from sysout_jax.families import gguf_reading
-from sysout_jax.families.family import Family, Gguf, Layout
+from sysout_jax.families.family import Export, Family, Gguf, Layout
 from sysout_jax.families.reading import read_activation, read_rope
 from sysout_jax.families.rotary import RotaryConfig
+from sysout_jax.families.writing import activation_name, rotary_fields
 from sysout_jax.models.spec import EndsSpec, HeadsSpec, LayerSpec, MlpSpec, NormSpec
 
 if TYPE_CHECKING:
@@ -90,6 +91,26 @@ def read(fields: Fields) -> FalconConfig:
     )
 
 
+def write(config: FalconConfig) -> dict[str, Any]:
+    new = config.mlp_norm or config.num_kv_heads not in (1, config.num_heads)
+    scaling = {k: v for k, v in rotary_fields(config, "", "").items() if k.startswith("rope_")}
+    return {
+        "architectures": ["FalconForCausalLM"],
+        "model_type": "falcon",
+        "new_decoder_architecture": new,
+        "multi_query": config.num_kv_heads == 1,
+        "num_kv_heads": config.num_kv_heads,
+        "parallel_attn": config.parallel,
+        "num_ln_in_parallel_attn": (2 if config.mlp_norm else 1) if new else None,
+        "ffn_hidden_size": config.d_ff,
+        "activation": activation_name(config.activation),
+        "bias": config.bias,
+        "alibi": False,
+        **scaling,
+        **{theirs: getattr(config, ours) for ours, theirs in FIELDS.items()},
+    }
+
+
 def read_gguf(file: GgufFile, fields: Fields) -> FalconConfig:
     """The files hold neither the context, which is always 2048 there, nor biases nor another wiring than the parallel one."""
     fields.must_be("tensor_data_layout", "jploski")
@@ -107,10 +128,15 @@ def _qkv(part: str) -> Form:
     """All of q first with one key head (7B), by key heads otherwise."""
     apart, grouped = fused_qkv(part, False), fused_qkv(part, True)
 
-    def ours(x, config):
-        return (apart if config.num_kv_heads == 1 else grouped).ours(x, config)
+    def of(config: ModelConfig) -> Form:
+        return apart if config.layer(0).heads.kv_heads == 1 else grouped
 
-    return Form(apart.shapes, ours, apart.theirs)
+    return Form(
+        apart.shapes,
+        lambda x, config: of(config).ours(x, config),
+        apart.theirs,
+        lambda x, config: of(config).slot(x, config),  # type: ignore[misc]
+    )
 
 
 def _named(part: str, name: str) -> Stored:
@@ -140,5 +166,6 @@ _LAYOUT = Layout(read, _NAMES, "transformer.", classes=("FalconForCausalLM", "RW
 FAMILY = Family(
     FalconConfig,
     {"falcon": _LAYOUT, "RefinedWebModel": _LAYOUT, "RefinedWeb": _LAYOUT},
+    Export(write, otherwise=lambda config: config.mlp_norm),
     gguf={"falcon": Gguf(read_gguf, _GGUF_NAMES)},
 )

@@ -48,6 +48,8 @@ class Export:
     """config.json of a config."""
     whole: Callable[[Any], Any] = lambda config: config
     """The same model with all biases that transformers' class insists on; those that we lack are zero."""
+    otherwise: Callable[[Any], bool] = lambda config: False
+    """Whether its tensors have their other names, `Stored.otherwise`."""
 
 
 @dataclass(frozen=True)

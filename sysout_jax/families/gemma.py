@@ -10,13 +10,16 @@ from sysout_jax.checks import Flag
 from sysout_jax.config import ActivationName
 from sysout_jax.convert.fields import Fields
 from sysout_jax.families import gguf_reading, llama
-from sysout_jax.families.family import Family, Gguf, Layout
+from sysout_jax.families.family import Export, Family, Gguf, Layout
 from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.families.reading import read_activation, read_rotary
+from sysout_jax.families.writing import activation_name, norm_fields, rotary_fields
 from sysout_jax.models.spec import EndsSpec, LayerSpec, NormSpec
 
 if TYPE_CHECKING:
     from sysout_jax.convert.gguf_file import GgufFile
+
+TANH = "gelu_pytorch_tanh"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,14 @@ def read(fields: Fields) -> GemmaConfig:
     return GemmaConfig(**plain, activation=activation, qkv_bias=bias, o_bias=bias)
 
 
+def write(config: GemmaConfig) -> dict[str, Any]:
+    return {
+        **rotary_fields(config, "gemma", "GemmaForCausalLM"),
+        **norm_fields(config, activation_name(config.activation, TANH)),
+        "attention_bias": config.qkv_bias,
+    }
+
+
 def read_gguf(file: GgufFile, fields: Fields) -> GemmaConfig:
     return GemmaConfig(**read_gguf_plain(file, fields))
 
@@ -61,5 +72,6 @@ def read_gguf_plain(file: GgufFile, fields: Fields) -> dict[str, Any]:
 FAMILY = Family(
     GemmaConfig,
     {"gemma": Layout(read, llama.NAMES, "model.", classes=("GemmaForCausalLM",))},
+    Export(write, llama.with_their_biases),
     gguf={"gemma": Gguf(read_gguf, gguf_reading.GEMMA_NAMES)},
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sysout_jax.attention.spec import AttentionSpec
 from sysout_jax.checks import Flag, Real
@@ -12,9 +12,10 @@ from sysout_jax.config import RULES
 from sysout_jax.convert.fields import Fields
 from sysout_jax.convert.forms import Stored
 from sysout_jax.families import gguf_reading, llama
-from sysout_jax.families.family import Family, Gguf, Layout
-from sysout_jax.families.gemma import GemmaConfig, read_gguf_plain
-from sysout_jax.families.reading import read_activation, read_rotary, read_windows
+from sysout_jax.families.family import Export, Family, Gguf, Layout
+from sysout_jax.families.gemma import TANH, GemmaConfig, read_gguf_plain
+from sysout_jax.families.reading import read_activation, read_rotary, read_windows, windows
+from sysout_jax.families.writing import activation_name, layer_windows, norm_fields, rotary_fields
 from sysout_jax.models.spec import EndsSpec, LayerSpec
 
 if TYPE_CHECKING:
@@ -69,6 +70,26 @@ def read(fields: Fields) -> Gemma2Config:
     )
 
 
+def write(config: Gemma2Config) -> dict[str, Any]:
+    scalar = (config.attention_scale or 1.0) ** -2
+    act = activation_name(config.activation, TANH)
+    return {
+        **rotary_fields(config, "gemma2", "Gemma2ForCausalLM"),
+        **norm_fields(config, act),
+        "hidden_activation": act,
+        "attention_bias": config.qkv_bias,
+        "query_pre_attn_scalar": round(scalar) if abs(scalar - round(scalar)) < 1e-6 else scalar,
+        "attn_logit_softcapping": config.softcap,
+        "final_logit_softcapping": config.final_softcap,
+        **layer_windows(config),
+    }
+
+
+def with_their_scale(config: Gemma2Config) -> Gemma2Config:
+    scale = config.attention_scale or config.head_dim**-0.5
+    return dataclasses.replace(llama.with_their_biases(config), attention_scale=scale)
+
+
 def read_gguf(file: GgufFile, fields: Fields) -> Gemma2Config:
     """Older files lack caps and window, which are the same in all published models (llama.cpp takes these values too).
 
@@ -81,8 +102,7 @@ def read_gguf(file: GgufFile, fields: Fields) -> Gemma2Config:
         width = plain["d_model"] // plain["num_heads"]
     return Gemma2Config(
         **plain,
-        sliding_window=window,
-        sliding_layers=tuple(l % 2 == 0 for l in range(plain["num_layers"])),
+        **windows(window, [l % 2 == 0 for l in range(plain["num_layers"])]),
         attention_scale=float(width) ** -0.5,
         softcap=fields.take("attn_logit_softcapping", RULES["softcap"], 50.0),
         final_softcap=fields.take("final_logit_softcapping", RULES["final_softcap"], 30.0),
@@ -98,5 +118,6 @@ NAMES = llama.NAMES | {
 FAMILY = Family(
     Gemma2Config,
     {"gemma2": Layout(read, NAMES, "model.", classes=("Gemma2ForCausalLM",))},
+    Export(write, with_their_scale),
     gguf={"gemma2": Gguf(read_gguf, gguf_reading.GEMMA_NAMES)},
 )

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sysout_jax.checks import Flag
 from sysout_jax.config import ActivationName
 from sysout_jax.convert.fields import Fields
 from sysout_jax.convert.forms import Stored, biased, fused, layer_norm, linear
 from sysout_jax.families import gguf_reading
-from sysout_jax.families.family import Family, Gguf, Layout
+from sysout_jax.families.family import Export, Family, Gguf, Layout
 from sysout_jax.families.reading import read_activation, read_rotary
 from sysout_jax.families.rotary import RotaryConfig
+from sysout_jax.families.writing import activation_name, norm_fields, rotary_fields, turning
 from sysout_jax.models.spec import EndsSpec, HeadsSpec, LayerSpec, MlpSpec, NormSpec
 
 if TYPE_CHECKING:
@@ -54,6 +55,19 @@ def read(fields: Fields) -> GptNeoxConfig:
     )
 
 
+def write(config: GptNeoxConfig) -> dict[str, Any]:
+    fields = rotary_fields(config, "gpt_neox", "GPTNeoXForCausalLM")
+    del fields["num_key_value_heads"], fields["head_dim"]  # which the class does not know
+    return {
+        **fields,
+        **norm_fields(config, activation_name(config.activation), "layer_norm_eps"),
+        "rotary_pct": turning(config)["partial_rotary_factor"],
+        "rotary_emb_base": config.rope_theta,
+        "attention_bias": config.bias,
+        "use_parallel_residual": config.parallel,
+    }
+
+
 def read_gguf(file: GgufFile, fields: Fields) -> GptNeoxConfig:
     return GptNeoxConfig(
         **gguf_reading.read_rotary(file, fields, gguf_reading.EPS, partial=True),
@@ -76,5 +90,6 @@ _NAMES = {
 FAMILY = Family(
     GptNeoxConfig,
     {"gpt_neox": Layout(read, _NAMES, "gpt_neox.", classes=("GPTNeoXForCausalLM",))},
+    Export(write),
     gguf={"gptneox": Gguf(read_gguf, gguf_reading.FUSED_NAMES)},
 )

@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sysout_jax.attention.spec import AttentionSpec
 from sysout_jax.checks import Flag
 from sysout_jax.config import RULES
 from sysout_jax.convert.fields import Fields
 from sysout_jax.convert.forms import Stored, linear
-from sysout_jax.errors import InputError
 from sysout_jax.families import gguf_reading
 from sysout_jax.families.family import Export, Family, Gguf, Layout
 from sysout_jax.families.reading import read_rotary
 from sysout_jax.families.rotary import RotaryConfig
-from sysout_jax.families.writing import rotary_fields
+from sysout_jax.families.writing import norm_fields, rotary_fields
 from sysout_jax.models.spec import EndsSpec, HeadsSpec, LayerSpec, MlpSpec, NormSpec
 
 if TYPE_CHECKING:
     from sysout_jax.convert.gguf_file import GgufFile
+
+
+Config = TypeVar("Config", bound="LlamaConfig")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,23 +76,16 @@ def read_gguf(file: GgufFile, fields: Fields) -> LlamaConfig:
 
 
 def write(config: LlamaConfig) -> dict[str, Any]:
-    if config.rotary_dims:
-        raise InputError(
-            "heads that turn in part have no LLaMA class in transformers; use --format orbax"
-        )
-    own = {"hidden_act": "silu", "rms_norm_eps": config.norm_eps}
+    own = norm_fields(config, "silu")
     if config.sliding_window is None:
         own |= {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}
         return rotary_fields(config, "llama", "LlamaForCausalLM") | own
-    if config.qkv_bias or config.mlp_bias or config.sliding_layers:
-        raise InputError(
-            "a sliding window beside biases, or in some layers, has no LLaMA class in transformers; use --format orbax"
-        )
     own |= {"sliding_window": config.sliding_window}
     return rotary_fields(config, "mistral", "MistralForCausalLM") | own
 
 
-def with_their_biases(config: LlamaConfig) -> LlamaConfig:
+def with_their_biases(config: Config) -> Config:
+    """Biases on all of q, k, v and o where one of them has some."""
     bias = config.qkv_bias or config.o_bias
     return dataclasses.replace(config, qkv_bias=bias, o_bias=bias)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sysout_jax.attention.spec import AttentionSpec
 from sysout_jax.config import RULES, ModelConfig
@@ -12,7 +12,7 @@ from sysout_jax.convert.fields import Fields
 from sysout_jax.convert.forms import Stored, fused, linear
 from sysout_jax.errors import InputError
 from sysout_jax.families import gguf_reading
-from sysout_jax.families.family import Family, Gguf, Layout
+from sysout_jax.families.family import Export, Family, Gguf, Layout
 from sysout_jax.models.spec import EndsSpec, HeadsSpec, LayerSpec, MlpSpec, NormSpec
 
 if TYPE_CHECKING:
@@ -107,6 +107,25 @@ def read(fields: Fields) -> MptConfig:
     )
 
 
+def write(config: MptConfig) -> dict[str, Any]:
+    if config.alibi_max != 8:
+        raise InputError(
+            f"slopes down to 2^-{config.alibi_max:g} are not computed in transformers, whose class has 2^-8 always; "
+            "use --format orbax"
+        )
+    return {
+        "architectures": ["MptForCausalLM"],
+        "model_type": "mpt",
+        "expansion_ratio": config.d_ff // config.d_model,
+        "attn_config": {
+            "alibi": True,
+            "clip_qkv": config.clip_qkv,
+            "softmax_scale": config.attention_scale,
+        },
+        **{theirs: getattr(config, ours) for ours, theirs in FIELDS.items()},
+    }
+
+
 def read_gguf(file: GgufFile, fields: Fields) -> MptConfig:
     """Without ALiBi (a bias of 0) positions would be learned, which is refused."""
     plain = gguf_reading.read_sizes(file, fields, gguf_reading.EPS)
@@ -132,5 +151,6 @@ _NAMES = {
 FAMILY = Family(
     MptConfig,
     {"mpt": Layout(read, _NAMES, "transformer.", classes=("MPTForCausalLM", "MptForCausalLM"))},
+    Export(write),
     gguf={"mpt": Gguf(read_gguf, gguf_reading.FUSED_NAMES)},
 )

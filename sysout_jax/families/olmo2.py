@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sysout_jax.checks import Flag
 from sysout_jax.convert.fields import Fields
 from sysout_jax.convert.forms import Stored
 from sysout_jax.families import gguf_reading, llama
-from sysout_jax.families.family import Family, Gguf, Layout
+from sysout_jax.families.family import Export, Family, Gguf, Layout
 from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.families.reading import read_rotary
+from sysout_jax.families.writing import norm_fields, rotary_fields
 from sysout_jax.models.spec import LayerSpec, NormSpec
 
 if TYPE_CHECKING:
@@ -43,6 +44,14 @@ def read(fields: Fields) -> Olmo2Config:
     return Olmo2Config(**read_rotary(fields, eps_default=1e-5), qkv_bias=bias, o_bias=bias)
 
 
+def write(config: Olmo2Config) -> dict[str, Any]:
+    return {
+        **rotary_fields(config, "olmo2", "Olmo2ForCausalLM"),
+        **norm_fields(config, "silu"),
+        "attention_bias": config.qkv_bias,
+    }
+
+
 def read_gguf(file: GgufFile, fields: Fields) -> Olmo2Config:
     plain = gguf_reading.read_rotary(file, fields, gguf_reading.RMS_EPS)
     return Olmo2Config(**plain, **gguf_reading.read_biases(file))
@@ -61,5 +70,6 @@ NAMES = {
 FAMILY = Family(
     Olmo2Config,
     {"olmo2": Layout(read, NAMES, "model.", classes=("Olmo2ForCausalLM",))},
+    Export(write, llama.with_their_biases),
     gguf={"olmo2": Gguf(read_gguf, gguf_reading.NAMES)},
 )

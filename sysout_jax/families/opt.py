@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from sysout_jax.checks import Flag
 from sysout_jax.config import RULES, ActivationName, ModelConfig
 from sysout_jax.convert.fields import Fields
 from sysout_jax.convert.forms import Stored, biased, layer_norm, linear
 from sysout_jax.errors import InputError
-from sysout_jax.families.family import Family, Layout
+from sysout_jax.families.family import Export, Family, Layout
 from sysout_jax.families.reading import read_activation
+from sysout_jax.families.writing import activation_name
 from sysout_jax.models.spec import EndsSpec, HeadsSpec, LayerSpec, MlpSpec, NormSpec
 
 OFFSET = 2  # rows of the table of positions before that of position 0
@@ -79,6 +81,17 @@ def read(fields: Fields) -> OptConfig:
     )
 
 
+def write(config: OptConfig) -> dict[str, Any]:
+    return {
+        "architectures": ["OPTForCausalLM"],
+        "model_type": "opt",
+        "activation_function": activation_name(config.activation),
+        "word_embed_proj_dim": config.d_model,
+        "enable_bias": config.bias,
+        **{theirs: getattr(config, ours) for ours, theirs in FIELDS.items()},
+    }
+
+
 _NAMES = {
     "embed/embedding": Stored("model.decoder.embed_tokens.weight"),
     "positions/embedding": Stored("model.decoder.embed_positions.weight"),
@@ -93,4 +106,8 @@ _NAMES = {
     **layer_norm("final_norm", "model.decoder.final_layer_norm"),
     "lm_head/kernel": linear("lm_head.weight"),
 }
-FAMILY = Family(OptConfig, {"opt": Layout(read, _NAMES, "model.", classes=("OPTForCausalLM",))})
+FAMILY = Family(
+    OptConfig,
+    {"opt": Layout(read, _NAMES, "model.", classes=("OPTForCausalLM",))},
+    Export(write),
+)

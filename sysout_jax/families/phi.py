@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sysout_jax.config import ActivationName
 from sysout_jax.convert.fields import Fields
 from sysout_jax.convert.forms import Stored, biased, fused, layer_norm
 from sysout_jax.errors import InputError
 from sysout_jax.families import gguf_reading
-from sysout_jax.families.family import Family, Gguf, Layout
+from sysout_jax.families.family import Export, Family, Gguf, Layout
 from sysout_jax.families.reading import read_activation, read_rotary
 from sysout_jax.families.rotary import RotaryConfig
+from sysout_jax.families.writing import activation_name, norm_fields, rotary_fields, turning
 from sysout_jax.models.spec import EndsSpec, HeadsSpec, LayerSpec, MlpSpec, NormSpec
 
 if TYPE_CHECKING:
@@ -73,6 +74,14 @@ def read_old(fields: Fields) -> PhiConfig:
     return PhiConfig(**plain | {"rotary_dims": dims}, activation=activation)
 
 
+def write(config: PhiConfig) -> dict[str, Any]:
+    return {
+        **rotary_fields(config, "phi", "PhiForCausalLM"),
+        **norm_fields(config, activation_name(config.activation), "layer_norm_eps"),
+        **turning(config),
+    }
+
+
 def read_gguf(file: GgufFile, fields: Fields) -> PhiConfig:
     """As many key heads as heads is what the converter writes for every file; GELU is that of Phi 1.5 and 2."""
     return PhiConfig(**gguf_reading.read_rotary(file, fields, gguf_reading.EPS, partial=True))
@@ -111,5 +120,6 @@ FAMILY = Family(
         "phi": Layout(read, _NAMES, "model.", classes=("PhiForCausalLM",)),
         "phi-msft": Layout(read_old, _OLD_NAMES, "transformer."),
     },
+    Export(write),
     gguf={"phi2": Gguf(read_gguf, _GGUF_NAMES)},
 )

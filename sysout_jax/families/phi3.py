@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sysout_jax.checks import Whole
 from sysout_jax.config import RULES
 from sysout_jax.convert.fields import Fields
 from sysout_jax.convert.forms import Stored, fused, part_of_linear
 from sysout_jax.families import gguf_reading, llama
-from sysout_jax.families.family import Family, Gguf, Layout
+from sysout_jax.families.family import Export, Family, Gguf, Layout
 from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.families.reading import read_rotary
+from sysout_jax.families.writing import norm_fields, rotary_fields, turning
 
 if TYPE_CHECKING:
     from sysout_jax.convert.gguf_file import GgufFile
@@ -31,6 +32,17 @@ def read(fields: Fields) -> Phi3Config:
     fields.take_any("original_max_position_embeddings")  # of a scaling that would be refused
     window = fields.take("sliding_window", RULES["context_length"], None)
     return Phi3Config(**read_rotary(fields, eps_default=1e-5, fraction=1.0), sliding_window=window)
+
+
+def write(config: Phi3Config) -> dict[str, Any]:
+    return {
+        **rotary_fields(config, "phi3", "Phi3ForCausalLM"),
+        **norm_fields(config, "silu"),
+        **turning(config),
+        "sliding_window": config.sliding_window,
+        "original_max_position_embeddings": config.context_length,
+        "pad_token_id": None,  # the class's own lies beyond a small vocabulary
+    }
 
 
 def read_gguf(file: GgufFile, fields: Fields) -> Phi3Config:
@@ -54,5 +66,6 @@ _GGUF_NAMES = gguf_reading.FUSED_NAMES | {
 FAMILY = Family(
     Phi3Config,
     {"phi3": Layout(read, NAMES, "model.", classes=("Phi3ForCausalLM",))},
+    Export(write),
     gguf={"phi3": Gguf(read_gguf, _GGUF_NAMES)},
 )

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from sysout_jax.checks import Flag, Whole
 from sysout_jax.convert.fields import Fields
-from sysout_jax.errors import InputError
 from sysout_jax.families import gguf_reading, llama
 from sysout_jax.families.family import Export, Family, Gguf, Layout
 from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.families.reading import read_rotary, read_windows
-from sysout_jax.families.writing import rotary_fields
+from sysout_jax.families.rotary import RotaryConfig
+from sysout_jax.families.writing import layer_windows, norm_fields, rotary_fields
 
 if TYPE_CHECKING:
     from sysout_jax.convert.gguf_file import GgufFile
@@ -46,25 +46,15 @@ def read_gguf(file: GgufFile, fields: Fields) -> Qwen2Config:
 
 
 def write(config: Qwen2Config) -> dict[str, Any]:
-    if config.o_bias or config.mlp_bias or config.rotary_dims:
-        raise InputError(
-            "Qwen2 with biases beside those of q, k and v has no class in transformers; use --format orbax"
-        )
     return {
         **rotary_fields(config, "qwen2", "Qwen2ForCausalLM"),
-        "hidden_act": "silu",
-        "rms_norm_eps": config.norm_eps,
+        **norm_fields(config, "silu"),
         **window_fields(config),
     }
 
 
-def window_fields(config: Qwen2Config) -> dict[str, Any]:
-    windows = [config.window(l) is not None for l in range(config.num_layers)]
-    return {
-        "use_sliding_window": any(windows),
-        "sliding_window": config.sliding_window,
-        "layer_types": ["sliding_attention" if on else "full_attention" for on in windows],
-    }
+def window_fields(config: RotaryConfig) -> dict[str, Any]:
+    return {"use_sliding_window": config.sliding_window is not None, **layer_windows(config)}
 
 
 def with_their_biases(config: Qwen2Config) -> Qwen2Config:

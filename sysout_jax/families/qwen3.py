@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sysout_jax.checks import Flag
 from sysout_jax.convert.fields import Fields
 from sysout_jax.convert.forms import Stored
 from sysout_jax.families import gguf_reading, llama
-from sysout_jax.families.family import Family, Gguf, Layout
+from sysout_jax.families.family import Export, Family, Gguf, Layout
 from sysout_jax.families.llama import LlamaConfig
-from sysout_jax.families.qwen2 import read_qwen_windows
+from sysout_jax.families.qwen2 import read_qwen_windows, window_fields
 from sysout_jax.families.reading import read_rotary
+from sysout_jax.families.writing import norm_fields, rotary_fields
 from sysout_jax.models.spec import LayerSpec, NormSpec
 
 if TYPE_CHECKING:
@@ -40,6 +41,15 @@ def read(fields: Fields) -> Qwen3Config:
     return Qwen3Config(**plain, **windows, qkv_bias=bias, o_bias=bias)
 
 
+def write(config: Qwen3Config) -> dict[str, Any]:
+    return {
+        **rotary_fields(config, "qwen3", "Qwen3ForCausalLM"),
+        **norm_fields(config, "silu"),
+        **window_fields(config),
+        "attention_bias": config.qkv_bias,
+    }
+
+
 def read_gguf(file: GgufFile, fields: Fields) -> Qwen3Config:
     plain = gguf_reading.read_rotary(file, fields, gguf_reading.RMS_EPS)
     return Qwen3Config(**plain, **gguf_reading.read_biases(file))
@@ -52,5 +62,6 @@ NAMES = llama.NAMES | {
 FAMILY = Family(
     Qwen3Config,
     {"qwen3": Layout(read, NAMES, "model.", classes=("Qwen3ForCausalLM",))},
+    Export(write, llama.with_their_biases),
     gguf={"qwen3": Gguf(read_gguf, gguf_reading.NAMES)},
 )

@@ -120,7 +120,12 @@ def read_windows(
                 f"layer_types is {shown(kinds)}; expected {' or '.join(known)} for each of {num_layers} layers"
             )
         layers = [kind == "sliding_attention" for kind in kinds]
-    if window is None or not used or not any(layers):
+    return windows(window if used else None, layers)
+
+
+def windows(window: int | None, layers: Sequence[bool]) -> dict[str, Any]:
+    """The fields of `RotaryConfig` for a window in these layers."""
+    if window is None or not any(layers):
         return {}
     return {"sliding_window": window} | ({} if all(layers) else {"sliding_layers": tuple(layers)})
 

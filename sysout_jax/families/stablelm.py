@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sysout_jax.checks import Flag
 from sysout_jax.convert.fields import Fields
 from sysout_jax.convert.forms import layer_norm
 from sysout_jax.families import gguf_reading, llama
-from sysout_jax.families.family import Family, Gguf, Layout
+from sysout_jax.families.family import Export, Family, Gguf, Layout
 from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.families.reading import read_rotary
+from sysout_jax.families.writing import norm_fields, rotary_fields, turning
 from sysout_jax.models.spec import EndsSpec, LayerSpec, NormSpec
 
 if TYPE_CHECKING:
@@ -46,6 +47,16 @@ def read(fields: Fields) -> StableLmConfig:
     )
 
 
+def write(config: StableLmConfig) -> dict[str, Any]:
+    return {
+        **rotary_fields(config, "stablelm", "StableLmForCausalLM"),
+        **norm_fields(config, "silu", "layer_norm_eps"),
+        **turning(config),
+        "use_qkv_bias": config.qkv_bias,
+        "use_parallel_residual": config.parallel,
+    }
+
+
 def read_gguf(file: GgufFile, fields: Fields) -> StableLmConfig:
     """Without a norm before the MLP attention and MLP are side by side, as llama.cpp has it; the key that says so is often wrong."""
     fields.take_any("use_parallel_residual")
@@ -65,5 +76,6 @@ NAMES = {
 FAMILY = Family(
     StableLmConfig,
     {"stablelm": Layout(read, NAMES, "model.", classes=("StableLmForCausalLM",))},
+    Export(write),
     gguf={"stablelm": Gguf(read_gguf, gguf_reading.NAMES)},
 )

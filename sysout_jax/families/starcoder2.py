@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sysout_jax.attention.spec import AttentionSpec
 from sysout_jax.checks import Flag
@@ -11,9 +11,11 @@ from sysout_jax.config import RULES, ActivationName
 from sysout_jax.convert.fields import Fields
 from sysout_jax.convert.forms import Stored, biased, layer_norm, linear
 from sysout_jax.families import gguf_reading
-from sysout_jax.families.family import Family, Gguf, Layout
+from sysout_jax.families.family import Export, Family, Gguf, Layout
+from sysout_jax.families.gemma import TANH
 from sysout_jax.families.reading import read_activation, read_rotary
 from sysout_jax.families.rotary import RotaryConfig
+from sysout_jax.families.writing import activation_name, norm_fields, rotary_fields
 from sysout_jax.models.spec import EndsSpec, HeadsSpec, LayerSpec, MlpSpec, NormSpec
 
 if TYPE_CHECKING:
@@ -57,6 +59,15 @@ def read(fields: Fields) -> Starcoder2Config:
     return Starcoder2Config(**plain, activation=activation, sliding_window=window, bias=bias)
 
 
+def write(config: Starcoder2Config) -> dict[str, Any]:
+    return {
+        **rotary_fields(config, "starcoder2", "Starcoder2ForCausalLM"),
+        **norm_fields(config, activation_name(config.activation, TANH), "norm_epsilon"),
+        "use_bias": config.bias,
+        "sliding_window": config.sliding_window,
+    }
+
+
 def read_gguf(file: GgufFile, fields: Fields) -> Starcoder2Config:
     """The window is not in the files: within it, 4096 tokens, the model is the same."""
     plain = gguf_reading.read_rotary(file, fields, gguf_reading.EPS)
@@ -79,5 +90,6 @@ _NAMES = {
 FAMILY = Family(
     Starcoder2Config,
     {"starcoder2": Layout(read, _NAMES, "model.", classes=("Starcoder2ForCausalLM",))},
+    Export(write),
     gguf={"starcoder2": Gguf(read_gguf, gguf_reading.NAMES)},
 )
