@@ -15,6 +15,7 @@ from sysout_jax.checkpoints import checkpoint
 from sysout_jax.commands.arguments import parse
 from sysout_jax.commands.cli import run, say
 from sysout_jax.convert.hf_export import check_exportable, save_hugging_face
+from sysout_jax.convert.verify import Verified, check_verifiable, verify
 from sysout_jax.errors import InputError
 from sysout_jax.storage import staging
 from sysout_jax.weights import expected_shapes, groups
@@ -32,6 +33,8 @@ class Args:
     """orbax opens everywhere in this library; hf opens in transformers (every family, with default attention)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the written weights; auto keeps the one they are stored in."""
+    verify: bool = False
+    """Compare logits and h of every layer with what transformers computes from the source; needs torch and transformers (extra parity)."""
     accept_setting: tuple[str, ...] = ()
     """Settings of its config that are unknown here and that you know to change nothing; the new checkpoint records them."""
 
@@ -42,6 +45,11 @@ def main() -> None:
     path = loading.find(args.src)
     if args.format == "orbax" and path.is_dir() and checkpoint.is_converted(path):
         raise InputError(f"--src {args.src}: is converted already; it opens as it is")
+    if args.verify:
+        try:
+            check_verifiable(path)
+        except InputError as error:
+            raise InputError(f"--verify: {error}") from None
     config, source, bos_id, tokenizer, accepted = loading.open_checkpoint(path, args.accept_setting)
     if args.format == "hf":
         try:
@@ -63,6 +71,18 @@ def main() -> None:
         f"{args.out}: {config.family}, {config.num_layers} layers, {count:,} parameters in {dtype}, "
         f"{'with' if tokenizer else 'without a'} tokenizer"
     )
+    if args.verify:
+        _say_verified(verify(loading.load(args.out), path))
+
+
+def _say_verified(found: Verified) -> None:
+    B, T = found.tokens
+    say(
+        f"largest differences from transformers {found.version} in float32, {B} × {T} random tokens:"
+    )
+    say(f"  logits    {found.logits}")
+    for l, difference in enumerate(found.h):
+        say(f"  h {l + 1:>4}    {difference}")
 
 
 def _check_out(args: Args) -> None:
