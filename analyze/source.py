@@ -24,6 +24,7 @@ from sysout_jax.data.demo import demo_text
 from sysout_jax.data.demo_checkpoint import NAME as DEMO_NAME
 from sysout_jax.data.demo_checkpoint import ORIGIN, demo_checkpoint
 from sysout_jax.data.text import prompt_sequence, read_text, text_windows
+from sysout_jax.data.tokenizers import Tokenizer
 from sysout_jax.language_model import DTypeName
 from sysout_jax.outliers.definitions import TAU
 from sysout_jax.outliers.tokens import TokenClasses
@@ -118,8 +119,10 @@ def prepare(source: Source, read: Callable[[Path], str] = read_text) -> Prepared
     lm, notes = _open(source, mesh if mesh.size > 1 else None)
     if lm.tokenizer is None:
         raise so.InputError(
-            f"{source.ckpt}: has no tokenizer.json, so no text can be read; put the model's tokenizer.json beside its config or file"
+            f"{source.ckpt}: has no tokenizer (tokenizer.json, vocab.json with merges.txt, or tokenizer.model), so no text can be read; "
+            "put the model's tokenizer.json beside its config or file"
         )
+    notes += _bos_note(lm.tokenizer, source.bos)
     if source.prompt is not None:
         tokens = prompt_sequence(lm.tokenizer, prompt_text(source.prompt), source.bos)
     else:
@@ -166,6 +169,16 @@ def _open(source: Source, mesh: Mesh | None) -> tuple[so.LanguageModel, list[str
         names = ", ".join(map(printable_name, lm.accepted))
         notes.append(f"Not computed with, accepted as changing nothing: {names}.")
     return lm, notes
+
+
+def _bos_note(tokenizer: Tokenizer, bos: bool) -> list[str]:
+    """What the model's own tokenizer does, where the run does something else."""
+    if tokenizer.bos_id is None or tokenizer.adds_bos == bos:
+        return []
+    return [
+        f"Read {'with' if bos else 'without'} BOS; the model's own tokenizer starts a text "
+        f"{'with' if tokenizer.adds_bos else 'without'} it ({tokenizer.token(tokenizer.bos_id)}, id {tokenizer.bos_id})."
+    ]
 
 
 def _check(source: Source) -> None:
@@ -237,6 +250,7 @@ def settings(args: Source, prepared: Prepared) -> dict[str, Any]:
     flags = {
         name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(args).items()
     }
+    tokenizer = prepared.lm.tokenizer
     return run_settings(
         prepared.lm.module.kernel,
         flags=flags,
@@ -244,6 +258,9 @@ def settings(args: Source, prepared: Prepared) -> dict[str, Any]:
         accepted_settings=prepared.lm.accepted,
         config=config_to_dict(prepared.lm.config),
         stored_as=prepared.lm.stored_as,
+        tokenizer=None
+        if tokenizer is None
+        else {"bos_id": tokenizer.bos_id, "adds_bos": tokenizer.adds_bos},
         sequences=prepared.tokens.shape[0],
         length=prepared.tokens.shape[1],
     )

@@ -19,6 +19,7 @@ from sysout_jax.convert.gguf import open_gguf
 from sysout_jax.convert.gguf_file import is_gguf
 from sysout_jax.convert.gguf_tokenizer import read_gguf_tokenizer
 from sysout_jax.convert.hf_config import read_config
+from sysout_jax.convert.hf_tokenizer import MERGES, PIECES, read_hf_tokenizer
 from sysout_jax.convert.llama2c import BOS_ID, is_llama2c, open_llama2c
 from sysout_jax.convert.llama2c_tokenizer import read_tokenizer_bin
 from sysout_jax.convert.nanogpt import open_nanogpt
@@ -33,6 +34,8 @@ from sysout_jax.storage.serialise import read_json_object
 from sysout_jax.weights import StoredWeights
 
 HF_CONFIG = "config.json"
+#: Files of a hub repository that a model may need.
+FETCHED = ["*.json", "model*.safetensors", MERGES, PIECES]
 
 
 class Opened(NamedTuple):
@@ -131,7 +134,12 @@ def _open_hugging_face(path: Path, accept: Collection[str]) -> Opened:
     layout, config, accepted = read_config(fields, str(file), accept)
     bos_id = read_bos_id(fields, config.vocab_size, str(file))
     source = SafetensorsSource(path, layout, config)
-    return Opened(config, source, bos_id, _tokenizer(path, bos_id), accepted)
+    tokenizer = read_hf_tokenizer(path, bos_id, fields.get("model_type"))
+    if tokenizer and tokenizer.bos_id != bos_id:
+        bos_id = tokenizer.bos_id = read_bos_id(
+            {"bos_token_id": tokenizer.bos_id}, config.vocab_size, str(path)
+        )
+    return Opened(config, source, bos_id, tokenizer, accepted)
 
 
 def _open_nanogpt(path: Path, accept: Collection[str]) -> Opened:
@@ -201,9 +209,7 @@ def _download(repo_id: str) -> Path:
         ) from None
     try:
         # some repositories hold the weights twice, as consolidated.safetensors, or other models in folders
-        folder = snapshot_download(
-            repo_id, allow_patterns=["*.json", "model*.safetensors"], ignore_patterns=["*/*"]
-        )
+        folder = snapshot_download(repo_id, allow_patterns=FETCHED, ignore_patterns=["*/*"])
     except (
         Exception
     ) as error:  # the hub client raises dozens of types; to the user all mean "not fetched"

@@ -276,6 +276,8 @@ def test_what_is_fetched_from_the_hub(hf_copy, monkeypatch):
     whole = hf_copy("gpt2")
     kept = {"config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"}
     kept |= {
+        "merges.txt",
+        "tokenizer.model",
         "model.safetensors",
         "model-00001-of-00002.safetensors",
         "model.safetensors.index.json",

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from sysout_jax.convert.sentencepiece import SPACE, implied_merges
 from sysout_jax.data.tokenizers import Tokenizer
 from sysout_jax.errors import InputError
 from sysout_jax.printable import printable_name
 
-_CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6  # of tokenizer.ggml.token_type
+NORMAL, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 3, 4, 5, 6  # of tokenizer.ggml.token_type
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -29,6 +29,10 @@ PRE_TOKENIZERS: dict[str, tuple[str, ...]] = {
     "falcon": (_SYMBOLS, _GPT2, r"[0-9][0-9][0-9]"),
     "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
 }
+
+
+#: Those of byte-level BPE that put BOS first where the file does not say.
+ADDING_BOS = ("llama-bpe", "llama3", "falcon3", "pixtral", "lfm2", "tekken", "chameleon")
 
 
 def read_gguf_tokenizer(path: Path, fields: Mapping[str, Any]) -> Tokenizer | None:
@@ -53,11 +57,17 @@ def read_gguf_tokenizer(path: Path, fields: Mapping[str, Any]) -> Tokenizer | No
         raise _refused(
             path, f"its tokenizer cannot be built ({printable_name(str(error))})"
         ) from None
-    for index in told.special(_CONTROL):
+    for index in told.special(CONTROL):
         backend.add_special_tokens([AddedToken(told.tokens[index], special=True, normalized=False)])
-    own = [AddedToken(told.tokens[i], normalized=False) for i in told.special(_USER_DEFINED)]
+    own = [AddedToken(told.tokens[i], normalized=False) for i in told.special(USER_DEFINED)]
     backend.add_tokens(own)
-    return Tokenizer(backend, told.bos_id)
+    bos_id = told.bos_id
+    if bos_id is not None and told.adds_bos:
+        bos = told.tokens[bos_id]
+        backend.post_processor = processors.TemplateProcessing(
+            [bos, "$A"], special_tokens=[(bos, bos_id)]
+        )
+    return Tokenizer(backend, bos_id)
 
 
 def _refused(path: Path, reason: str) -> InputError:
@@ -114,6 +124,12 @@ class _Told:
         return self._id("bos", 1 if self._fields["tokenizer.ggml.model"] == "llama" else None)
 
     @property
+    def adds_bos(self) -> bool:
+        """llama.cpp's defaults where the file does not say."""
+        spm = self._fields["tokenizer.ggml.model"] == "llama"
+        return self.switch("add_bos_token", spm or self.word("pre", "default") in ADDING_BOS)
+
+    @property
     def unknown(self) -> str | None:
         index = self._id("unknown", 0)
         return None if index is None else self.tokens[index]
@@ -140,13 +156,15 @@ def _byte_level(told: _Told) -> tokenizers.Tokenizer:
         [*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     backend.decoder = decoders.ByteLevel()
+    if name == "qwen2":
+        backend.normalizer = normalizers.NFC()
     return backend
 
 
 def _sentencepiece(told: _Told) -> tokenizers.Tokenizer:
     scores = dict(zip(told.tokens, told.numbers("scores").tolist(), strict=True))
     vocab = {token: i for i, token in enumerate(told.tokens)}
-    special = {*told.special(_CONTROL), *told.special(_BYTE)}
+    special = {*told.special(CONTROL), *told.special(BYTE)}
     pieces = [token for i, token in enumerate(told.tokens) if i not in special]
     unknown = told.unknown
     backend = tokenizers.Tokenizer(

@@ -125,6 +125,7 @@ def _tokenizer_fields(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, An
     }
     if tokenizer.bos_id is not None:
         fields["bos_token"] = tokenizer.backend.id_to_token(tokenizer.bos_id)
+        fields["add_bos_token"] = tokenizer.adds_bos
     return fields
 
 

@@ -54,6 +54,16 @@ def encode(backend: tokenizers.Tokenizer, text: str) -> list[int]:
         )
 
 
+def added_first(backend: tokenizers.Tokenizer) -> int | None:
+    """The special token that the tokenizer puts before a text when asked for all of its own; None where it puts none."""
+    plain = encode(backend, PROBE)
+    with _silent():
+        whole = guarded(
+            lambda: backend.encode(PROBE).ids, "the tokenizer cannot encode", "bring another"
+        )
+    return whole[0] if len(whole) > len(plain) and whole[:1] != plain[:1] else None
+
+
 def guarded(call: Callable[[], T], failed: str, todo: str) -> T:
     """`call()`; InputError `<failed> (<the library's reason>); <todo>` for whatever the library raises."""
     try:

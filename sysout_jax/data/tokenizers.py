@@ -38,12 +38,21 @@ class Tokenizer:
     ):
         self.backend = backend
         self.bos_id = bos_id
+        self.told_adds_bos: bool | None = None
+        """What a tokenizer_config.json says of `adds_bos`; None where it does not."""
         self._file = file
 
     @classmethod
     def from_file(cls, path: Path, bos_id: int | None = None) -> Tokenizer:
         check_readable(path, f"expected a {FILE}, download it again", MOST_BYTES)
         return cls(tokenizer_guard.open_backend(path), bos_id, path)
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether the model's own tokenizer starts a text with BOS. Ids of `encode` have none either way."""
+        if self.told_adds_bos is not None:
+            return self.told_adds_bos and self.bos_id is not None
+        return self.bos_id is not None and tokenizer_guard.added_first(self.backend) == self.bos_id
 
     def save(self, path: Path) -> None:
         """Write a tokenizer.json: the one it was read from byte by byte, else a new one."""

@@ -57,7 +57,7 @@ DAMAGES = {
         lambda m: edit_config(m, model_type="mamba"),
         "architecture 'mamba' is unknown",
     ),
-    "missing tokenizer": (lambda m: (m / "tokenizer.json").unlink(), "has no tokenizer.json"),
+    "missing tokenizer": (lambda m: (m / "tokenizer.json").unlink(), "has no tokenizer"),
     "vocabulary smaller than ids": (smaller_vocabulary, "vocabulary has 60"),
     "no BOS": (lambda m: edit_config(m, bos_token_id=None), "names no bos_token_id"),
 }
