@@ -18,6 +18,8 @@ TAPS = {
     "x_down": "(B, T, F) input of the down projection",
     "gate": "(B, T, F) gate before its activation function",
     "up": "(B, T, F) up projection, before the activation function where there is no gate",
+    "expert": "(B, T, R) int: the experts that a token goes through, those of largest weight first; x_down, gate and up are then (B, T, R, F)",
+    "expert_weight": "(B, T, R) what their outputs are multiplied with",
     "down": "(B, T, D) what the MLP adds to the residual stream",
     "down_gain": "(B, T, D) what a norm after the MLP multiplies W_down x_down with; only with such a norm",
     "q": "(B, T, H, Dh) queries as they meet the keys (after rotation)",

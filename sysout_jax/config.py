@@ -41,6 +41,8 @@ RULES: dict[str, Rule] = {
     "alibi_max": Real(1e-3, 1e3),
     "d_model": Whole(1, 2**24),
     "d_ff": Whole(1, 2**26),
+    "num_experts": Whole(1, 2**12),
+    "experts_used": Whole(1, 2**12),
     "num_layers": Whole(1, 10_000),
     "num_heads": Whole(1, 2**16),
     "num_kv_heads": Whole(1, 2**16),

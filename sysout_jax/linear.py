@@ -22,7 +22,7 @@ def dense(module: nn.Module, features: int, name: str | None, bias: bool, init=I
         module.dtype,
         module.param_dtype,
         kernel_init=init,
-        dot_general=_matrix_product,
+        dot_general=matrix_product,
         name=name,
     )
 
@@ -45,7 +45,7 @@ class FusedDense(nn.Dense):
         if self.use_bias:
             bias = self.param("bias", self.bias_init, outputs, self.param_dtype)
         x, kernel, bias = self.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = _matrix_product(x, kernel)
+        y = matrix_product(x, kernel)
         if bias is not None:
             y += bias.reshape(*(1,) * (x.ndim - 1), *outputs)
         return y.reshape(*x.shape[:-1], *apart)
@@ -57,7 +57,7 @@ def fused_dense(module: nn.Module, parts: int, features: int, name: str, bias: b
     return FusedDense(parts * features, bias, *dtypes, kernel_init=INIT, parts=parts, name=name)
 
 
-def _matrix_product(x, kernel, dimension_numbers=None, precision=None, **kwargs):
+def matrix_product(x, kernel, dimension_numbers=None, precision=None, **kwargs):
     # All tokens as rows of one matrix: XLA's CPU backend is several times slower on the gradients of a product with batch dims.
     del dimension_numbers  # Dense always contracts the last dim of x with the first of the kernel
     rows = x.reshape(-1, x.shape[-1])

@@ -143,9 +143,9 @@ def count_weights(group: str, params: Mapping, stored: Mapping) -> tuple[Damaged
 
 
 def count_activations(places: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Of each of `PLACES` (B, T, C), per sequence: how many are NaN, how many inf, and the flat index of the first in (T, C), −1 without.
+    """Of each of `PLACES` (B, T, C), per sequence: how many are NaN, how many inf, token and channel of the first one, −1 without.
 
-    (B, 3) int32 by place; inside the block step. What is not finite in x_down is not finite in h, so that h alone is watched.
+    (B, 4) int32 by place; inside the block step. What is not finite in x_down is not finite in h, so that h alone is watched.
     """
 
     def counted(x_BxTxC: jax.Array) -> jax.Array:
@@ -153,14 +153,30 @@ def count_activations(places: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         # first the row and then in it, so that nothing as large as x is written out
         token = jnp.argmax(bad.any(2), axis=1)
         channel = jnp.argmax(jnp.take_along_axis(bad, token[:, None, None], axis=1)[:, 0], axis=1)
-        first = jnp.where(bad.any((1, 2)), token * x_BxTxC.shape[2] + channel, -1)
-        numbers = (count(jnp.isnan(x_BxTxC)), count(jnp.isinf(x_BxTxC)), first)
+        some = bad.any((1, 2))
+        at = [jnp.where(some, token, -1), jnp.where(some, channel, -1)]
+        numbers = (count(jnp.isnan(x_BxTxC)), count(jnp.isinf(x_BxTxC)), *at)
         return jnp.stack([number.astype(jnp.int32) for number in numbers], axis=1)
+
+    def counted_in_experts(x_BxTxRxF: jax.Array) -> jax.Array:
+        B, T, R, F = x_BxTxRxF.shape
+        found_Bx4 = counted(x_BxTxRxF.reshape(B, T * R, F))
+        row_B = found_Bx4[:, 2]
+        expert_B = jnp.take_along_axis(places["expert"].reshape(B, T * R), row_B[:, None], axis=1)[
+            :, 0
+        ]
+        channel_B = jnp.where(row_B < 0, -1, expert_B * F + found_Bx4[:, 3])
+        return jnp.stack([*found_Bx4[:, :2].T, row_B // R, channel_B], axis=1)
+
+    def look(name: str) -> jax.Array:
+        return (counted if places[name].ndim == 3 else counted_in_experts)(places[name])
 
     return jax.lax.cond(
         jnp.isnan((places["h"] * 0).sum(dtype=jnp.float32)),
-        lambda: {name: counted(places[name]) for name in PLACES},
-        lambda: {name: jnp.array([[0, 0, -1]] * len(places[name]), jnp.int32) for name in PLACES},
+        lambda: {name: look(name) for name in PLACES},
+        lambda: {
+            name: jnp.array([[0, 0, -1, -1]] * len(places[name]), jnp.int32) for name in PLACES
+        },
     )
 
 
@@ -185,9 +201,10 @@ class Watch:
     def join(
         self, config: ModelConfig, length: int, dtype: Any, weights: tuple[Damaged, ...]
     ) -> Nonfinite:
+        mlp = config.layer(0).mlp
         h, x_down = (
             self._place(name, config.num_layers, length, width)
-            for name, width in (("h", config.d_model), ("x_down", config.d_ff))
+            for name, width in (("h", config.d_model), ("x_down", mlp.rows * mlp.width))
         )
         unpredicted = int((~np.isfinite(self.nll_NxT)).sum())
         name = jnp.dtype(dtype).name
@@ -198,11 +215,11 @@ class Watch:
         first = None
         for layer, batches in sorted(self.counted.items()):
             # rows beyond the sequences only fill up the devices
-            rows_Nx3 = np.concatenate([np.asarray(b[name]) for b in batches])[: self.num_sequences]
-            nan[layer], inf[layer] = map(int, rows_Nx3[:, :2].sum(axis=0, dtype=np.int64))
-            where = np.flatnonzero(rows_Nx3[:, 2] >= 0)
+            rows_Nx4 = np.concatenate([np.asarray(b[name]) for b in batches])[: self.num_sequences]
+            nan[layer], inf[layer] = map(int, rows_Nx4[:, :2].sum(axis=0, dtype=np.int64))
+            where = np.flatnonzero(rows_Nx4[:, 2] >= 0)
             if first is None and len(where):
-                token, channel = divmod(int(rows_Nx3[where[0], 2]), width)
+                token, channel = map(int, rows_Nx4[where[0], 2:])
                 first = Element(layer, int(where[0]), token, channel)
         return Counts(tuple(nan), tuple(inf), self.num_sequences * length * width, first)
 

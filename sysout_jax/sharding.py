@@ -50,6 +50,7 @@ COPIED = (
     r"lm_head/bias",
     r"(o|down)_proj/bias",
     r"_proj/input_(kept|scale)",  # of quantised inputs
+    r"mlp/router",
 )
 FUSED = ("qkv_proj", 3)  # the one linear layer whose outputs are several equal parts side by side
 

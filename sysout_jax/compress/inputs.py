@@ -21,6 +21,7 @@ from sysout_jax.capture import COLLECTION
 from sysout_jax.compress.quantise import absmax_scale, fake_quantise
 from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
+from sysout_jax.models.experts import IntoExperts, OutOfExperts, by_channel
 
 RECORDED = "input of "
 
@@ -43,7 +44,7 @@ class QuantisedInputs:
         if not _is_linear(context) or not context.module.has_variable("params", "input_kept"):
             return call(*args, **kwargs)
         read, (x, *rest) = context.module.get_variable, args
-        kept = jnp.broadcast_to(read("params", "input_kept"), x.shape)
+        kept = _at_rows(context.module, read("params", "input_kept"), args)
         scale = read("params", "input_scale")
         if scale is None:
             magnitude = jnp.where(kept, 0.0, jnp.abs(x.astype(jnp.float32)))
@@ -55,7 +56,7 @@ class QuantisedInputs:
 
 @dataclass(frozen=True)
 class RecordedInputs:
-    """A block that records what enters its linear layers as taps `input of <path>`."""
+    """A block that records the largest magnitude of what enters its linear layers as taps `input of <path>`, (B, I)."""
 
     block: nn.Module
 
@@ -64,7 +65,8 @@ class RecordedInputs:
 
         def intercept(call, args, kwargs, context):
             if _is_linear(context):
-                found[RECORDED + "/".join(context.module.path)] = args[0]
+                largest = _largest(context.module, args)
+                found[RECORDED + "/".join(context.module.path)] = largest
             return call(*args, **kwargs)
 
         with nn.intercept_methods(intercept):
@@ -86,11 +88,28 @@ def calibrate(
 
 def _observe(x_in, taps, extra):
     return {
-        name.removeprefix(RECORDED): jnp.abs(value.astype(jnp.float32)).max(axis=1)
+        name.removeprefix(RECORDED): value
         for name, value in taps.items()
         if name.startswith(RECORDED)
     }
 
 
+def _at_rows(module: nn.Module, values_I: jax.Array, args: tuple) -> jax.Array:
+    """What every element of a linear layer's input finds at its channel, of the input's shape."""
+    x = args[0]
+    if isinstance(module, OutOfExperts):
+        return values_I.reshape(module.experts, -1)[args[1]]
+    return jnp.broadcast_to(values_I, x.shape)
+
+
+def _largest(module: nn.Module, args: tuple) -> jax.Array:
+    """(B, I) largest magnitude of every input channel."""
+    magnitude = jnp.abs(args[0].astype(jnp.float32))
+    if isinstance(module, OutOfExperts):
+        return by_channel(magnitude, args[1], module.experts, "max")
+    return magnitude.max(axis=1)
+
+
 def _is_linear(context) -> bool:
-    return isinstance(context.module, nn.Dense) and context.method_name == "__call__"
+    linear = (nn.Dense, IntoExperts, OutOfExperts)
+    return isinstance(context.module, linear) and context.method_name == "__call__"

@@ -20,6 +20,7 @@ from sysout_jax.compress.prune import count_ties, find_threshold, prune, prune_m
 from sysout_jax.compress.quantise import Granularity, absmax_scale, absmax_weights
 from sysout_jax.compress.smooth import smooth
 from sysout_jax.language_model import LanguageModel
+from sysout_jax.models.spec import Matrix
 from sysout_jax.weights import groups
 
 
@@ -154,10 +155,11 @@ class Compressor:
                 method.smooth == "up",
             )
         flat = flatten_dict(params, sep="/")
+        matrices = {matrix.path: matrix for matrix in self.lm.config.layer(layer).matrices}
         for name in linear_layers(params):
             kept = keep.get((layer, name), Kept())
             kernel = flat[f"{name}/kernel"]
-            flat[f"{name}/kernel"] = self._absmax(method, kernel, kept)
+            flat[f"{name}/kernel"] = self._absmax(method, kernel, kept, matrices.get(name))
             if method.inputs:
                 free = ~np.isin(np.arange(len(kernel)), kept.inputs)
                 flat[f"{name}/input_kept"] = ~free
@@ -166,14 +168,22 @@ class Compressor:
                     flat[f"{name}/input_scale"] = absmax_scale(jnp.float32(largest), INPUT_BITS)
         return unflatten_dict(flat, sep="/")
 
-    def _absmax(self, method: Method, kernel, kept: Kept):
-        return absmax_weights(
-            jnp.asarray(kernel),
-            jnp.asarray(kept.mask(kernel.shape)) if kept != Kept() else None,
-            bits=method.bits,
-            granularity=method.granularity,
-            group_size=self.settings.group_size,
-        )
+    def _absmax(self, method: Method, kernel, kept: Kept, matrix: Matrix | None = None):
+        """Every expert's matrix by itself."""
+        count, axis = (1, 0) if matrix is None else (matrix.experts, matrix.expert_axis)
+        mask = kept.mask(kernel.shape) if kept != Kept() else None
+        masks = [None] * count if mask is None else np.split(mask, count, axis)
+        rounded = [
+            absmax_weights(
+                part,
+                None if mask is None else jnp.asarray(mask),
+                bits=method.bits,
+                granularity=method.granularity,
+                group_size=self.settings.group_size,
+            )
+            for part, mask in zip(jnp.split(jnp.asarray(kernel), count, axis), masks, strict=True)
+        ]
+        return rounded[0] if count == 1 else jnp.concatenate(rounded, axis)
 
     def _quantise_end(self, method: Method, params: dict) -> dict:
         return {

@@ -63,6 +63,9 @@ class Outliers:
     layers: tuple[int, ...]  # of birth
     dims: tuple[int, ...]
     channels: tuple[tuple[int, int], ...]  # (layer, channel of W_down)
+    labels: tuple[
+        str, ...
+    ]  # how those channels are called: their numbers, with experts `expert:unit`
     tokens: int  # (sequence, position) pairs
 
 

@@ -3,7 +3,7 @@
     s_j = max|X_j|^α / max|W_j|^(1−α)      over calibration tokens and over all matrices that read channel j
 
 1/s goes into what produces the channel. As published that is a norm: the one before q, k, v (and `scale_proj` of context-aware
-scaling), the one before gate and up; they are one in a parallel block. A gated down projection can be smoothed as well, because its input
+scaling), the one before gate and up (and the router of experts); they are one in a parallel block. A gated down projection can be smoothed as well, because its input
 is linear in the output of `up_proj`; without a gate an activation function lies between. The output projection is never smoothed: heads of one group share their values.
 """
 
@@ -64,6 +64,8 @@ def smooth(
         for name in readers:
             _multiply(flat, f"{name}/kernel", s_I[:, None])
             maxima[name] = (maxima[name] / s_I).astype(np.float32)
+        if "mlp/up_proj" in readers and "mlp/router" in flat:  # it reads what the experts read
+            _multiply(flat, "mlp/router", s_I[:, None])
         norm = norms.get(previous)
         if norm is None:
             _multiply(flat, f"{previous}/kernel", 1 / s_I[None])

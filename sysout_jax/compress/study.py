@@ -147,6 +147,7 @@ def _outliers(life: Lifecycle, tau: float) -> Outliers:
         layers=life.birth.layers,
         dims=life.birth.dims,
         channels=tuple((e.layer, channel.index) for e in events for channel in e.channels),
+        labels=tuple(channel.label for e in events for channel in e.channels),
         tokens=int(_marked(life).sum()),
     )
 

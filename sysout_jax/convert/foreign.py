@@ -11,7 +11,7 @@ import numpy as np
 
 from sysout_jax.config import ModelConfig
 from sysout_jax.convert.forms import Shape, Stored
-from sysout_jax.convert.layout import laid_out
+from sysout_jax.convert.layout import joined, laid_out
 from sysout_jax.convert.names import BUFFERS, stored_names
 from sysout_jax.errors import InputError
 from sysout_jax.printable import some
@@ -54,7 +54,7 @@ class ForeignSource:
                 "was it saved from another model?"
             )
         self.path, self._config = path, config
-        shapes = expected_shapes(config)
+        self._shapes = shapes = expected_shapes(config)
         self._stored = stored_names(layout, shapes)
         if base_prefix and held and not any(name.startswith(base_prefix) for name in held):
             # a base model saved without its language-model class lacks the prefix
@@ -81,13 +81,20 @@ class ForeignSource:
         return nest(
             {
                 # cast and transposition in one copy: at most one tensor is held beyond what is returned
-                ours.removeprefix(prefix): laid_out(
-                    stored.form.ours(self._tensor(stored.name), self._config), dtype
-                )
+                ours.removeprefix(prefix): self._laid_out(ours, stored, dtype)
                 for ours, stored in self._stored.items()
                 if ours.startswith(prefix)
             }
         )
+
+    def _laid_out(self, ours: str, stored: Stored, dtype: Any) -> np.ndarray:
+        parts = (
+            stored.form.ours(self._tensor(name), self._config)
+            for name in stored.names(self._config)
+        )
+        if stored.form.axis is None:
+            return laid_out(next(parts), dtype)
+        return joined(parts, self._shapes[ours], stored.form.axis, dtype)
 
     def _tensor(self, name: str) -> np.ndarray:
         """The stored array of that name, as it lies there."""
@@ -112,7 +119,7 @@ def _compare(
             f"{path}: not stored as {', '.join(KEPT_AS)}: {some(packed)}; "
             "quantised weights are not read, use the original model"
         )
-    wanted = {s.name for s in stored.values()}
+    wanted = {name for s in stored.values() for name in s.names(config)}
     unexpected = [
         name
         for name in sorted(set(held) - wanted)
@@ -121,10 +128,11 @@ def _compare(
     ]
     misshapen = []
     for ours, shape in shapes.items():
-        name, allowed = stored[ours].name, stored[ours].form.shapes(shape, config)
-        if name in held and held[name].shape not in allowed:
-            want = " or ".join(map(str, dict.fromkeys(allowed)))
-            misshapen.append(f"{name} is {held[name].shape}, the config implies {want}")
+        allowed = stored[ours].form.shapes(shape, config)
+        for name in stored[ours].names(config):
+            if name in held and held[name].shape not in allowed:
+                want = " or ".join(map(str, dict.fromkeys(allowed)))
+                misshapen.append(f"{name} is {held[name].shape}, the config implies {want}")
     problems = [
         f"{title}: {some(names)}"
         for title, names in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,18 @@ def laid_out(stored: np.ndarray, dtype: Any) -> np.ndarray:
                 out[i : i + TILE, j : j + TILE] = tile.T.astype(dtype).T
     else:
         out[...] = stored
+    return out
+
+
+def joined(
+    parts: Iterable[np.ndarray], shape: tuple[int, ...], axis: int, dtype: Any
+) -> np.ndarray:
+    """The same of parts side by side along an axis, which are laid out one after another."""
+    out, start = _aligned(shape, np.dtype(dtype)), 0
+    for part in parts:
+        end = start + part.shape[axis]
+        out[(slice(None),) * axis + (slice(start, end),)] = laid_out(part, dtype)
+        start = end
     return out
 
 

@@ -14,6 +14,7 @@ from sysout_jax.families import (
     gpt2,
     gpt_neox,
     llama,
+    mixtral,
     mpt,
     olmo,
     olmo2,
@@ -45,6 +46,7 @@ FAMILIES: dict[str, Family] = {
     "phi3": phi3.FAMILY,
     "stablelm": stablelm.FAMILY,
     "starcoder2": starcoder2.FAMILY,
+    "mixtral": mixtral.FAMILY,
 }
 #: `model_type` of a config.json → its layout.
 LAYOUTS: dict[str, Layout] = {

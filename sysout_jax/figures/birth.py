@@ -44,7 +44,7 @@ def birth_sentence(report: Lifecycle, token_text: TokenText) -> str:
     first = event.channels[0]
     return (
         f"{start}{percent(event.from_mlp)} of it from the MLP, {percent(event.explained)} from "
-        f"channel{'s' * (len(event.channels) > 1)} {listed(c.index for c in event.channels)}; the column of channel {first.index} "
+        f"channel{'s' * (len(event.channels) > 1)} {listed(c.label for c in event.channels)}; the column of channel {first.label} "
         f"has extremal ratio {number(first.column_ratio)}, rank {first.column_rank + 1} of "
         f"{life.stats.weights.down_column_ratios.shape[1]:,} (drawn: token {position} of sequence {sequence})."
     )

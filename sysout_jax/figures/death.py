@@ -112,7 +112,7 @@ def _table(axes: Axes, oppositions: list[Opposition], count: int) -> None:
         return
     rows = [("layer", "part", "removes", "of dims", "strongest channels (share)")]
     for o in oppositions:
-        channels = listed((f"{c.index} ({percent(c.share)})" for c in o.channels), 3)
+        channels = listed((f"{c.label} ({percent(c.share)})" for c in o.channels), 3)
         rows.append(
             (
                 str(o.layer + 1),
@@ -144,7 +144,7 @@ def death_sentence(report: Lifecycle, token_text: TokenText) -> str:
         return f"{sentence}; no layer pushes against them by more than a tenth."
     best = max(end.oppositions, key=lambda o: o.removed)
     channels = (
-        f" (channel{'s' * (len(best.channels) > 1)} {listed(c.index for c in best.channels)})"
+        f" (channel{'s' * (len(best.channels) > 1)} {listed(c.label for c in best.channels)})"
         if best.channels
         else ""
     )
@@ -188,7 +188,7 @@ def end_sentence(report: Lifecycle, token_text: TokenText) -> str:
     layer, path = shown.event.layer, shown.path
     enters, added, left = (part[layer, e, m, p] for part in (path.x_in, path.down, path.h))
     sequence, position = shown.place
-    channels = [c.index for c in shown.event.channels]
+    channels = [c.label for c in shown.event.channels]
     return (
         f"In layer {layer + 1} dim {path.targets.dims[p]} enters with {number(enters)}; the MLP adds {number(added)}, most of it from "
         f"channel{'s' * (len(channels) > 1)} {listed(channels)}, and {number(left)} is left (drawn: token {position} of sequence "

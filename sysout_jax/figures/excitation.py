@@ -31,7 +31,7 @@ class _Shown:
     """The strongest birth channel c*, and the token at which it is drawn."""
 
     layer: int
-    channel: int
+    channel: str
     place: tuple[int, int]  # sequence and position
     x: np.ndarray  # (D,) input of the MLP after the norm
     rows: dict[str, np.ndarray]  # name of the matrix → (D,) row of channel c*
@@ -63,13 +63,13 @@ def has_rows(report: Lifecycle) -> bool:
 def _shown(report: Lifecycle) -> _Shown:
     life, path = traced(report)
     event, rows = life.birth.events[0], path.rows
-    channel = event.channels[0].index
-    (r,) = np.flatnonzero(rows.indices == channel)
+    channel = event.channels[0]
+    (r,) = np.flatnonzero(rows.indices == channel.index)
     e, m, _ = strongest_element(path, path.h[event.layer], event.dims)
     place = int(path.targets.sequences[e]), int(path.targets.tokens[e, m])
     matrices = {"W_gate": rows.gate, "W_up": rows.up}
     chosen = {name: matrix[r] for name, matrix in matrices.items() if matrix is not None}
-    return _Shown(event.layer, channel, place, rows.x[e, m], chosen)
+    return _Shown(event.layer, channel.label, place, rows.x[e, m], chosen)
 
 
 @style.styled

@@ -14,6 +14,7 @@ from mpl_toolkits.mplot3d.proj3d import proj_transform
 from sysout_jax.figures import style
 from sysout_jax.figures.select import joined, number, percent
 from sysout_jax.figures.spec import FigureSpec
+from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.existence import Existence, Surface
 from sysout_jax.outliers.tokens import TokenText
 
@@ -84,12 +85,12 @@ def landscape(
         )
     position = dict(zip((int(line) for line in pooled.lines), y, strict=True))
     _highlight(axes, surface, position if tokens else None)
-    if not pooled.values.any():
+    if not finite_or(pooled.values).any():
         axes.text2D(0.5, 0.5, style.NOTHING, transform=axes.transAxes, ha="center")
     right = max(surface.channels - 1, 1)
     axes.set_xlim(0, right)
     axes.set_ylim(0, max(y.max(), 1) if tokens else max(surface.lines - 1, 1))
-    axes.set_zlim(0, 1.12 * max(float(pooled.values.max()), 1e-12))
+    axes.set_zlim(0, 1.12 * max(float(finite_or(pooled.values).max()), 1e-12))
     axes.view_init(elev=30, azim=-50)
     axes.set_box_aspect((1.1, 1.4, 0.85), zoom=0.98 if small else 1.02)
     axes.tick_params(labelsize=7 if small else 8, pad=-2 if small else 0)
@@ -153,7 +154,7 @@ _X_LABEL = {"x_down": "channel", "w_down": "column (channel)", "h": "dim"}
 
 def _highlight(axes: Axes3D, surface: Surface, position: dict[int, float] | None) -> None:
     """A dot on every outlier, the name of its channel on the strongest of the first few channels."""
-    top = 1.12 * max(float(surface.pooled.values.max()), 1e-12)
+    top = 1.12 * max(float(finite_or(surface.pooled.values).max()), 1e-12)
     named: list[int] = []
     for element in surface.elements:
         y = element.line if position is None else position[element.line]
@@ -170,7 +171,7 @@ def _highlight(axes: Axes3D, surface: Surface, position: dict[int, float] | None
                 element.channel,
                 y,
                 abs(element.value) + 0.03 * top,
-                f"{element.channel}",
+                element.label,
                 ha="center",
                 va="bottom",
                 fontsize=8.5,
@@ -211,9 +212,9 @@ def _sentence(name: str) -> Any:
             return "All values are zero or not finite: there is nothing to highlight."
         first, what = surface.elements[0], "outlier" if surface.found else "candidate, no outlier"
         where = (
-            f"row {first.line}, column {first.channel}"
+            f"row {first.line}, column {first.label}"
             if name == "w_down"
-            else f"token {first.line} “{token_text(report.sequence, first.line)}”, {'dim' if name == 'h' else 'channel'} {first.channel}"
+            else f"token {first.line} “{token_text(report.sequence, first.line)}”, {'dim' if name == 'h' else 'channel'} {first.label}"
         )
         mean = "the mean of its row" if name == "w_down" else "the mean of its sequence"
         drawn = surface.pooled.values.shape[1]

@@ -83,7 +83,7 @@ def _channels(figure: SubFigure, shown: CloseUp) -> None:
             "o",
             color=style.ORANGE,
             mec=style.BLACK,
-            label=f"c*: {listed(born)}",
+            label=f"c*: {listed(c.label for c in event.channels)}",
             zorder=3,
         )
         axes.axhline(0, color=style.BLACK, lw=0.8)
@@ -122,7 +122,9 @@ def _contributions(axes: Axes, shown: CloseUp) -> None:
             va="center",
             fontsize=9,
         )
-    axes.set_yticks(range(len(order)), [str(channels.indices[c]) for c in order])
+    axes.set_yticks(
+        range(len(order)), [shown.life.stats.x_down.label(channels.indices[c]) for c in order]
+    )
     axes.invert_yaxis()
     axes.axvline(0, color=style.BLACK, lw=0.8)
     axes.margins(x=0.24)

@@ -88,7 +88,7 @@ def channels_sentence(report: Positions, token_text: TokenText) -> str:
         what = "outliers" if place.found else f"elements over {number(place.level)} times the mean"
         parts.append(
             f"{what} of {name} sit in {len(named):,} of {plural(ratio_LxC.shape[1], _UNIT[name])} "
-            f"({listed(named, 6) or 'none'})"
+            f"({listed(map(getattr(report.stats, name).label, named), 6) or 'none'})"
         )
     return f"Over all layers, {joined(parts)}."
 
@@ -104,7 +104,8 @@ def close_ups(report: Positions, token_text: TokenText) -> Figure:
     panels = figure.subplots(rows, 2, squeeze=False).ravel()
     for axes, (name, place, layer) in zip(panels, shown, strict=False):
         ratio_C = getattr(report.stats, name).channel_ratio[layer]
-        _stems(axes, ratio_C, strongest(ratio_C, place.channels[layer], len(ratio_C)))
+        marked = strongest(ratio_C, place.channels[layer], len(ratio_C))
+        _stems(axes, ratio_C, marked, list(map(getattr(report.stats, name).label, marked)))
         axes.axhline(place.level, color=style.GREEN, ls="--", lw=1.2)
         axes.set_ylim(0, 1.3 * max(ratio_C.max(), place.level))
         axes.set_title(f"{name}, layer {layer + 1}")
@@ -115,8 +116,8 @@ def close_ups(report: Positions, token_text: TokenText) -> Figure:
     return figure
 
 
-def _stems(axes: Axes, values_C: np.ndarray, marked: np.ndarray) -> None:
-    """All channels as thin lines, marked ones on top, the first few with their number."""
+def _stems(axes: Axes, values_C: np.ndarray, marked: np.ndarray, labels: list[str]) -> None:
+    """All channels as thin lines, marked ones on top, the first few with what they are called."""
     axes.vlines(
         np.arange(len(values_C)),
         0,
@@ -130,13 +131,13 @@ def _stems(axes: Axes, values_C: np.ndarray, marked: np.ndarray) -> None:
     axes.set_xlim(-0.02 * len(values_C) - 0.5, 1.02 * len(values_C))
     axes.locator_params(axis="both", nbins=5)
     taken: list[float] = []
-    for c in marked[:MAX_NAMED]:
+    for c, label in list(zip(marked, labels, strict=True))[:MAX_NAMED]:
         # a name that would touch another one is left to the table
         if all(abs(c - other) > 0.16 * len(values_C) for other in taken):
             taken.append(float(c))
             side = "right" if c > 0.85 * len(values_C) else "left" if c < 0.15 * len(values_C) else "center"  # fmt: skip
             axes.annotate(
-                str(int(c)),
+                label,
                 (c, values_C[c]),
                 (0, 5),
                 textcoords="offset points",
@@ -152,10 +153,13 @@ def close_ups_sentence(report: Positions, token_text: TokenText) -> str:
     for name, place in _places(report).items():
         for layer in place.close_ups:
             ratio_C = getattr(report.stats, name).channel_ratio[layer]
-            marked = strongest(ratio_C, place.channels[layer], 4)
+            marked, label = (
+                strongest(ratio_C, place.channels[layer], 4),
+                getattr(report.stats, name).label,
+            )
             parts.append(
                 f"layer {layer + 1} of {name}: "
-                + joined([f"{c} ({number(ratio_C[c])})" for c in marked])
+                + joined([f"{label(c)} ({number(ratio_C[c])})" for c in marked])
             )
     return f"The channels that reach the dashed threshold, with their largest ratio; {'; '.join(parts)}."
 
@@ -167,7 +171,7 @@ def matrices(report: Positions, token_text: TokenText) -> Figure:
     panels = figure.subplots(len(report.matrices), 1, squeeze=False).ravel()
     for axes, matrix in zip(panels, report.matrices, strict=True):
         ratio_I = report.stats.weights.column_ratios[matrix.module][matrix.layer]
-        _stems(axes, ratio_I, np.array([matrix.column]))
+        _stems(axes, ratio_I, np.array([matrix.column]), [matrix.label])
         axes.set_ylim(0, 1.25 * max(ratio_I.max(), 1e-12))
         if not ratio_I.any():
             style.nothing_to_draw(axes)
@@ -180,7 +184,7 @@ def matrices(report: Positions, token_text: TokenText) -> Figure:
 def matrices_sentence(report: Positions, token_text: TokenText) -> str:
     """The outstanding columns."""
     parts = [
-        f"column {m.column} of {m.module} in layer {m.layer + 1} ({number(m.ratio)})"
+        f"column {m.label} of {m.module} in layer {m.layer + 1} ({number(m.ratio)})"
         for m in report.matrices
     ]
     return f"The most extreme columns: {joined(parts)}; a single line that stands out is a weight outlier, a forest is none."

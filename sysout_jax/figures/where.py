@@ -44,7 +44,9 @@ def rows(report: Lifecycle) -> tuple[Row, ...]:
     flagged = stats.attention.code_outlier_tokens.any(axis=(1, 2))
     carriers = tuple(event.layer for event in birth.events if event.channels)
 
-    def note(word: str, indices: Iterable[int], ratio: float) -> str:
+    channels = [stats.x_down.label(c) for c in birth.channels]
+
+    def note(word: str, indices: Iterable[int | str], ratio: float) -> str:
         indices = list(indices)
         if not indices:
             return f"largest ratio {number(ratio)}"
@@ -55,13 +57,13 @@ def rows(report: Lifecycle) -> tuple[Row, ...]:
         Row(
             "W_down",
             np.flatnonzero(row_ratio > report.tau),
-            note("column", birth.channels, row_ratio.max()),
+            note("column", channels, row_ratio.max()),
             carriers,
         ),
         Row(
             "x_down",
             outlier_layers(report, "x_down"),
-            note("channel", birth.channels, report.largest_x_down.ratio),
+            note("channel", channels, report.largest_x_down.ratio),
             carriers,
         ),
         Row(

@@ -9,6 +9,7 @@ from sysout_jax.capture import tap
 from sysout_jax.config import ModelConfig
 from sysout_jax.linear import INIT, dense, fused_dense, residual_init
 from sysout_jax.models.activations import ACTIVATIONS
+from sysout_jax.models.experts import ExpertMlp
 from sysout_jax.models.layers import Norm, attend_and_tap, rotary_frequencies, rotate
 from sysout_jax.models.spec import LayerSpec, NormSpec
 
@@ -100,7 +101,8 @@ class Block(nn.Module):
         spec = self.spec
 
         attn = Attention(self.cfg, spec, self.dtype, self.param_dtype, self.kernel, name="attn")
-        mlp = Mlp(self.cfg, spec, self.dtype, self.param_dtype, name="mlp")
+        kind = Mlp if spec.mlp.experts is None else ExpertMlp
+        mlp = kind(self.cfg, spec, self.dtype, self.param_dtype, name="mlp")
         read_BxTxD = self._norm(spec.attn_norm, "attn_norm", x_BxTxD)
         attn_out_BxTxD = self._norm(spec.attn_post_norm, "attn_post_norm", attn(read_BxTxD))
         tap(self, "attn_out", attn_out_BxTxD)

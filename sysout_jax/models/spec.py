@@ -54,14 +54,47 @@ class HeadsSpec:
 
 
 @dataclass(frozen=True)
+class ExpertsSpec:
+    """Many MLPs side by side, of which a router chooses a few for every token (Shazeer et al. 2017).
+
+    What the chosen ones give is added up, each times its weight: the router's softmax over all of them.
+    """
+
+    count: int
+    used: int
+    normalised: bool = True
+    """The weights of the chosen ones are divided by their sum."""
+
+
+@dataclass(frozen=True)
 class MlpSpec:
-    """x_down = act(gate) · up, or act(up) without a gate; `width` is F."""
+    """x_down = act(gate) · up, or act(up) without a gate; `width` is F.
+
+    With `experts` their matrices lie side by side as those of one MLP: a channel, and with it a column of W_down, is expert · F + unit, and
+    the mean of a row of W_down goes over all experts. A token has values in the channels of its chosen experts only.
+    """
 
     width: int
     gated: bool
     activation: str
     up_bias: bool = False
     down_bias: bool = False
+    experts: ExpertsSpec | None = None
+
+    @property
+    def rows(self) -> int:
+        """R: in how many experts a token has values; 1 without experts."""
+        return 1 if self.experts is None else self.experts.used
+
+    @property
+    def channels(self) -> int:
+        """Inputs of W_down, those of all experts together."""
+        return self.width * (1 if self.experts is None else self.experts.count)
+
+    @property
+    def expert_width(self) -> int | None:
+        """F with experts, None without."""
+        return None if self.experts is None else self.width
 
 
 @dataclass(frozen=True)
@@ -77,6 +110,9 @@ class Matrix:
     part: int = 0
     parts: int = 1
     """It is the `part`-th of equal parts side by side along the outputs."""
+    experts: int = 1
+    """It is made of those of so many experts, side by side along `expert_axis` of its kernel."""
+    expert_axis: int = 1
 
     def of(self, params: dict) -> Any:
         """Its kernel (I, O) among a layer's parameters."""
@@ -99,7 +135,10 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Writer:
-    """A part of a layer that adds to the residual stream: `added` = W · `input`, times `gain` where there is one. All are taps."""
+    """A part of a layer that adds to the residual stream: `added` = W · `input`, times `gain` where there is one. All are taps.
+
+    With experts `input` has a row for each chosen one, which is multiplied by its `weight`: W · Σ_r weight_r · input_r.
+    """
 
     part: Literal["attention", "mlp"]
     matrix: str
@@ -107,6 +146,8 @@ class Writer:
     added: str
     gain: str | None = None
     """What a norm after the matrix multiplies each of its outputs with, (B, T, D)."""
+    weight: str | None = None
+    """What the router multiplies each chosen expert with, (B, T, R)."""
 
 
 @dataclass(frozen=True)
@@ -147,12 +188,19 @@ class LayerSpec:
         shared = self.parallel and self.mlp_norm is None
         mlp_reads = reads if shared else None if self.mlp_norm is None else "mlp_norm"
         into = ["gate", "up"] if self.mlp.gated else ["up"]
+        count = 1 if self.mlp.experts is None else self.mlp.experts.count
         return (
             *qkv,
             Matrix("o", "attn/o_proj", None),
-            *(Matrix(name, f"mlp/{name}_proj", mlp_reads) for name in into),
+            *(Matrix(name, f"mlp/{name}_proj", mlp_reads, experts=count) for name in into),
             # between `up` and `down` of an ungated MLP lies an activation function
-            Matrix("down", "mlp/down_proj", "mlp/up_proj" if self.mlp.gated else None),
+            Matrix(
+                "down",
+                "mlp/down_proj",
+                "mlp/up_proj" if self.mlp.gated else None,
+                experts=count,
+                expert_axis=0,
+            ),
         )
 
     def matrix(self, name: str) -> Matrix:
@@ -163,9 +211,10 @@ class LayerSpec:
     def writers(self) -> tuple[Writer, ...]:
         """In the order in which they add."""
         gain = None if self.mlp_post_norm is None else "down_gain"
+        weight = None if self.mlp.experts is None else "expert_weight"
         return (
             Writer("attention", "o", "attn_heads", "attn_out"),
-            Writer("mlp", "down", "x_down", "down", gain),
+            Writer("mlp", "down", "x_down", "down", gain, weight),
         )
 
 

@@ -16,14 +16,15 @@ class Pooled:
 
     lines: np.ndarray  # (X,) int
     channels: np.ndarray  # (X, B) int
-    values: np.ndarray  # (X, B) magnitudes
+    values: np.ndarray  # (X, B) magnitudes; NaN where there is none
 
 
 def pool_lines(values_XxC: np.ndarray, lines_X: np.ndarray, bins: int) -> Pooled:
-    """Each line on its own; with at most `bins` channels every value is kept."""
+    """Each line on its own; with at most `bins` channels every value is kept. A group that is all NaN stays NaN."""
     edges = _edges(values_XxC.shape[1], bins)
+    there = np.where(np.isnan(values_XxC), -1.0, values_XxC)
     at = np.stack(
-        [a + values_XxC[:, a:b].argmax(axis=1) for a, b in itertools.pairwise(edges)],
+        [a + there[:, a:b].argmax(axis=1) for a, b in itertools.pairwise(edges)],
         axis=1,
     )
     return Pooled(np.asarray(lines_X), at, np.take_along_axis(values_XxC, at, axis=1))

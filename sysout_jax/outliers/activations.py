@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sysout_jax.models.experts import by_channel
+from sysout_jax.models.spec import MlpSpec
 from sysout_jax.numerics.order import median_of_magnitudes
 from sysout_jax.numerics.sweeps import count, in_blocks
 from sysout_jax.outliers import definitions as rules
@@ -41,6 +43,11 @@ class ActivationStats:
     first_nonfinite: (
         np.ndarray
     )  # (L, 3) sequence, token, channel of the first one; -1 where there is none
+    expert_width: int | None = None  # F where channels are those of experts, else None
+
+    def label(self, channel: int) -> str:
+        """How a channel is called: its number, with experts `expert:unit`."""
+        return channel_label(channel, self.expert_width)
 
     @property
     def ratio(self) -> np.ndarray:
@@ -113,6 +120,40 @@ def reduce_activations(x_BxTxC: jax.Array, top: int) -> dict[str, jax.Array]:
     }
 
 
+def reduce_x_down(mlp: MlpSpec, taps: dict[str, jax.Array], top: int) -> dict[str, jax.Array]:
+    """`reduce_activations` of tap `x_down`; with experts over the values that there are: the rows of every token's chosen experts.
+
+    Channels are those of all experts, `expert · F + unit`; the mean square of one is over the tokens that go through its expert.
+    """
+    if mlp.experts is None:
+        return reduce_activations(taps["x_down"], top)
+    x_BxTxRxF, chosen_BxTxR = taps["x_down"].astype(jnp.float32), taps["expert"]
+    B, T, R, F = x_BxTxRxF.shape
+    count = mlp.experts.count
+    found = reduce_activations(x_BxTxRxF.reshape(B, T * R, F), top)
+    expert_BxTR = chosen_BxTxR.reshape(B, T * R)
+
+    def of(row_BxK):
+        return jnp.take_along_axis(expert_BxTR, jnp.maximum(row_BxK, 0), axis=1)
+
+    magnitude = jnp.where(jnp.isfinite(x_BxTxRxF), jnp.abs(x_BxTxRxF), 0.0)
+    scaled = magnitude * jnp.ldexp(jnp.float32(1), -found["exponent"])[:, None, None, None]
+    ones = jnp.ones((B, T, R, 1), jnp.int32)
+    first_Bx1 = found["first_nonfinite"][:, None]
+    row_Bx1 = first_Bx1 // F
+    return found | {
+        "top_channel": of(found["top_token"]) * F + found["top_channel"],
+        "top_token": found["top_token"] // R,
+        "token_max": found["token_max"].reshape(B, T, R).max(2),
+        "channel_max": by_channel(magnitude, chosen_BxTxR, count, "max"),
+        "power": by_channel(scaled**2, chosen_BxTxR, count, "add"),
+        "reached": by_channel(ones, chosen_BxTxR, count, "add"),
+        "first_nonfinite": jnp.where(
+            first_Bx1 < 0, -1, (row_Bx1 // R * count + of(row_Bx1)) * F + first_Bx1 % F
+        )[:, 0],
+    }
+
+
 def _first_moments(carry, block_BxRxC):
     """Sums of |x| and x, largest |x| and number of finite elements per channel; per token the largest |x|. What is not finite counts as 0."""
     sums, signed, largest, finites = carry
@@ -141,7 +182,17 @@ def _count_above(x_BxTxC, channel_max_BxC, bounds_BxK):
     return jax.lax.cond(found, sweep, lambda: jnp.zeros(bounds_BxK.shape, jnp.int32))
 
 
-def join_activations(layers: list[dict[str, np.ndarray]], top: int) -> ActivationStats:
+def channel_label(channel: int, expert_width: int | None) -> str:
+    """Its number, with experts of that width `expert:unit`."""
+    if expert_width is None:
+        return str(channel)
+    expert, unit = divmod(int(channel), expert_width)
+    return f"{expert}:{unit}"
+
+
+def join_activations(
+    layers: list[dict[str, np.ndarray]], top: int, expert_width: int | None = None
+) -> ActivationStats:
     """Per-sequence reductions of all layers to statistics over all sequences, in float64."""
     columns: dict[str, list] = {}
     for found in layers:
@@ -150,7 +201,12 @@ def join_activations(layers: list[dict[str, np.ndarray]], top: int) -> Activatio
         order = np.argsort(-found["top_magnitude"].reshape(-1), kind="stable")[:top]
         mean = found["mean"].astype(np.float64)
         units = np.exp2(2.0 * found["exponent"])
-        power = (found["power"] * units[:, None]).mean(axis=0)
+        power = found["power"] * units[:, None]
+        if "reached" in found:  # sums over the tokens of each expert
+            reached = np.repeat(found["reached"].sum(axis=0), C // found["reached"].shape[1])
+            power = power.sum(axis=0)[reached > 0] / reached[reached > 0]
+        else:
+            power = power.mean(axis=0)
         where = np.flatnonzero(found["first_nonfinite"] >= 0)[:1]
         flat = found["first_nonfinite"][where]
         row = {
@@ -177,4 +233,5 @@ def join_activations(layers: list[dict[str, np.ndarray]], top: int) -> Activatio
         }
         for name, value in row.items():
             columns.setdefault(name, []).append(value)
-    return ActivationStats(**{name: np.stack(values) for name, values in columns.items()})
+    stacked = {name: np.stack(values) for name, values in columns.items()}
+    return ActivationStats(**stacked, expert_width=expert_width)

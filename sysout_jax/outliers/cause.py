@@ -32,7 +32,7 @@ def find_cause(
     born = birth_weights(birth)
     if not born:
         return None
-    random = random_weights(born, lm.config.d_ff, np.random.default_rng(seed))
+    random = random_weights(born, lm.config.layer(0).mlp.channels, np.random.default_rng(seed))
     sinks = sink_heads(path.mass, birth)
     alive = stats.h.outlier_tokens(tau)[:, path.targets.sequences]
     baseline = Effect(
@@ -69,10 +69,11 @@ def birth_weights(birth: Birth) -> Entries:
     }
 
 
-def random_weights(born: Entries, d_ff: int, rng: np.random.Generator) -> Entries:
+def random_weights(born: Entries, num_channels: int, rng: np.random.Generator) -> Entries:
     """As many entries of the same rows in random other channels."""
     others = {
-        layer: np.setdiff1d(np.arange(d_ff), channels) for layer, (channels, _) in born.items()
+        layer: np.setdiff1d(np.arange(num_channels), channels)
+        for layer, (channels, _) in born.items()
     }
     return {
         layer: (rng.choice(others[layer], min(len(channels), len(others[layer])), False), dims)

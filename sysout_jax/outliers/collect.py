@@ -10,8 +10,14 @@ import numpy as np
 from sysout_jax.calls import check_arguments
 from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
+from sysout_jax.models.spec import MlpSpec
 from sysout_jax.nonfinite import Nonfinite
-from sysout_jax.outliers.activations import ActivationStats, join_activations, reduce_activations
+from sysout_jax.outliers.activations import (
+    ActivationStats,
+    join_activations,
+    reduce_activations,
+    reduce_x_down,
+)
 from sysout_jax.outliers.attention import AttentionStats, join_attention, reduce_attention
 from sysout_jax.outliers.definitions import TAU, TAUS, exceeds
 from sysout_jax.outliers.weights import WeightStats, join_weights, reduce_weights
@@ -67,7 +73,8 @@ def collect(
     check_arguments(lm, tau=tau)
     stream = Stream(lm, tokens)
     h, x_down, attention, weights = [], [], [], []
-    for layer, params, seen in stream.layers(observe_statistics):
+    observes = [ObserveStatistics(lm.config.layer(l).mlp) for l in range(lm.num_layers)]
+    for layer, params, seen in stream.layers(observes):
         outlier_tokens = exceeds(seen["h"]["token_max"], seen["h"]["mean"][:, None], tau)
         h.append(seen["h"])
         x_down.append(seen["x_down"])
@@ -79,17 +86,22 @@ def collect(
         tokens=stream.tokens,
         tau=tau,
         h=join_activations(h, TOP),
-        x_down=join_activations(x_down, TOP),
+        x_down=join_activations(x_down, TOP, lm.config.layer(0).mlp.expert_width),
         attention=join_attention(attention),
         weights=join_weights(weights, modules),
         nonfinite=stream.nonfinite(),
     )
 
 
-def observe_statistics(x_in, taps, extra) -> dict:
+@dataclass(frozen=True)
+class ObserveStatistics:
     """The `Observe` of `collect`: everything it keeps of one layer and sequence."""
-    return {
-        "h": reduce_activations(taps["h"], TOP),
-        "x_down": reduce_activations(taps["x_down"], TOP),
-        "sums": taps["attn_sums"],
-    }
+
+    mlp: MlpSpec
+
+    def __call__(self, x_in, taps, extra) -> dict:
+        return {
+            "h": reduce_activations(taps["h"], TOP),
+            "x_down": reduce_x_down(self.mlp, taps, TOP),
+            "sums": taps["attn_sums"],
+        }

@@ -11,10 +11,11 @@ import numpy as np
 from sysout_jax.calls import check_arguments
 from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
+from sysout_jax.models.spec import MlpSpec
 from sysout_jax.nonfinite import Nonfinite, finite_or
 from sysout_jax.numerics.intervals import Interval, bootstrap_weights, interval
 from sysout_jax.outliers import definitions as rules
-from sysout_jax.outliers.activations import reduce_activations
+from sysout_jax.outliers.activations import reduce_activations, reduce_x_down
 from sysout_jax.outliers.definitions import TAU, TAUS
 from sysout_jax.outliers.weights import outlier_lines
 from sysout_jax.storage.serialise import plain
@@ -172,7 +173,8 @@ def _pass(
     found: list[list[dict[str, np.ndarray]]] = [[] for _ in levels]
     before: list[np.ndarray | None] = [None for _ in levels]
     ratios = dict.fromkeys(KINDS, 0.0)
-    for layer, params, seen in stream.layers(_observe):
+    observes = [_Largest(lm.config.layer(l).mlp) for l in range(lm.num_layers)]
+    for layer, params, seen in stream.layers(observes):
         kernel = lm.config.layer(layer).matrix("down").of(params)
         seen["sums"] = finite_or(seen["sums"]).astype(np.float64)
         for i, level in enumerate(levels):
@@ -192,12 +194,20 @@ def _pass(
     return agreements, ratios, stream.nonfinite()
 
 
-def _observe(x_in, taps, extra):
-    def largest(place: str):
-        reduced = reduce_activations(taps[place], 1)
-        return {name: reduced[name] for name in ("token_max", "channel_max", "mean")}
+@dataclass(frozen=True)
+class _Largest:
+    """The `Observe` that keeps the largest magnitudes."""
 
-    return {"h": largest("h"), "x_down": largest("x_down"), "sums": taps["attn_sums"]}
+    mlp: MlpSpec
+
+    def __call__(self, x_in, taps, extra):
+        places = {
+            "h": reduce_activations(taps["h"], 1),
+            "x_down": reduce_x_down(self.mlp, taps, 1),
+        }
+        names = ("token_max", "channel_max", "mean")
+        found = {place: {name: got[name] for name in names} for place, got in places.items()}
+        return found | {"sums": taps["attn_sums"]}
 
 
 def _ratios(lines: tuple, seen: Mapping) -> dict[str, float]:

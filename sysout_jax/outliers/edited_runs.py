@@ -138,7 +138,7 @@ class Bench:
         entries: Entries = self.born
         if run.target == CONTROL:
             rng = self.rng(run.seed, _WEIGHTS)
-            entries = random_weights(self.born, self.lm.config.d_ff, rng)
+            entries = random_weights(self.born, self.lm.config.layer(0).mlp.channels, rng)
 
         def fill(layer: int, kernel_FxD: np.ndarray) -> np.ndarray:
             channels, dims = entries[layer]
@@ -163,7 +163,7 @@ def possible_runs(bench: Bench, runs: tuple[Run, ...]) -> tuple[tuple[Run, ...],
     notes = []
     if any(run.where == "weight" for run in runs):
         most = max((len(channels) for channels, _ in bench.born.values()), default=0)
-        if not most or 2 * most >= bench.lm.config.d_ff:
+        if not most or 2 * most >= bench.lm.config.layer(0).mlp.channels:
             why = "no channel carries the birth" if not most else "too many channels carry it"
             notes.append(f"No edit of the birth weight: {why}.")
             runs = tuple(run for run in runs if run.where != "weight")

@@ -13,6 +13,7 @@ from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.numerics.pooling import Pooled, pool_lines, pool_matrix
+from sysout_jax.outliers.activations import channel_label
 from sysout_jax.outliers.collect import Stats, collect
 from sysout_jax.outliers.definitions import TAU, level_of, ratio
 from sysout_jax.storage.serialise import plain
@@ -30,6 +31,7 @@ class Element:
 
     line: int
     channel: int
+    label: str  # how the channel is called: its number, with experts `expert:unit`
     value: float
     ratio: float  # over the mean magnitude of the sequence, or of the matrix row
 
@@ -129,9 +131,15 @@ def existence(
         shown=shown,
         outliers=over["h"][shown] > 1,
         x_down=_activations(
-            seen["x_down"], layers["x_down"], shown, mean["x_down"], levels["x_down"], tau
+            seen["x_down"],
+            layers["x_down"],
+            shown,
+            mean["x_down"],
+            levels["x_down"],
+            tau,
+            stats.x_down.expert_width,
         ),
-        w_down=_weights(kernel, layers["w_down"], tau),
+        w_down=_weights(kernel, layers["w_down"], tau, stats.x_down.expert_width),
         h=_activations(seen["h"], layers["h"], shown, mean["h"], levels["h"], tau),
         attention=Attention(
             layer=layers["attention"],
@@ -169,10 +177,13 @@ def _look(
     observes = [_Rows(lm.attention(l, len(tokens_T))) for l in range(lm.num_layers)]
     stream = Stream(lm, tokens_T[None])
     found: dict[str, np.ndarray] = {}
-    kernel = None
+    kernel, places = None, ("h", "x_down", "attention")
     extra = [shown[None].astype(np.int32)] * lm.num_layers
     for layer, params, seen in stream.layers(observes, extra):
-        found |= {name: seen[name][0] for name in seen if layers[name] == layer}
+        found |= {name: seen[name][0] for name in places if layers[name] == layer}
+        if layers["x_down"] == layer and "expert" in seen:
+            mlp = lm.config.layer(layer).mlp
+            found["x_down"] = _side_by_side(found["x_down"], seen["expert"][0], mlp.channels)
         if layer == layers["w_down"]:
             kernel = np.asarray(lm.config.layer(layer).matrix("down").of(params))
     assert kernel is not None
@@ -194,29 +205,47 @@ class _Rows:
         if lse is not None:
             lse = jnp.take_along_axis(lse, shown_BxW[:, None], axis=2)
         maps = attention_map(rows(taps["q"]), rows(taps["k"]), lse, self.spec, shown_BxW)
-        return {
+        found = {"expert": rows(taps["expert"])} if "expert" in taps else {}
+        return found | {
             "h": rows(taps["h"]).astype(jnp.float32),
             "x_down": rows(taps["x_down"]).astype(jnp.float32),
             "attention": maps.astype(jnp.float32).mean(1),
         }
 
 
+def _side_by_side(x_WxRxF: np.ndarray, expert_WxR: np.ndarray, channels: int) -> np.ndarray:
+    """(W, E·F) the rows of the chosen experts at their channels; NaN in the other experts, where the token has no value."""
+    W, _, F = x_WxRxF.shape
+    wide = np.full((W, channels // F, F), np.nan, np.float32)
+    # NaN and inf count as 0 as everywhere, and stay apart from what is not there
+    wide[np.arange(W)[:, None], expert_WxR] = finite_or(x_WxRxF)
+    return wide.reshape(W, channels)
+
+
 def _activations(
-    x_WxC: np.ndarray, layer: int, shown: np.ndarray, mean: float, level: float, tau: float
+    x_WxC: np.ndarray,
+    layer: int,
+    shown: np.ndarray,
+    mean: float,
+    level: float,
+    tau: float,
+    expert_width: int | None = None,
 ) -> Surface:
     magnitude = _magnitude(x_WxC)
     return Surface(
         layer=layer,
         found=level == tau,
         level=level,
-        pooled=pool_lines(magnitude, shown, BINS),
-        elements=_elements(magnitude / (mean if mean > 0 else np.inf), x_WxC, shown, level),
+        pooled=pool_lines(np.where(np.isnan(x_WxC), np.nan, magnitude), shown, BINS),
+        elements=_elements(
+            magnitude / (mean if mean > 0 else np.inf), x_WxC, shown, level, expert_width
+        ),
         channels=x_WxC.shape[1],
         lines=len(shown),
     )
 
 
-def _weights(kernel_FxD: np.ndarray, layer: int, tau: float) -> Surface:
+def _weights(kernel_FxD: np.ndarray, layer: int, tau: float, expert_width: int | None) -> Surface:
     F, D = kernel_FxD.shape
     total_D, most_D = np.zeros(D), np.zeros(D)
     for start in range(0, F, CHUNK):  # never a second matrix
@@ -234,7 +263,9 @@ def _weights(kernel_FxD: np.ndarray, layer: int, tau: float) -> Surface:
         found=level == tau,
         level=level,
         pooled=pool_matrix(kernel_FxD.T, MATRIX_LINES, BINS),
-        elements=_elements(ratio(_magnitude(w_RxF), mean_D[rows][:, None]), w_RxF, rows, level),
+        elements=_elements(
+            ratio(_magnitude(w_RxF), mean_D[rows][:, None]), w_RxF, rows, level, expert_width
+        ),
         channels=F,
         lines=D,
     )
@@ -245,11 +276,17 @@ def _magnitude(values: np.ndarray) -> np.ndarray:
 
 
 def _elements(
-    ratio_XxC: np.ndarray, values_XxC, lines_X: np.ndarray, level: float
+    ratio_XxC: np.ndarray, values_XxC, lines_X: np.ndarray, level: float, expert_width: int | None
 ) -> tuple[Element, ...]:
     flagged = np.argwhere(ratio_XxC > level)
     order = np.argsort(-ratio_XxC[tuple(flagged.T)], kind="stable")[:ELEMENTS]
     return tuple(
-        Element(int(lines_X[x]), int(c), float(values_XxC[x, c]), float(ratio_XxC[x, c]))
+        Element(
+            int(lines_X[x]),
+            int(c),
+            channel_label(c, expert_width),
+            float(values_XxC[x, c]),
+            float(ratio_XxC[x, c]),
+        )
         for x, c in flagged[order]
     )

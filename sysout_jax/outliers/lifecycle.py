@@ -266,6 +266,7 @@ def _carriers(
     return tuple(
         Channel(
             index=int(channels.indices[i]),
+            label=stats.x_down.label(channels.indices[i]),
             share=float(shares[i]),
             x_down=mean_at_tokens(channels.x_down, i),
             gate=mean_at_tokens(channels.gate, i) if channels.gate is not None else None,
@@ -289,6 +290,7 @@ def _largest(place) -> Largest:
         sequence=sequence,
         token=token,
         channel=int(np.argmax(place.channel_ratio[layer])),
+        label=place.label(int(np.argmax(place.channel_ratio[layer]))),
     )
 
 

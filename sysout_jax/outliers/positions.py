@@ -53,6 +53,9 @@ class Matrix:
     layer: int
     module: str
     column: int
+    label: (
+        str  # how the column is called: its number, with experts `expert:unit` of a down projection
+    )
     ratio: float
 
 
@@ -228,6 +231,9 @@ def _matrices(stats: Stats) -> tuple[Matrix, ...]:
             layer=int(layer),
             module=stats.weights.modules[m],
             column=int(stats.weights.column[layer, m]),
+            label=(stats.x_down.label if stats.weights.modules[m] == "down" else str)(
+                int(stats.weights.column[layer, m])
+            ),
             ratio=float(ratio_LxM[layer, m]),
         )
         for layer, m in places

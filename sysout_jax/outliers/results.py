@@ -19,6 +19,7 @@ class Channel:
     """A channel of an MLP, its share in what the MLP does to the outlier dims, and the weights around it."""
 
     index: int
+    label: str  # how it is called: the index, with experts `expert:unit`
     share: float  # of h[d*], mean over outlier elements
     x_down: float  # its activation, mean over outlier tokens
     gate: float | None  # gate before the activation function, None without a gate
@@ -152,6 +153,7 @@ class Largest:
     sequence: int
     token: int
     channel: int
+    label: str  # how the channel is called: its number, with experts `expert:unit`
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,9 @@ class LayerChannels:
     added: (
         np.ndarray
     )  # (E, M, P, C) W_down[d, c] · x_down[c], times what a norm after the MLP multiplies d with
-    x_down: np.ndarray  # (E, M, C)
+    x_down: (
+        np.ndarray
+    )  # (E, M, C), as gate and up NaN in channels of experts that the token does not go through
     gate: np.ndarray | None  # (E, M, C) before the activation function; None without a gate
     up: np.ndarray  # (E, M, C)
 
@@ -122,7 +124,10 @@ def trace(
     observes = [_Follow(spec) for spec in specs]
     layers, channels, rows, close_up = [], [], None, None
     for layer, params, seen in stream.layers(observes, [extra] * lm.num_layers):
-        seen = {name: finite_or(value, np.nan) for name, value in seen.items()}
+        seen = {
+            name: value if name == "expert" else finite_or(value, np.nan)
+            for name, value in seen.items()
+        }
         mass = seen["mass"].sum(0) / np.maximum(seen["queries"].sum(0), 1)
         drain = seen["v_outlier"].mean(0) / np.maximum(seen["v_other"].mean(0), 1e-30)
         update = seen["update"].sum(0) / np.maximum(seen["others"].sum(0), 1)
@@ -164,10 +169,12 @@ class _Follow:
     spec: AttentionSpec
 
     def __call__(self, x_in, taps, extra):
-        def at(x_BxTxC):  # rows of the followed tokens, float32
-            return jnp.take_along_axis(x_BxTxC, extra["tokens"][:, :, None], axis=1).astype(
-                jnp.float32
-            )
+        def rows(x_BxTxC):  # of the followed tokens
+            index = extra["tokens"].reshape(*extra["tokens"].shape, *[1] * (x_BxTxC.ndim - 2))
+            return jnp.take_along_axis(x_BxTxC, index, axis=1)
+
+        def at(x_BxTxC):
+            return rows(x_BxTxC).astype(jnp.float32)
 
         def at_dims(x_BxTxD):
             return jnp.take_along_axis(at(x_BxTxD), extra["dims"][:, None, :], axis=2)
@@ -175,8 +182,12 @@ class _Follow:
         followed = ("attn_out", "down", "h", "down_gain")
         found = {name: at_dims(taps[name]) for name in followed if name in taps}
         found |= {
-            name: at(taps[name]) for name in ("x_down", "up", "gate", "mlp_in") if name in taps
+            name: at(taps[name])
+            for name in ("x_down", "up", "gate", "mlp_in", "expert_weight")
+            if name in taps
         }
+        if "expert" in taps:
+            found["expert"] = rows(taps["expert"])
         found["x_in"] = at_dims(x_in)
         return found | _attention(taps, extra["mask"], self.spec) | _window(taps, extra["window"])
 
@@ -241,23 +252,59 @@ def _channels(
     """Keep the channels that add most, in magnitude, to some followed dim."""
     columns_FxP = finite_or(kernel_FxD[:, targets.dims].astype(np.float32), np.nan)
     weight = targets.valid[..., None].astype(np.float32)
-    x = finite_or(seen["x_down"] * weight)
     gain_ExMxP = seen.get("down_gain")
-    if gain_ExMxP is None:
-        met_FxP = np.abs(x).sum((0, 1))[:, None]
-    else:
-        met_FxP = np.einsum("emf,emp->fp", np.abs(x), np.abs(finite_or(gain_ExMxP)))
-    strength_FxP = met_FxP * np.abs(finite_or(columns_FxP))
+    strength_FxP = _met(seen, weight, len(kernel_FxD)) * np.abs(finite_or(columns_FxP))
     kept = np.unique(np.argsort(-strength_FxP, axis=0, kind="stable")[:KEPT_CHANNELS])
-    x_down = seen["x_down"][..., kept]
+    x_down, share = _at_channels(seen, "x_down", kept), _shares(seen, kept)
     added = x_down[:, :, None, :] * columns_FxP[kept].T
+    if share is not None:  # experts that a token does not go through add nothing
+        added = np.where(share[:, :, None] > 0, added * share[:, :, None], 0.0)
     return LayerChannels(
         indices=kept,
         added=added if gain_ExMxP is None else added * gain_ExMxP[..., None],
         x_down=x_down,
-        gate=seen["gate"][..., kept] if "gate" in seen else None,
-        up=seen["up"][..., kept],
+        gate=_at_channels(seen, "gate", kept) if "gate" in seen else None,
+        up=_at_channels(seen, "up", kept),
     )
+
+
+def _met(seen: dict[str, np.ndarray], weight_ExMx1: np.ndarray, channels: int) -> np.ndarray:
+    """(F, P) or (F, 1) what a column of W_down is multiplied with at all followed tokens together, in magnitude."""
+    gain_ExMxP = seen.get("down_gain")
+    if "expert" not in seen:
+        x = finite_or(seen["x_down"] * weight_ExMx1)
+        if gain_ExMxP is None:
+            return np.abs(x).sum((0, 1))[:, None]
+        return np.einsum("emf,emp->fp", np.abs(x), np.abs(finite_or(gain_ExMxP)))
+    x_ExMxRxF = np.abs(
+        finite_or(seen["x_down"] * (seen["expert_weight"] * weight_ExMx1)[..., None])
+    )
+    gain = np.ones_like(weight_ExMx1) if gain_ExMxP is None else np.abs(finite_or(gain_ExMxP))
+    F = x_ExMxRxF.shape[-1]
+    met = np.zeros((channels // F, F, gain.shape[-1]), np.float32)
+    for place in np.ndindex(x_ExMxRxF.shape[:3]):
+        met[seen["expert"][place]] += x_ExMxRxF[place][:, None] * gain[place[:2]]
+    return met.reshape(channels, -1)
+
+
+def _at_channels(seen: dict[str, np.ndarray], name: str, kept_C: np.ndarray) -> np.ndarray:
+    """(E, M, C) values of channels; NaN in experts that the token does not go through."""
+    if "expert" not in seen:
+        return np.asarray(seen[name][..., kept_C])
+    F = seen[name].shape[-1]
+    here_ExMxRxC = seen["expert"][..., None] == kept_C // F
+    values_ExMxRxC = seen[name][..., kept_C % F]
+    return np.where(
+        here_ExMxRxC.any(2), np.where(here_ExMxRxC, values_ExMxRxC, 0.0).sum(2), np.nan
+    ).astype(np.float32)
+
+
+def _shares(seen: dict[str, np.ndarray], kept_C: np.ndarray) -> np.ndarray | None:
+    """(E, M, C) weight of each channel's expert at the followed tokens, 0 where they do not go through it; None without experts."""
+    if "expert" not in seen:
+        return None
+    here_ExMxRxC = seen["expert"][..., None] == kept_C // seen["x_down"].shape[-1]
+    return np.where(here_ExMxRxC, seen["expert_weight"][..., None], 0.0).sum(2)
 
 
 def _rows(

@@ -23,7 +23,7 @@ from sysout_jax.attention import attention_spec, resolve_kernel
 from sysout_jax.engine import STEP_TOKENS, block_step
 from sysout_jax.errors import InputError
 from sysout_jax.models import build, parameter_count, parameter_shapes
-from sysout_jax.outliers.collect import observe_statistics
+from sysout_jax.outliers.collect import ObserveStatistics
 from sysout_jax.planning.costs import Collective, count_products, find_collectives, find_quadratic
 from sysout_jax.platform import compiling_for
 from sysout_jax.sharding import BATCH, batch_shards, lay, make_mesh, parameter_specs, place
@@ -111,7 +111,9 @@ def plan_analysis(config: TrainConfig, topology: str) -> Plan:
         x_BxTxD = jax.ShapeDtypeStruct(
             (sequences, length, config.model.d_model), jnp.float32, sharding=place(BATCH, mesh)
         )
-        traced = block_step.trace(block, observe_statistics, None, params, x_BxTxD, None)
+        traced = block_step.trace(
+            block, ObserveStatistics(block.spec.mlp), None, params, x_BxTxD, None
+        )
         weights = parameter_count(layer)
         one_layer = dataclasses.replace(config.model, num_layers=1)
         flops = flops_per_token(one_layer, weights, length) / 3  # forward only

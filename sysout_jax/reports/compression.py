@@ -172,7 +172,7 @@ def _outliers(result: Compression) -> str:
         if found.found
         else f"no outlier at τ = {found.tau:g}; strongest candidates, ratio over {number(found.level)},"
     )
-    channels = listed([channel for _, channel in found.channels]) or "none"
+    channels = listed(found.labels) or "none"
     return f"{kind} born {in_layers(found.layers)}: dims d* {listed(found.dims)}, channels c* {channels}, at {plural(found.tokens, 'token')}"
 
 

@@ -14,7 +14,7 @@ from sysout_jax.outliers.tokens import TokenText
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.nonfinite import nothing_measured, remarks
 from sysout_jax.reports.page import Section, Table
-from sysout_jax.reports.report import counting, figure_sections, write_report
+from sysout_jax.reports.report import counting, expert_terms, figure_sections, write_report
 
 NAME = "existence"
 
@@ -109,7 +109,7 @@ def _listing(report: Existence, name: str, token_text: TokenText) -> str:
     return (
         listed(
             (
-                f"{unit} {e.channel} at {_place(report, name, e, token_text)} ({number(e.value)}, ratio {number(e.ratio)})"
+                f"{unit} {e.label} at {_place(report, name, e, token_text)} ({number(e.value)}, ratio {number(e.ratio)})"
                 for e in getattr(report, name).elements
             ),
             3,
@@ -149,7 +149,7 @@ def _tokens(report: Existence, token_text: TokenText) -> Table:
 
 def _elements(report: Existence, name: str, token_text: TokenText) -> Table | None:
     rows: tuple[tuple[str | int, ...], ...] = tuple(
-        (_place(report, name, e, token_text), e.channel, number(e.value), number(e.ratio))
+        (_place(report, name, e, token_text), e.label, number(e.value), number(e.ratio))
         for e in getattr(report, name).elements
     )
     unit = {"h": "dim", "x_down": "channel", "w_down": "column"}[name]
@@ -173,5 +173,6 @@ def _definitions(report: Existence) -> Table:
         ("weight outlier", "|w| > τ · mean|w| of its row of W_down"),
         ("layer drawn", "x_down and h: where the sequence has its largest ratio; W_down: where a row has its largest |w| / mean|w|; attention: where one token receives most, mean over heads"),
         ("landscape", "magnitudes; of every group of channels the largest is drawn where it stands"),
+        *expert_terms(report.stats.x_down.expert_width),
     )  # fmt: skip
     return Table(("term", "rule"), rows)

@@ -21,7 +21,7 @@ from sysout_jax.outliers.tokens import TokenText
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.nonfinite import remarks
 from sysout_jax.reports.page import Section, Table
-from sysout_jax.reports.report import counting, figure_sections, write_report
+from sysout_jax.reports.report import counting, expert_terms, figure_sections, write_report
 from sysout_jax.reports.summary import verdict
 
 NAME = "lifecycle"
@@ -105,7 +105,7 @@ def _flags(report: Lifecycle) -> Table | str:
 
 
 def _channels(channels: tuple[Channel, ...], most: int = 4) -> str:
-    return listed((f"{c.index} ({percent(c.share)})" for c in channels), most) or "–"
+    return listed((f"{c.label} ({percent(c.share)})" for c in channels), most) or "–"
 
 
 def _births(report: Lifecycle, token_text: TokenText) -> Table | None:
@@ -227,5 +227,6 @@ def _definitions(report: Lifecycle) -> Table:
         ("channel's share", "W_down[d*, c*] · x_down[c*] over h[d*], mean over outlier elements"),
         ("‖v‖ to others'", "mean length of the values of outlier tokens over that of the other tokens"),
         ("takes back", "what a part adds against h[d*], over the value that enters the layer; 100% cancels it"),
+        *expert_terms(report.stats.x_down.expert_width),
     )  # fmt: skip
     return Table(("term", "rule"), rows)

@@ -19,7 +19,7 @@ from sysout_jax.outliers.tokens import INITIAL, TokenClasses, TokenText
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.nonfinite import nothing_measured, remarks
 from sysout_jax.reports.page import Section, Table
-from sysout_jax.reports.report import counting, figure_sections, write_report
+from sysout_jax.reports.report import counting, expert_terms, figure_sections, write_report
 from sysout_jax.reports.summary import ran_over
 
 NAME = "positions"
@@ -67,16 +67,17 @@ def positions_summary(report: Positions, token_text: TokenText) -> str:
         place, ratio = getattr(report, name), getattr(report.stats, name).channel_ratio
         unit = "dims" if name == "h" else "channels"
         named = strongest(ratio.max(axis=0), place.channels.any(axis=0), len(ratio[0]))
+        labels = [getattr(report.stats, name).label(c) for c in named]
         what = "" if place.found else f"  candidates over {number(place.level)} times the mean:"
         lines.append(
-            f"{name:<8}{what} layers {layer_ranges(place.layers) or 'none'}; {unit} {listed(named, 6) or 'none'}"
+            f"{name:<8}{what} layers {layer_ranges(place.layers) or 'none'}; {unit} {listed(labels, 6) or 'none'}"
         )
         lines.append(f"        tokens: {_shares(report, place)}")
         flags = zip(TAUS, getattr(report.stats, name).counts.sum(axis=0), strict=True)
         lines.append(
             f"        elements flagged: {', '.join(f'{n:,} at {tau:g}' for tau, n in flags)}"
         )
-    parts = [f"{m.module} of layer {m.layer + 1} ({number(m.ratio)}, column {m.column})" for m in report.matrices]  # fmt: skip
+    parts = [f"{m.module} of layer {m.layer + 1} ({number(m.ratio)}, column {m.label})" for m in report.matrices]  # fmt: skip
     lines.append(f"weights  largest extremal ratios: {joined(parts)}")
     keys, T = report.keys, report.length
     layer = int(keys.top[:, 0].argmax())
@@ -175,7 +176,8 @@ def _channels(report: Positions) -> Table:
         ratio_LxC = getattr(report.stats, name).channel_ratio
         for layer in place.layers:
             marked = strongest(ratio_LxC[layer], place.channels[layer], len(ratio_LxC[layer]))
-            shown = listed((f"{c} ({number(ratio_LxC[layer][c])})" for c in marked), 5)
+            label = getattr(report.stats, name).label
+            shown = listed((f"{label(c)} ({number(ratio_LxC[layer][c])})" for c in marked), 5)
             rows.append((name, layer + 1, len(marked), shown))
     header = ("place", "layer", "channels", "strongest (largest ratio)")
     return Table(header, tuple(rows))
@@ -191,7 +193,12 @@ def _elements(report: Positions, token_text: TokenText) -> Table:
                 value = stats.top_signs[layer, k] * stats.top_values[layer, k]
                 mean = stats.sequence_mean[layer, n]
                 ratio = number(abs(value) / mean) if mean > 0 else "n/a"
-                place_of = (n, t, f"“{token_text(n, t)}”", int(stats.top_channels[layer, k]))
+                place_of = (
+                    n,
+                    t,
+                    f"“{token_text(n, t)}”",
+                    stats.label(stats.top_channels[layer, k]),
+                )
                 rows.append((name, layer + 1, *place_of, number(value), ratio))
     header = ("place", "layer", "sequence", "token", "text", "channel", "value", "ratio")
     return Table(header, tuple(rows), "The five largest elements of each layer drawn.")
@@ -243,5 +250,6 @@ def _definitions(report: Positions, classes: TokenClasses) -> Table:
         ("attention on outlier tokens", "share of a head's attention on tokens that carry an outlier of h in any layer, over queries that can see one"),
         ("initial", "position 0 of a sequence, or BOS"),
         *((name, " ".join(f"“{text}”" for text in texts).replace("\n", "\\n")) for name, texts in classes.lists.items()),
+        *expert_terms(report.stats.x_down.expert_width),
     )  # fmt: skip
     return Table(("term", "rule"), rows)

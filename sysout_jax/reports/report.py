@@ -41,6 +41,17 @@ def counting(name: str) -> str:
     )
 
 
+def expert_terms(expert_width: int | None) -> tuple[tuple[str, str], ...]:
+    """What a table of definitions says of a mixture of experts; nothing without one."""
+    if expert_width is None:
+        return ()
+    counted = f"expert:unit, each with {expert_width} units; W_down is the matrices of all experts side by side, and the mean of its row goes over all of them"
+    return (
+        ("channel, column", counted),
+        ("x_down of a token", "the values in the experts that its router chose, before they are weighted; means and medians are over these, the other experts have none"),
+    )  # fmt: skip
+
+
 def figure_sections(
     specs: Mapping[str, FigureSpec],
     report: Any,

@@ -95,7 +95,7 @@ def _largest(report: Lifecycle, token_text: TokenText) -> str:
     def one(name, place) -> str:
         return (
             f"{name} {place.ratio:.4g} (layer {place.layer + 1}, token {place.token} "
-            f"“{token_text(place.sequence, place.token)}”, channel {place.channel})"
+            f"“{token_text(place.sequence, place.token)}”, channel {place.label})"
         )
 
     return f"Largest ratios: {one('h', report.largest_h)}; {one('x_down', report.largest_x_down)}."
@@ -146,7 +146,7 @@ def _origin(event: BirthEvent, token_text: TokenText) -> list[str]:
     first = sum(t == 0 for _, t in event.tokens)
     shown = ", ".join(f"“{text}” x{count}" for text, count in texts.most_common(4))
     channels = ", ".join(
-        f"{c.index} ({_percent(c.share)}, extremal ratio {c.column_ratio:,.0f}, rank {c.column_rank + 1})"
+        f"{c.label} ({_percent(c.share)}, extremal ratio {c.column_ratio:,.0f}, rank {c.column_rank + 1})"
         for c in event.channels[:3]
     )
     count = len(event.tokens)
@@ -181,7 +181,7 @@ def _death(report: Lifecycle) -> list[str]:
     else:
         lines = [f"Death   layer {death.layer + 1}: after it no outlier is left"]
     for item in sorted(death.oppositions, key=lambda o: -o.removed)[:2]:
-        channels = ", ".join(str(c.index) for c in item.channels[:_MOST])
+        channels = ", ".join(c.label for c in item.channels[:_MOST])
         carried = f", channels {channels}{_more(item.channels)}" if channels else ""
         lines.append(
             f"        layer {item.layer + 1} {item.part} takes back {_percent(item.removed)}{carried}"

@@ -50,7 +50,7 @@ def monitor_layer(taps: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         found["h_median"] = median_of_magnitudes(taps["h"], nonfinite_B).mean()
         found["h_kurtosis"] = _excess_kurtosis(taps["h"].astype(jnp.float32))
     if "x_down" in taps:
-        found["x_down_top1"] = jnp.abs(taps["x_down"].astype(jnp.float32)).max((1, 2)).mean()
+        found["x_down_top1"] = _largest(taps["x_down"]).mean()
     if "attn_sums" in taps:
         sums_BxHxS = taps["attn_sums"].astype(jnp.float32)
         # the first token is seen by every query, so its column sum over the number of queries is its mean share
@@ -75,10 +75,17 @@ def _check_taps(taps: Any) -> None:
             f"taps are {shown(taps)}; expected arrays under the names of sysout_jax.TAPS"
         )
     for name, axes in AXES.items():
+        if name == "x_down" and "expert" in taps:
+            axes = 4
         if name in taps and getattr(taps[name], "ndim", None) != axes:
             raise InputError(
                 f"taps hold {name} of {getattr(taps[name], 'ndim', 'no')} axes; expected one layer's, with {axes}"
             )
+
+
+def _largest(x_BxTxF: jax.Array) -> jax.Array:
+    """(B,) the largest magnitude; with experts of (B, T, R, F)."""
+    return jnp.abs(x_BxTxF.astype(jnp.float32)).max(tuple(range(1, x_BxTxF.ndim)))
 
 
 def _excess_kurtosis(x: jax.Array) -> jax.Array:

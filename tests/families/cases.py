@@ -43,6 +43,7 @@ _FALCON = {**_OPT, "ffn_hidden_size": 24}
 del _FALCON["ffn_dim"], _FALCON["word_embed_proj_dim"]
 _SECOND = {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": WINDOW}
 _HEAD_DIM = {"head_dim": 10}
+_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 
 CASES = {
     "llama": Case("llama", _NEW),
@@ -101,6 +102,8 @@ CASES = {
     ),
     "starcoder2": Case("starcoder2", _NEW | _TIED | {"sliding_window": WINDOW}),
     "starcoder2-no-biases": Case("starcoder2", _NEW | _ODD | {"use_bias": False, "hidden_act": "gelu"}),
+    "mixtral": Case("mixtral", _NEW | _EXPERTS),
+    "mixtral-window": Case("mixtral", _NEW | _ODD | _TIED | _EXPERTS | {"sliding_window": WINDOW, "num_experts_per_tok": 3}),
 }  # fmt: skip
 
 #: The last linear layer of each family's MLP.
@@ -120,7 +123,8 @@ def transformers_model(case: Case, seed: int) -> Any:
     transformers.logging.disable_progress_bar()
     config = transformers.AutoConfig.for_model(case.kind, **case.settings)
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    eager = {"attn_implementation": "eager", "experts_implementation": "eager"}
+    model = transformers.AutoModelForCausalLM.from_config(config, **eager)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             is_scale = parameter.ndim == 1 and not name.endswith("bias")
@@ -135,7 +139,7 @@ def save(model: Any, directory: Path) -> Path:
 
 
 def computed(model: Any, tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """logits (B, T, V), h (L, B, T, D), x_down (L, B, T, F), attn_map (L, B, H, T, T), read with hooks."""
+    """logits (B, T, V), h (L, B, T, D), x_down (L, B, T, F), with experts (L, B, T, R, F), attn_map (L, B, H, T, T), read with hooks."""
     import torch
 
     seen: dict[str, list] = {"h": [], "x_down": []}
@@ -146,10 +150,22 @@ def computed(model: Any, tokens: np.ndarray) -> dict[str, np.ndarray]:
     def keep_input(module, args):
         seen["x_down"].append(args[0].reshape(BATCH, LENGTH, -1))
 
+    def keep_experts(module, args):
+        """A row for every chosen expert, (B, T, R, F)."""
+        x, chosen, _ = args
+        each = torch.einsum("td,trfd->trf", x, module.gate_up_proj[chosen])
+        gate, up = each.chunk(2, -1)
+        seen["x_down"].append((module.act_fn(gate) * up).reshape(BATCH, LENGTH, *up.shape[1:]))
+
     layers = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))
     for block in layers:
         block.register_forward_hook(keep_output)
-        (down,) = [m for n, m in block.named_modules() if _DOWN.search(n) and "attn" not in n]
+        modules = dict(block.named_modules())
+        experts = [m for n, m in modules.items() if n.endswith(".experts")]
+        if experts:
+            experts[0].register_forward_pre_hook(keep_experts)
+            continue
+        (down,) = [m for n, m in modules.items() if _DOWN.search(n) and "attn" not in n]
         down.register_forward_pre_hook(keep_input)
     with torch.no_grad():
         output = model(torch.from_numpy(tokens).long(), output_attentions=True, use_cache=False)

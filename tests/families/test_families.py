@@ -107,9 +107,16 @@ def test_carriers_of_the_mlp_add_up(name):
     spec = lm.config.layer(0)
     writer = spec.writers[1]
     names = [writer.input, writer.added, *([writer.gain] if writer.gain else [])]
+    names += ["expert", "expert_weight"] if spec.mlp.experts else []
     _, taps = so.capture(lm, tokens, names)
     params = lm.params["layer_0"]
-    written = taps[writer.input][0] @ np.asarray(spec.matrix(writer.matrix).of(params))
+    x = taps[writer.input][0]
+    if spec.mlp.experts:  # the rows of the chosen experts, weighted, at their channels
+        wide = np.zeros((*x.shape[:2], spec.mlp.experts.count, x.shape[-1]), np.float32)
+        weighted = x * taps["expert_weight"][0][..., None]
+        np.put_along_axis(wide, taps["expert"][0][..., None], weighted, axis=2)
+        x = wide.reshape(*x.shape[:2], -1)
+    written = x @ np.asarray(spec.matrix(writer.matrix).of(params))
     written = written + np.asarray(params["mlp"]["down_proj"].get("bias", 0.0))
     gain = taps[writer.gain][0] if writer.gain else 1.0
     scale = np.abs(taps[writer.added][0]).max()
