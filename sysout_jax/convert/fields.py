@@ -118,6 +118,14 @@ class Fields:
         nested.accepted = self.accepted
         return nested
 
+    def narrow(self, name: str, part: str) -> dict[str, Any]:
+        """Put one part of an object in its place, where it has it; returns the other parts."""
+        value = self._left.get(name)
+        if not isinstance(value, dict) or part not in value:
+            return {}
+        self._left[name] = value[part]
+        return {key: other for key, other in value.items() if key != part}
+
     def must_be(self, name: str, default: Any) -> None:
         """The field may be absent or have the value that the model implements."""
         value = self.take_any(name, default)

@@ -11,6 +11,7 @@ from sysout_jax.families import (
     falcon,
     gemma,
     gemma2,
+    gemma3,
     gpt2,
     gpt_neox,
     llama,
@@ -18,6 +19,7 @@ from sysout_jax.families import (
     mpt,
     olmo,
     olmo2,
+    olmo3,
     opt,
     phi,
     phi3,
@@ -47,6 +49,8 @@ FAMILIES: dict[str, Family] = {
     "stablelm": stablelm.FAMILY,
     "starcoder2": starcoder2.FAMILY,
     "mixtral": mixtral.FAMILY,
+    "gemma3": gemma3.FAMILY,
+    "olmo3": olmo3.FAMILY,
 }
 #: `model_type` of a config.json → its layout.
 LAYOUTS: dict[str, Layout] = {

@@ -47,7 +47,7 @@ class LlamaConfig(RotaryConfig):
             attn_norm=norm,
             mlp_norm=norm,
             attention=AttentionSpec(window=self.window(l)),
-            rotary=self.rotary(),
+            rotary=self.rotary(l),
         )
 
     def ends(self) -> EndsSpec:

@@ -1,4 +1,4 @@
-"""Phi 3 and 4 mini: LLaMA whose q, k, v lie in one matrix and gate and up in another (Abdin et al. 2024). Long-rope scaling is refused."""
+"""Phi 3 and 4 mini: LLaMA whose q, k, v lie in one matrix and gate and up in another (Abdin et al. 2024)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ class Phi3Config(LlamaConfig):
 def read(fields: Fields) -> Phi3Config:
     fields.must_be("hidden_act", "silu")
     fields.must_be("attention_bias", False)
-    fields.take_any("original_max_position_embeddings")  # of a scaling that would be refused
     window = fields.take("sliding_window", RULES["context_length"], None)
     return Phi3Config(**read_rotary(fields, eps_default=1e-5, fraction=1.0), sliding_window=window)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,6 +53,7 @@ def read_rotary(
     eps_default: float = 1e-6,
     tied: bool = False,
     fraction: float | None = None,
+    theta: float = 10_000.0,
     **defaults: Any,
 ) -> dict[str, Any]:
     """The fields of `RotaryConfig` from a config.json of transformers' newer classes.
@@ -69,41 +71,100 @@ def read_rotary(
         plain["norm_eps"] = fields.take(eps, RULES["norm_eps"], eps_default)
     else:
         plain["norm_eps"] = eps
-    return plain | read_rope(fields, plain["context_length"], plain["head_dim"], fraction)
+    return plain | read_rope(fields, plain["context_length"], plain["head_dim"], fraction, theta)
 
 
 def read_rope(
-    fields: Fields, context: int, head_dim: int, fraction: float | None = None
+    fields: Fields,
+    context: int,
+    head_dim: int,
+    fraction: float | None = None,
+    theta: float = 10_000.0,
 ) -> dict[str, Any]:
     """`rope_theta`, `rope_scaling` and `rotary_dims`, from `rope_theta` + `rope_scaling` or transformers 5's `rope_parameters`."""
-    theta = fields.take("rope_theta", RULES["rope_theta"], 10_000.0)
+    theta = fields.take("rope_theta", RULES["rope_theta"], theta)
     scaling = fields.take_fields("rope_scaling", "rope_parameters")
     theta = scaling.take("rope_theta", RULES["rope_theta"], theta)
     plain: dict[str, Any] = {"rope_theta": float(theta), "rope_scaling": None}
+    name = "original_max_position_embeddings"
+    # some files have it beside the scaling
+    beside = fields.take(name, RULES["original_context"], context)
     if fraction is not None:
-        name = "partial_rotary_factor"
-        fraction = scaling.take(name, _FRACTION, fields.take(name, _FRACTION, fraction))
+        part = "partial_rotary_factor"
+        fraction = scaling.take(part, _FRACTION, fields.take(part, _FRACTION, fraction))
         dims = int(head_dim * fraction)
         plain["rotary_dims"] = None if dims == head_dim else dims
     kind = scaling.take_any("rope_type", scaling.take_any("type", "default"))
     if kind == "linear":
         plain["rope_scaling"] = RopeScaling(kind="linear", factor=_factor(scaling, "factor"))
     elif kind == "llama3":
-        name = "original_max_position_embeddings"
         plain["rope_scaling"] = RopeScaling(
             kind="llama3",
             factor=_factor(scaling, "factor"),
             low_freq_factor=_factor(scaling, "low_freq_factor"),
             high_freq_factor=_factor(scaling, "high_freq_factor"),
-            original_context=scaling.take(name, RULES["original_context"], context),
+            original_context=scaling.take(name, RULES["original_context"], beside),
         )
+    elif kind in ("yarn", "longrope", "su"):
+        original = scaling.take(name, RULES["original_context"], beside)
+        factor = float(scaling.take("factor", RULES["factor"], context / original))
+        read = _read_yarn if kind == "yarn" else _read_longrope
+        plain["rope_scaling"] = read(scaling, factor, original)
     elif kind != "default":
         raise InputError(
-            f"rope scaling {shown(kind)} is not implemented; expected default, linear or llama3"
+            f"rope scaling {shown(kind)} is not implemented; expected default, linear, llama3, yarn or longrope"
         )
-    scaling.take_any("original_max_position_embeddings")
+    scaling.take_any(name)
     scaling.check_nothing_left()
     return plain
+
+
+def _read_yarn(scaling: Fields, factor: float, original: int) -> RopeScaling:
+    def grown(by: float) -> float:
+        return 0.1 * by * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    mscale, all_dims = (
+        float(scaling.take(name, RULES["factor"], 0.0)) for name in ("mscale", "mscale_all_dim")
+    )
+    magnitude = grown(mscale) / grown(all_dims) if mscale and all_dims else grown(1.0)
+    return RopeScaling(
+        kind="yarn",
+        factor=factor,
+        original_context=original,
+        beta_fast=float(scaling.take("beta_fast", RULES["factor"], 32.0)),
+        beta_slow=float(scaling.take("beta_slow", RULES["factor"], 1.0)),
+        truncate=scaling.take("truncate", RULES["truncate"], True),
+        magnitude=float(scaling.take("attention_factor", RULES["factor"], magnitude)),
+    )
+
+
+def _read_longrope(scaling: Fields, factor: float, original: int) -> RopeScaling:
+    magnitude = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    factors = {}
+    for ours, theirs in (("factors", "long_factor"), ("short_factors", "short_factor")):
+        factors[ours] = scaling.take_any(theirs)
+        if not isinstance(factors[ours], list):
+            raise InputError(
+                f"{theirs} is {shown(factors[ours])}; expected a list with a number for every rotating pair"
+            )
+    return RopeScaling(
+        kind="longrope",
+        factor=factor,
+        original_context=original,
+        magnitude=float(scaling.take("attention_factor", RULES["factor"], magnitude)),
+        **factors,
+    )
+
+
+def read_local_theta(fields: Fields, name: str | None, default: float) -> float:
+    """`local_rope_theta`, from field `name` or `rope_parameters` by kind of layer; those of the others become its `rope_parameters`."""
+    parts = fields.narrow("rope_parameters", "full_attention")
+    given = fields.take(name, RULES["rope_theta"], default) if name else default
+    local = Fields(parts.pop("sliding_attention", None) or {}, "rope_parameters.sliding_attention.")
+    local.must_be("rope_type", "default")
+    theta = local.take("rope_theta", RULES["rope_theta"], given)
+    local.check_nothing_left()
+    return float(theta)
 
 
 def read_windows(

@@ -25,6 +25,8 @@ class RotaryConfig(ModelConfig):
     """Keys that a query sees, itself included; None: all before it."""
     sliding_layers: tuple[bool, ...] = ()
     """Which layers have the window; empty: all of them."""
+    local_rope_theta: float | None = None
+    """Base of the layers with a window, whose positions are not scaled; None: they turn as the others do."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,6 +51,12 @@ class RotaryConfig(ModelConfig):
             raise InputError(
                 f"num_heads {self.num_heads} times head_dim {self.head_dim} must be below 2^31"
             )
+        scaling = self.rope_scaling
+        pairs = (self.rotary_dims or self.head_dim) // 2
+        if scaling and scaling.kind == "longrope" and len(scaling.factors) != pairs:
+            raise InputError(
+                f"rope_scaling has {len(scaling.factors)} factors; expected one for each of the {pairs} pairs that turn"
+            )
         layers = self.sliding_layers
         if not isinstance(layers, tuple | list) or not all(type(on) is bool for on in layers):
             raise InputError(
@@ -60,9 +68,12 @@ class RotaryConfig(ModelConfig):
                 f"config field sliding_layers names {len(layers)} layers; expected {self.num_layers}"
             )
 
-    def rotary(self) -> Rotary:
-        """Of every layer."""
-        return Rotary(self.rotary_dims or self.head_dim, self.rope_theta, self.rope_scaling)
+    def rotary(self, l: int = 0) -> Rotary:
+        """Of layer `l`."""
+        dims = self.rotary_dims or self.head_dim
+        if self.local_rope_theta is not None and self.window(l) is not None:
+            return Rotary(dims, self.local_rope_theta)
+        return Rotary(dims, self.rope_theta, self.rope_scaling)
 
     def window(self, l: int) -> int | None:
         """Of layer `l`."""

@@ -54,7 +54,7 @@ def _rope_scaling(config: RotaryConfig) -> dict[str, Any] | None:
     scaling = config.rope_scaling
     if scaling is None:
         return None
-    if scaling.kind == "factors":
+    if scaling.kind not in ("linear", "llama3"):
         raise InputError(
             "rotary positions with a divisor for every pair have no name in transformers; expected linear or llama3 scaling, "
             "use --format orbax"

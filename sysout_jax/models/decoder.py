@@ -31,9 +31,10 @@ class Attention(nn.Module):
         if heads.norm is not None:
             q, k = self._norm(q, "q_norm"), self._norm(k, "k_norm")
         if self.spec.rotary is not None:
-            rotary = self.spec.rotary
-            freqs = rotary_frequencies(rotary.dims, rotary.theta, rotary.scaling)
-            q, k = rotate(q, freqs), rotate(k, freqs)
+            rotary, length = self.spec.rotary, x_BxTxD.shape[1]
+            freqs = rotary_frequencies(rotary.dims, rotary.theta, rotary.scaling, length)
+            magnitude = 1.0 if rotary.scaling is None else rotary.scaling.magnitude
+            q, k = rotate(q, freqs, magnitude), rotate(k, freqs, magnitude)
         mixed = attend_and_tap(self, x_BxTxD, q, k, v, self.kernel)
         init = residual_init(self.cfg.num_layers)
         tap(self, "attn_in", x_BxTxD)

@@ -88,8 +88,13 @@ def _normalise_backward(eps: float, centred: bool, residuals, grad_BxTxD):
 normalise.defvjp(_normalise, _normalise_backward)
 
 
-def rotary_frequencies(dims: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
-    """Radians per position of the dims/2 rotating pairs, float32 (Su et al. 2021; scalings as transformers defines them)."""
+def rotary_frequencies(
+    dims: int, theta: float, scaling: RopeScaling | None, length: int = 1
+) -> np.ndarray:
+    """Radians per position of the dims/2 rotating pairs, float32, in a sequence of `length` tokens (Su et al. 2021).
+
+    Scalings as transformers defines them; yarn is of Peng et al. 2023, longrope of Ding et al. 2024.
+    """
     exponents = np.arange(0, dims, 2, dtype=np.float64) / dims
     freqs = 1.0 / theta**exponents
     if scaling is None:
@@ -98,6 +103,12 @@ def rotary_frequencies(dims: int, theta: float, scaling: RopeScaling | None) -> 
         return (freqs / scaling.factor).astype(np.float32)
     if scaling.kind == "factors":
         return (freqs / np.array(scaling.factors)).astype(np.float32)
+    if scaling.kind == "longrope":
+        fits = length <= scaling.original_context
+        return (freqs / np.array(scaling.short_factors if fits else scaling.factors)).astype("f")
+    if scaling.kind == "yarn":
+        keep = 1 - _yarn_ramp(dims, theta, scaling)
+        return (keep * freqs + (1 - keep) * freqs / scaling.factor).astype(np.float32)
     # llama3: slow pairs (less than low_freq_factor turns in the original context) are divided, fast ones kept, blended between
     turns = scaling.original_context * freqs / (2 * np.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
@@ -105,8 +116,23 @@ def rotary_frequencies(dims: int, theta: float, scaling: RopeScaling | None) -> 
     return (keep * freqs + (1 - keep) * freqs / scaling.factor).astype(np.float32)
 
 
-def rotate(x_BxTxHxDh: jax.Array, freqs: np.ndarray) -> jax.Array:
-    """Turn the pair (i, i + R) of every head by position times frequency i of R; what lies beyond 2R stays.
+def _yarn_ramp(dims: int, theta: float, scaling: RopeScaling) -> np.ndarray:
+    """(dims/2,) 0 for pairs that turn `beta_fast` times and more in the original context, 1 from `beta_slow` times on down, in between a line."""
+
+    def pair_of(turns: float) -> float:
+        return dims * np.log(scaling.original_context / (turns * 2 * np.pi)) / (2 * np.log(theta))
+
+    first, last = pair_of(scaling.beta_fast), pair_of(scaling.beta_slow)
+    if scaling.truncate:
+        first, last = np.floor(first), np.ceil(last)
+    first, last = max(first, 0.0), min(last, dims - 1.0)
+    if first == last:
+        last += 0.001  # as transformers does
+    return np.clip((np.arange(dims // 2) - first) / (last - first), 0.0, 1.0)
+
+
+def rotate(x_BxTxHxDh: jax.Array, freqs: np.ndarray, magnitude: float = 1.0) -> jax.Array:
+    """Turn the pair (i, i + R) of every head by position times frequency i of R, times `magnitude`; what lies beyond 2R stays.
 
     In float32, returned in the input's dtype.
     """
@@ -114,6 +140,8 @@ def rotate(x_BxTxHxDh: jax.Array, freqs: np.ndarray) -> jax.Array:
     angle_TxHalf = jnp.arange(T, dtype=jnp.float32)[:, None] * freqs[None, :]
     angle_1xTx1xHalf = angle_TxHalf[None, :, None, :]
     cos, sin = jnp.cos(angle_1xTx1xHalf), jnp.sin(angle_1xTx1xHalf)
+    if magnitude != 1.0:
+        cos, sin = cos * magnitude, sin * magnitude
     x = x_BxTxHxDh.astype(jnp.promote_types(x_BxTxHxDh.dtype, jnp.float32))
     first, second = x[..., :half], x[..., half : 2 * half]
     turned = [first * cos - second * sin, second * cos + first * sin]

@@ -5,6 +5,7 @@ torch and transformers are imported where they are used, so that the table can b
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +44,8 @@ _FALCON = {**_OPT, "ffn_hidden_size": 24}
 del _FALCON["ffn_dim"], _FALCON["word_embed_proj_dim"]
 _SECOND = {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": WINDOW}
 _HEAD_DIM = {"head_dim": 10}
+_LONG = {"type": "longrope", "long_factor": [1.5, 3.0], "short_factor": [1.0, 1.25]}
+_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 _EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 
 CASES = {
@@ -102,6 +105,21 @@ CASES = {
     ),
     "starcoder2": Case("starcoder2", _NEW | _TIED | {"sliding_window": WINDOW}),
     "starcoder2-no-biases": Case("starcoder2", _NEW | _ODD | {"use_bias": False, "hidden_act": "gelu"}),
+    "phi3-longrope": Case("phi3", _NEW | {"pad_token_id": 0, "original_max_position_embeddings": LENGTH, "rope_scaling": _LONG}),
+    "phi3-longrope-long": Case(
+        "phi3", _NEW | {"pad_token_id": 0, "original_max_position_embeddings": 8, "rope_scaling": _LONG}
+    ),
+    "qwen2-yarn": Case("qwen2", _NEW | {"rope_scaling": _YARN}),
+    "gemma3": Case(
+        "gemma3_text",
+        _NEW | _TIED | _SECOND | {"head_dim": 10, "query_pre_attn_scalar": 7, "final_logit_softcapping": 3.0},
+    ),
+    "gemma3-linear": Case(
+        "gemma3_text",
+        _NEW | _ODD | _SECOND | {"head_dim": 8, "rope_local_base_freq": 50.0, "rope_theta": 3e4, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+    ),
+    "olmo3": Case("olmo3", _NEW | _SECOND | {"rope_scaling": _YARN}),
+    "olmo3-default-layers": Case("olmo3", _NEW | _HEADS | _TIED | {"sliding_window": WINDOW, "num_hidden_layers": 4}),
     "mixtral": Case("mixtral", _NEW | _EXPERTS),
     "mixtral-window": Case("mixtral", _NEW | _ODD | _TIED | _EXPERTS | {"sliding_window": WINDOW, "num_experts_per_tok": 3}),
 }  # fmt: skip
@@ -121,7 +139,7 @@ def transformers_model(case: Case, seed: int) -> Any:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    config = transformers.AutoConfig.for_model(case.kind, **case.settings)
+    config = transformers.AutoConfig.for_model(case.kind, **copy.deepcopy(case.settings))
     torch.manual_seed(seed)
     eager = {"attn_implementation": "eager", "experts_implementation": "eager"}
     model = transformers.AutoModelForCausalLM.from_config(config, **eager)

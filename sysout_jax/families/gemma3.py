@@ -1,0 +1,79 @@
+"""Gemma 3, its text model: Gemma 2 with normalised queries and keys and a base of rotary positions for layers with a window (Gemma team 2025)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from sysout_jax.checks import Flag, Real, Whole
+from sysout_jax.config import RULES
+from sysout_jax.convert.fields import Fields
+from sysout_jax.convert.forms import Stored
+from sysout_jax.families import gemma2
+from sysout_jax.families.family import Family, Layout
+from sysout_jax.families.gemma2 import Gemma2Config
+from sysout_jax.families.reading import (
+    read_activation,
+    read_local_theta,
+    read_rotary,
+    read_windows,
+)
+from sysout_jax.models.spec import LayerSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gemma3Config(Gemma2Config):
+    """Gemma 2's; q and k are normalised head by head before they turn."""
+
+    family: str = "gemma3"
+
+    def layer(self, l: int) -> LayerSpec:
+        plain = super().layer(l)
+        heads = dataclasses.replace(plain.heads, norm=self.norm())
+        return dataclasses.replace(plain, heads=heads)
+
+
+def read(fields: Fields) -> Gemma3Config:
+    fields.must_be("use_bidirectional_attention", False)
+    activation = read_activation(fields, "hidden_activation", "gelu_pytorch_tanh")
+    bias = fields.take("attention_bias", Flag(), False)
+    local = read_local_theta(fields, "rope_local_base_freq", 10_000.0)
+    plain = read_rotary(fields, tied=True, theta=1e6, head_dim=256)
+    scalar = fields.take("query_pre_attn_scalar", Real(1e-3, 1e6), 256)
+    every = fields.take("sliding_window_pattern", Whole(), 6)
+    pattern = [(l + 1) % every != 0 for l in range(plain["num_layers"])]
+    return Gemma3Config(
+        **plain,
+        **read_windows(fields, plain["num_layers"], pattern),
+        local_rope_theta=local,
+        activation=activation,
+        qkv_bias=bias,
+        o_bias=bias,
+        attention_scale=scalar**-0.5,
+        final_softcap=fields.take("final_logit_softcapping", RULES["final_softcap"], None),
+    )
+
+
+NAMES = gemma2.NAMES | {
+    "layer_{l}/attn/q_norm/scale": Stored("model.layers.{l}.self_attn.q_norm.weight"),
+    "layer_{l}/attn/k_norm/scale": Stored("model.layers.{l}.self_attn.k_norm.weight"),
+}
+#: What a text_config leaves out.
+_DEFAULTS = {
+    "vocab_size": 262208,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 131072,
+    "sliding_window": 4096,
+}
+FAMILY = Family(
+    Gemma3Config,
+    {
+        "gemma3_text": Layout(
+            read, NAMES, "model.", classes=("Gemma3ForCausalLM",), defaults=_DEFAULTS
+        )
+    },
+)

@@ -1,0 +1,36 @@
+"""OLMo 3: OLMo 2 with a window in three of four layers, whose rotary positions are not scaled (OLMo team 2025)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sysout_jax.checks import Flag
+from sysout_jax.config import RULES
+from sysout_jax.convert.fields import Fields
+from sysout_jax.families import olmo2
+from sysout_jax.families.family import Family, Layout
+from sysout_jax.families.olmo2 import Olmo2Config
+from sysout_jax.families.reading import read_local_theta, read_rotary, read_windows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Olmo3Config(Olmo2Config):
+    """OLMo 2's, with windows."""
+
+    family: str = "olmo3"
+
+
+def read(fields: Fields) -> Olmo3Config:
+    fields.must_be("hidden_act", "silu")
+    bias = fields.take("attention_bias", Flag(), False)
+    theta = fields.take("rope_theta", RULES["rope_theta"], 500_000.0)
+    local = read_local_theta(fields, None, theta)
+    plain = read_rotary(fields, eps_default=1e-5, theta=theta)
+    pattern = [(l + 1) % 4 != 0 for l in range(plain["num_layers"])]
+    windows = read_windows(fields, plain["num_layers"], pattern)
+    return Olmo3Config(**plain, **windows, local_rope_theta=local, qkv_bias=bias, o_bias=bias)
+
+
+FAMILY = Family(
+    Olmo3Config, {"olmo3": Layout(read, olmo2.NAMES, "model.", classes=("Olmo3ForCausalLM",))}
+)

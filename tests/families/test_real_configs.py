@@ -1,0 +1,47 @@
+"""config.json files as they are published, of the families with experts, several bases of rotary positions, or scaled ones."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sysout_jax.convert.hf_config import read_config
+
+#: directory → what our config must say
+REAL = {
+    "mixtral-8x7b-v0.1": {"family": "mixtral", "num_experts": 8, "experts_used": 2, "d_ff": 14336, "num_layers": 32, "num_kv_heads": 8, "rope_theta": 1e6, "sliding_window": None, "normalised": True},
+    "gemma-3-1b-it": {"family": "gemma3", "num_layers": 26, "num_kv_heads": 1, "head_dim": 256, "rope_theta": 1e6, "local_rope_theta": 1e4, "sliding_window": 512, "attention_scale": 1 / 16, "tied_embeddings": True},
+    "olmo-3.1-32b-instruct": {"family": "olmo3", "num_layers": 64, "num_heads": 40, "rope_theta": 5e5, "local_rope_theta": 5e5, "sliding_window": 4096, "vocab_size": 100278},
+    "phi-3.5-mini-instruct": {"family": "phi3", "context_length": 131072, "sliding_window": 262144, "head_dim": 96, "rotary_dims": None},
+}  # fmt: skip
+#: directory → kind, factor, original context, magnitude of its scaled positions
+SCALED = {
+    "olmo-3.1-32b-instruct": ("yarn", 8.0, 8192, 1.2079441541679836),
+    "phi-3.5-mini-instruct": ("longrope", 32.0, 4096, 1.190238),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_values(name, shared_data):
+    file = shared_data / "configs" / name / "config.json"
+    config = read_config(json.loads(file.read_text()), name).config
+    assert {field: getattr(config, field) for field in REAL[name]} == REAL[name]
+    scaling = getattr(config, "rope_scaling", None)
+    assert (scaling is not None) == (name in SCALED)
+    if scaling:
+        kind, factor, original, magnitude = SCALED[name]
+        assert (scaling.kind, scaling.factor, scaling.original_context) == (kind, factor, original)
+        assert scaling.magnitude == pytest.approx(magnitude, rel=1e-6)
+
+
+def test_layers_with_a_window(shared_data):
+    def config(name):
+        file = shared_data / "configs" / name / "config.json"
+        return read_config(json.loads(file.read_text()), name).config
+
+    gemma, olmo = config("gemma-3-1b-it"), config("olmo-3.1-32b-instruct")
+    assert [l for l in range(26) if gemma.window(l) is None] == [5, 11, 17, 23]
+    assert [gemma.rotary(l).theta for l in (4, 5)] == [1e4, 1e6]
+    assert [l for l in range(64) if olmo.window(l) is None] == list(range(3, 64, 4))
+    assert [olmo.rotary(l).scaling is None for l in (2, 3)] == [True, False]
