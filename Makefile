@@ -25,7 +25,7 @@ test: $(VENV)/installed
 
 # In environments of their own, and without what make parity-deps brings.
 VERSIONS := 3.11 3.12 3.13
-CROSS_SECTION := tests/test_loading.py tests/test_capture.py tests/convert tests/data tests/models tests/training/test_workdir.py tests/outliers/test_collect.py
+CROSS_SECTION := tests/test_loading.py tests/test_capture.py tests/convert tests/data tests/models tests/training/test_workdir.py tests/statistics/test_collect.py
 
 test-versions:
 	@tested=""; \

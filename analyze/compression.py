@@ -14,15 +14,15 @@ import numpy as np
 import sysout_jax as so
 from analyze.limits import MOST, MOST_SEEDS, check_count
 from analyze.source import Expects, Prepared, Source, check_out, prepare, progress, settings, tell
+from sysout_jax.analyses.compression.measure import compression
+from sysout_jax.analyses.compression.page import summary, write_compression_report
+from sysout_jax.analyses.compression.results import Compression
+from sysout_jax.analyses.measured import measured_by_compression
 from sysout_jax.commands.arguments import parse
 from sysout_jax.commands.cli import run, say
 from sysout_jax.compress.methods import METHODS, Settings
-from sysout_jax.compress.results import Compression
-from sysout_jax.compress.study import compression
 from sysout_jax.data.text import read_text, text_windows
 from sysout_jax.perplexity import ROWS_JOINED_BY, joined_rows
-from sysout_jax.published.measured import measured_by_compression
-from sysout_jax.reports.compression import summary, write_compression_report
 
 
 @dataclass(frozen=True)

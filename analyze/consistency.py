@@ -8,10 +8,10 @@ from pathlib import Path
 
 import sysout_jax as so
 from analyze.source import Expects, Source, check_out, prepare, progress, settings, tell
+from sysout_jax.analyses.consistency.page import consistency_summary, write_consistency_report
+from sysout_jax.analyses.measured import measured_by_consistency
 from sysout_jax.commands.arguments import parse
 from sysout_jax.commands.cli import run, say
-from sysout_jax.published.measured import measured_by_consistency
-from sysout_jax.reports.consistency import consistency_summary, write_consistency_report
 
 
 @dataclass(frozen=True)

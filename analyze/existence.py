@@ -9,10 +9,10 @@ from pathlib import Path
 
 import sysout_jax as so
 from analyze.source import Expects, Source, check_out, prepare, progress, settings, tell
+from sysout_jax.analyses.existence.page import existence_summary, write_existence_report
+from sysout_jax.analyses.measured import measured_by_statistics
 from sysout_jax.commands.arguments import parse
 from sysout_jax.commands.cli import run, say
-from sysout_jax.published.measured import measured_by_statistics
-from sysout_jax.reports.existence import existence_summary, write_existence_report
 
 PROMPT = "Summer is warm. Winter is cold.\n"  # the paper's
 

@@ -10,10 +10,10 @@ from typing import Literal
 import sysout_jax as so
 from analyze.limits import MOST_SEEDS, check_count
 from analyze.source import Expects, Source, check_out, prepare, progress, settings, tell
+from sysout_jax.analyses.intervene.page import summary, write_interventions_report
+from sysout_jax.analyses.measured import measured_by_interventions
 from sysout_jax.commands.arguments import parse
 from sysout_jax.commands.cli import run, say
-from sysout_jax.published.measured import measured_by_interventions
-from sysout_jax.reports.interventions import summary, write_interventions_report
 
 What = Literal["zero", "mean", "resample"]
 Where = Literal["birth", "all", "weight"]

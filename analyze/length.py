@@ -9,11 +9,11 @@ from pathlib import Path
 
 import sysout_jax as so
 from analyze.source import ClassLists, Expects, Source, check_out, prepare, progress, settings, tell
+from sysout_jax.analyses.length.measure import SENTENCES, sweep_lengths
+from sysout_jax.analyses.length.page import length_summary, write_length_report
+from sysout_jax.analyses.measured import measured_by_length
 from sysout_jax.commands.arguments import parse
 from sysout_jax.commands.cli import run, say
-from sysout_jax.outliers.length import SENTENCES, sweep_lengths
-from sysout_jax.published.measured import measured_by_length
-from sysout_jax.reports.length import length_summary, write_length_report
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import sysout_jax as so
 from analyze.source import Expects, Source, check_out, prepare, progress, settings, tell
+from sysout_jax.analyses.lifecycle.page import write_lifecycle_report
+from sysout_jax.analyses.lifecycle.summary import lifecycle_summary
+from sysout_jax.analyses.measured import measured_by_lifecycle
 from sysout_jax.commands.arguments import parse
 from sysout_jax.commands.cli import run, say
-from sysout_jax.published.measured import measured_by_lifecycle
-from sysout_jax.reports.lifecycle import write_lifecycle_report
-from sysout_jax.reports.summary import lifecycle_summary
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import sysout_jax as so
 from analyze.source import ClassLists, Expects, Source, check_out, prepare, progress, settings, tell
+from sysout_jax.analyses.measured import measured_by_positions
+from sysout_jax.analyses.positions.page import positions_summary, write_positions_report
 from sysout_jax.commands.arguments import parse
 from sysout_jax.commands.cli import run, say
-from sysout_jax.published.measured import measured_by_positions
-from sysout_jax.reports.positions import positions_summary, write_positions_report
 
 
 @dataclass(frozen=True)

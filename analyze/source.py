@@ -35,7 +35,7 @@ from sysout_jax.published.expected import Expected
 from sysout_jax.published.values import published
 from sysout_jax.reports import report
 from sysout_jax.reports.expected import Expectation
-from sysout_jax.reports.summary import fit
+from sysout_jax.reports.terminal import fit
 from sysout_jax.sharding import MeshConfig, make_mesh
 from sysout_jax.testing import demo_model
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import sysout_jax as so
 from analyze.source import Source, check_out, prepare, progress, settings, tell
+from sysout_jax.analyses.variants.page import summary, write_variants_report
+from sysout_jax.analyses.variants.side_by_side import SideBySide
 from sysout_jax.commands.arguments import parse
 from sysout_jax.commands.cli import run, say
 from sysout_jax.figures.select import short_names
-from sysout_jax.figures.side_by_side import SideBySide
-from sysout_jax.reports.variants import summary, write_variants_report
 
 
 @dataclass(frozen=True)

@@ -138,9 +138,9 @@ def profile(model: Path, args: Args) -> None:
 
     import sysout_jax as so
     from sysout_jax.engine import Stream
-    from sysout_jax.outliers.activations import reduce_activations
-    from sysout_jax.outliers.collect import TOP
-    from sysout_jax.outliers.weights import reduce_weights
+    from sysout_jax.statistics.activations import reduce_activations
+    from sysout_jax.statistics.collect import TOP
+    from sysout_jax.statistics.weights import reduce_weights
 
     lm, ids = so.load(model), tokens(args.length)
     _ = lm.params

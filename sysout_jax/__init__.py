@@ -12,22 +12,22 @@ compressed = so.compression(lm, tokens)
 # First: our commands can be interrupted while the rest is imported.
 from sysout_jax.commands import interrupts as interrupts  # noqa: I001
 from sysout_jax.capture import TAPS
-from sysout_jax.compress.results import Compression
-from sysout_jax.compress.study import compression
+from sysout_jax.analyses.compression.results import Compression
+from sysout_jax.analyses.compression.measure import compression
 from sysout_jax.engine import capture
 from sysout_jax.errors import InputError
-from sysout_jax.interventions import Interventions, intervene
+from sysout_jax.analyses.intervene.measure import Interventions, intervene
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.loading import load
-from sysout_jax.outliers.collect import Stats, collect
-from sysout_jax.outliers.consistency import consistency
-from sysout_jax.outliers.existence import existence
-from sysout_jax.outliers.length import by_length
-from sysout_jax.outliers.lifecycle import lifecycle
-from sysout_jax.outliers.positions import positions
-from sysout_jax.outliers.results import Lifecycle
+from sysout_jax.statistics.collect import Stats, collect
+from sysout_jax.analyses.consistency.measure import consistency
+from sysout_jax.analyses.existence.measure import existence
+from sysout_jax.analyses.length.measure import by_length
+from sysout_jax.analyses.lifecycle.measure import lifecycle
+from sysout_jax.analyses.positions.measure import positions
+from sysout_jax.analyses.lifecycle.results import Lifecycle
 from sysout_jax.perplexity import perplexity
-from sysout_jax.profiles import VariantProfile, variant_profile
+from sysout_jax.analyses.variants.measure import VariantProfile, variant_profile
 from sysout_jax.training.monitor import monitor_layer
 from sysout_jax.version import __version__
 

@@ -11,16 +11,18 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
+from sysout_jax.analyses.existence.figures import EXISTENCE
+from sysout_jax.analyses.length.figures import LENGTH
+from sysout_jax.analyses.lifecycle.figures import FIGURES
+from sysout_jax.analyses.positions.figures import POSITIONS
 from sysout_jax.checkpoints import checkpoint
 from sysout_jax.data.demo import byte_tokenizer
 from sysout_jax.engine import Stream, observe_nothing
-from sysout_jax.figures import FIGURES, draw_figures, style
-from sysout_jax.figures.existence import EXISTENCE
-from sysout_jax.figures.length import LENGTH
-from sysout_jax.figures.positions import POSITIONS
+from sysout_jax.figures import style
+from sysout_jax.figures.spec import draw_figures
+from sysout_jax.interventions.effects import measure
+from sysout_jax.interventions.weights import edit_down_weights
 from sysout_jax.nonfinite import Counts, Damaged, Element, Nonfinite, pooled, suspicious
-from sysout_jax.outliers.cause import edit_down_weights
-from sysout_jax.outliers.effects import measure
 from sysout_jax.reports.nonfinite import remarks
 from sysout_jax.weights import InMemory, groups
 from tests.random_models import random_model

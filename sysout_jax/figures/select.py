@@ -8,9 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from sysout_jax.outliers.collect import Stats
-from sysout_jax.outliers.results import Lifecycle
-from sysout_jax.outliers.trace import Trace
+from sysout_jax.statistics.collect import Stats
 
 
 class Measured(Protocol):
@@ -24,47 +22,9 @@ class Measured(Protocol):
     def stats(self) -> Stats: ...
 
 
-def followed(report: Lifecycle) -> Lifecycle | None:
-    """The lifecycle that was traced: the report itself, or its candidate where nothing reached τ; None without either."""
-    life = report if report.found else report.candidate
-    return life if life is not None and life.trace is not None and life.birth.events else None
-
-
-def traced(report: Lifecycle) -> tuple[Lifecycle, Trace]:
-    """`followed` and its trace; ValueError where there is nothing to follow."""
-    life = followed(report)
-    if life is None or life.trace is None:
-        raise ValueError(
-            f"{report.model}: no outlier and no candidate was traced; this figure does not apply"
-        )
-    return life, life.trace
-
-
-def subtitle(report: Lifecycle) -> str:
-    """Says so where what is drawn is not an outlier."""
-    if report.found:
-        return ""
-    return (
-        f"no outlier at τ = {report.tau:g}; strongest candidate, ratio {number(report.largest_h.ratio)}, "
-        "shown for orientation"
-    )
-
-
-def called(report: Lifecycle) -> str:
-    """How sentences call the followed elements."""
-    return "outlier" if report.found else "candidate"
-
-
 def outlier_layers(report: Measured, place: str) -> np.ndarray:
     """Layers in which `h` or `x_down` holds an activation outlier at the report's τ."""
     return np.flatnonzero(getattr(report.stats, place).ratio > report.tau)
-
-
-def element_mean(path: Trace, values_ExM: np.ndarray) -> float:
-    """Mean over the followed tokens, without padding and NaN."""
-    chosen = values_ExM[path.targets.valid]
-    chosen = chosen[np.isfinite(chosen)]
-    return float(chosen.mean()) if len(chosen) else float("nan")
 
 
 def layer_ranges(layers: Iterable[int]) -> str:

@@ -1,1 +1,1 @@
-"""What outliers are, where they are, and how they live: definitions, statistics, lifecycle."""
+"""What outliers are: every rule in one place, and classes of the tokens that hold them."""

@@ -23,10 +23,10 @@ from sysout_jax.attention import attention_spec, resolve_kernel
 from sysout_jax.engine import STEP_TOKENS, block_step
 from sysout_jax.errors import InputError
 from sysout_jax.models import build, parameter_count, parameter_shapes
-from sysout_jax.outliers.collect import ObserveStatistics
 from sysout_jax.planning.costs import Collective, count_products, find_collectives, find_quadratic
 from sysout_jax.platform import compiling_for
 from sysout_jax.sharding import BATCH, batch_shards, lay, make_mesh, parameter_specs, place
+from sysout_jax.statistics.collect import ObserveStatistics
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.metrics import flops_per_token
 from sysout_jax.training.step import make_program

@@ -16,7 +16,7 @@ from sysout_jax.published.expected import (
     compare,
 )
 from sysout_jax.reports.page import Section, Table
-from sysout_jax.reports.summary import text_table
+from sysout_jax.reports.terminal import text_table
 from sysout_jax.storage.serialise import plain
 
 _WIDTHS = (42, 22, 18, 12)  # of the columns on the terminal, 100 together with what is between them

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from matplotlib.figure import Figure
 
 from sysout_jax.commands import interrupts
 from sysout_jax.errors import InputError, RunError
-from sysout_jax.figures import Figure, FigureSpec, save_figure
+from sysout_jax.figures.spec import FigureSpec
+from sysout_jax.figures.style import save_figure
 from sysout_jax.outliers.tokens import TokenText
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.page import Picture, Section, Table, page

@@ -20,9 +20,9 @@ from sysout_jax.config import ModelConfig
 from sysout_jax.errors import InputError
 from sysout_jax.models import build
 from sysout_jax.numerics.order import median_of_magnitudes
-from sysout_jax.outliers.attention import near_zero_updates
 from sysout_jax.outliers.definitions import excess_kurtosis, is_sink
 from sysout_jax.sharding import BATCH, constrain
+from sysout_jax.statistics.attention import near_zero_updates
 from sysout_jax.training.forward import embedded, equal_blocks
 
 #: Axes of the intermediates that are looked at.

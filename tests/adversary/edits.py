@@ -19,7 +19,7 @@ Edit = list[Any]
 Raw = str | list[list[Any]]  # text, or parts that are repeated
 
 RANDOM_NAME = re.compile("[0-9a-f]{32}")
-_VALUE, _KEY = "@@value@@", "@@key@@"
+_VALUE, _KEY = "value", "key"
 UNPACK: dict[str, tuple[Callable, Callable]] = {
     ".gz": (gzip.decompress, lambda data: gzip.compress(data, mtime=0)),
     ".xz": (lzma.decompress, lzma.compress),

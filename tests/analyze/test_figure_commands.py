@@ -13,7 +13,7 @@ import analyze.existence
 import analyze.length
 import analyze.positions
 import sysout_jax as so
-from sysout_jax.outliers.length import SENTENCES
+from sysout_jax.analyses.length.measure import SENTENCES
 from sysout_jax.testing import demo_plant
 from tests.analyze.command import call, tree, words
 

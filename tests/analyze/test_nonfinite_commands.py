@@ -15,8 +15,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import sysout_jax as so
+from sysout_jax.analyses.length.measure import SENTENCES
 from sysout_jax.figures import style
-from sysout_jax.outliers.length import SENTENCES
 from sysout_jax.reports import report
 from tests.analyze.command import call, words
 from tests.parameters import mostly_endurance

@@ -13,7 +13,7 @@ import pytest
 
 from sysout_jax.commands import cli
 from sysout_jax.errors import InputError, RunError
-from sysout_jax.reports.summary import fit
+from sysout_jax.reports.terminal import fit
 
 
 def status(main) -> int:

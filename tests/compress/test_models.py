@@ -8,8 +8,8 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
 import sysout_jax as so
+from sysout_jax.analyses.compression.keeps import find_keeps, kept_weights, random_others
 from sysout_jax.compress.inputs import QuantisedInputs, calibrate
-from sysout_jax.compress.keeps import find_keeps, kept_weights, random_others
 from sysout_jax.compress.methods import METHODS, Compressor, Kept, Method, Settings
 from sysout_jax.compress.smooth import folds, smooth
 from sysout_jax.engine import Stream, observe_nothing

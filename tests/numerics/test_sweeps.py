@@ -7,8 +7,8 @@ import pytest
 
 from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.outliers import sweeps
-from sysout_jax.outliers.activations import reduce_activations
-from sysout_jax.outliers.weights import reduce_weights
+from sysout_jax.statistics.activations import reduce_activations
+from sysout_jax.statistics.weights import reduce_weights
 from tests.random_models import random_params
 
 SHAPES = [(1, 1, 1), (2, 7, 3), (1, 32, 5), (3, 33, 2), (2, 100, 11)]

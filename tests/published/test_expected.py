@@ -8,10 +8,7 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
-from sysout_jax.data.demo import byte_tokenizer
-from sysout_jax.published import values as published_values
-from sysout_jax.published.expected import DIFFERS, MATCH, NOT_MEASURED, RULES, Expected, compare
-from sysout_jax.published.measured import (
+from sysout_jax.analyses.measured import (
     measured_by_consistency,
     measured_by_interventions,
     measured_by_length,
@@ -19,6 +16,9 @@ from sysout_jax.published.measured import (
     measured_by_positions,
     measured_by_statistics,
 )
+from sysout_jax.data.demo import byte_tokenizer
+from sysout_jax.published import values as published_values
+from sysout_jax.published.expected import DIFFERS, MATCH, NOT_MEASURED, RULES, Expected, compare
 from sysout_jax.published.values import ALIASES, PUBLISHED, published
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.testing import planted_llama

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from sysout_jax.analyses.lifecycle.figures import FIGURES
+from sysout_jax.analyses.lifecycle.page import COUNTING, lifecycle_sections, write_lifecycle_report
 from sysout_jax.errors import InputError, RunError
-from sysout_jax.figures import FIGURES
 from sysout_jax.provenance import run_settings, versions_and_device
 from sysout_jax.reports import report as report_module
-from sysout_jax.reports.lifecycle import COUNTING, lifecycle_sections, write_lifecycle_report
 from sysout_jax.reports.page import Picture, Section, Table, page
 from sysout_jax.reports.report import write_report
 from sysout_jax.storage import workspaces

@@ -1,0 +1,1 @@
+"""Perplexity under quantisation and pruning, and what outliers have to do with it."""

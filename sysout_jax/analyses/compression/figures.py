@@ -1,0 +1,255 @@
+"""Figures of `so.compression`: perplexity of every method, error per layer, and what keeping outliers in full precision gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from sysout_jax.analyses.compression.results import Attribution, Compression
+from sysout_jax.figures import style
+from sysout_jax.figures.select import change, digits, number, percent, short_names
+from sysout_jax.nonfinite import finite_or
+
+KEPT_LABELS = {
+    "birth_weights": "birth weights W_down[d*, c*]",
+    "channels": "columns c* of W_down",
+    "dims": "dims d* of all matrices",
+    "columns": "most extreme column of each matrix",
+}
+_MODELS = [
+    (style.BLUE, "o"), (style.ORANGE, "s"), (style.GREEN, "^"), (style.PINK, "D"), (style.BLACK, "v"),
+]  # fmt: skip
+_LAYER_TITLES = ("one layer compressed", "relative error of h", "share of own error")
+_LOG_FROM = 4.0  # ratios are drawn on a log axis when the largest is this much
+
+
+def remark(result: Compression) -> str:
+    """Says so where what the error is attributed to are no outliers."""
+    found = result.outliers
+    if found is None or found.found:
+        return ""
+    return f"no outlier at τ = {found.tau:g}; elements over {number(found.level)} times the mean, shown for orientation"
+
+
+@style.styled
+def perplexity(results: Sequence[Compression]) -> Figure:
+    """Perplexity over that of full precision, and the relative error of the last h: a point per method and model."""
+    labels = list(dict.fromkeys(o.label for r in results for o in r.outcomes[1:]))
+    figure = style.new_figure(1.5 + 0.3 * len(labels))
+    panels = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    shown, errors, names = [], 0, short_names([r.model for r in results])
+    for i, result in enumerate(results):
+        colour, marker = _MODELS[i % len(_MODELS)]
+        look = {"color": colour, "marker": marker, "mec": style.BLACK, "ls": "", "ms": 6}
+        offset = 0.5 * ((i + 0.5) / len(results) - 0.5)
+        for outcome in result.outcomes[1:]:
+            y = labels.index(outcome.label) + offset
+            ratio = outcome.ratio
+            if np.isfinite(ratio.value):
+                panels[0].hlines(y, ratio.low, ratio.high, color=colour, lw=2)
+                panels[0].plot(ratio.value, y, **look)
+                shown += [ratio.value, ratio.low, ratio.high]
+            else:
+                _write(panels[0], y, number(ratio.value))
+            if np.isfinite(outcome.error) and outcome.error > 0:
+                panels[1].plot(outcome.error, y, **look)
+                errors += 1
+            else:
+                _write(panels[1], y, "none" if outcome.error == 0 else number(outcome.error))
+        panels[1].plot([], [], label=style.label_text(names[i], 40), **look)
+    panels[0].set_yticks(range(len(labels)), labels)
+    panels[0].set_ylim(len(labels) - 0.5, -0.5)
+    panels[0].set_title("perplexity / full precision")
+    panels[0].axvline(1, color=style.BLACK, ls="--", lw=1.2)
+    _ratio_axis(panels[0], shown)
+    panels[1].set_title("error of the last h")
+    if errors:
+        _log_axis(panels[1], subs=(1.0, 3.0))
+    else:
+        panels[1].set_xticks([])
+    panels[1].set_xlabel("‖h' − h‖ / ‖h‖, mean over tokens")
+    for axes in panels:
+        axes.grid(axis="x")
+        for y in range(len(labels)):
+            axes.axhline(y + 0.5, color=style.BAND, lw=0.6)
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
+@style.styled
+def layers(result: Compression) -> Figure:
+    """Per layer: perplexity with this layer alone compressed, its own and the accumulated error of h, shares of the error."""
+    rows = result.attributions
+    figure = style.new_figure(0.9 + 2.2 * len(rows), remark(result))
+    grid = figure.subplots(len(rows), 3, squeeze=False)
+    x = style.layers_from_one(result.num_layers)
+    for panels, found in zip(grid, rows, strict=True):
+        every = style.mark_every(len(x))
+        full = result.outcomes[0].perplexity.value
+        ratio = finite_or(found.perplexity_alone / full, np.nan)
+        panels[0].plot(x, ratio, "o-", color=style.BLUE, markevery=every, label="perplexity")
+        panels[0].axhline(1, color=style.BLACK, ls="--", lw=1)
+        panels[0].set_ylabel(f"{found.label}\nperplexity ratio")
+        if finite_or(ratio).max() > _LOG_FROM:
+            panels[0].set_yscale("log")
+        else:
+            panels[0].ticklabel_format(axis="y", useOffset=False)
+            _widen(panels[0], ratio)
+        for errors, label, look in (
+            (found.own, "of this layer alone", {"color": style.ORANGE, "ls": "-", "marker": "s"}),
+            (found.accumulated, "accumulated", {"color": style.BLACK, "ls": ":", "marker": "^"}),
+        ):
+            panels[1].plot(x, errors.relative, markevery=every, mfc="white", label=label, **look)
+        style.log_or_linear(panels[1], [found.own.relative, found.accumulated.relative])
+        for share, label, look in (
+            (found.own.tokens_share, "outlier tokens", {"color": style.GREEN, "marker": "o"}),
+            (found.own.dims_share, "outlier dims d*", {"color": style.PINK, "marker": "D", "ls": "--"}),
+        ):  # fmt: skip
+            panels[2].plot(x, share, markevery=every, mfc="white", label=label, **look)
+        panels[2].set_ylim(-0.04, 1.04)
+        for axes, title in zip(panels, _LAYER_TITLES, strict=True):
+            if not any(np.isfinite(line.get_ydata()).any() for line in axes.get_lines()):
+                style.nothing_to_draw(axes)
+            if found is rows[0]:
+                axes.set_title(title)
+            style.layer_axis(axes, result.num_layers, label=found is rows[-1])
+            axes.set_xticks(style.layer_ticks(result.num_layers)[:: 1 + (result.num_layers > 10)])
+            axes.grid(axis="y")
+    for axes, columns in ((grid[-1][1], 1), (grid[-1][2], 1)):
+        handles, labels = axes.get_legend_handles_labels()
+        axes.legend(handles, labels, loc="upper left", bbox_to_anchor=(0, -0.28), ncols=columns)
+    return figure
+
+
+@style.styled
+def kept(result: Compression) -> Figure:
+    """Perplexity with outliers, or as many random others, kept in full precision: a panel per method."""
+    found = [a for a in result.attributions if a.kept]
+    figure = style.new_figure(1.6 + 0.42 * len(found[0].kept), remark(result))
+    panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    for axes, attribution in zip(panels, found, strict=True):
+        _kept_panel(axes, attribution, result.outcomes[0].perplexity.value)
+    panels[0].set_yticks(range(len(found[0].kept)), [KEPT_LABELS[k.what] for k in found[0].kept])
+    panels[0].set_ylim(len(found[0].kept) - 0.5, -0.5)
+    handles, labels = panels[0].get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=4)
+    return figure
+
+
+def _kept_panel(axes: Axes, attribution: Attribution, full: float) -> None:
+    if np.isfinite(full):
+        axes.axvline(full, color=style.BLACK, ls="--", lw=1.2, label="full precision")
+    if np.isfinite(attribution.perplexity):
+        axes.axvline(attribution.perplexity, color=style.GREY, lw=3, label="nothing kept")
+    values = [full, attribution.perplexity]
+    for y, one in enumerate(attribution.kept):
+        looks = (
+            (one.perplexity, style.ORANGE, "o", -0.14, "outliers kept"),
+            (one.control, style.BLUE, "s", 0.14, "random others kept"),
+        )
+        for interval, colour, marker, offset, label in looks:
+            at = [y + offset] * len(interval.seeds)
+            if len(at) > 1:
+                axes.plot(interval.seeds, at, "|", color=style.BLACK, ms=11, mew=0.8)
+            axes.plot(
+                interval.value, y + offset, marker, color=colour, mec=style.BLACK, label=label, ms=6
+            )
+            values += [interval.value, *interval.seeds]
+    axes.set_title(attribution.label)
+    axes.set_xlabel("perplexity")
+    finite = np.array([v for v in values if np.isfinite(v)] or [1.0])
+    if not np.isfinite(values).any():
+        style.nothing_to_draw(axes)
+    if finite.max() > _LOG_FROM * finite.min():
+        _log_axis(axes)
+    else:
+        margin = max(0.1 * np.ptp(finite), 1e-3 * finite.max())
+        axes.set_xlim(finite.min() - margin, finite.max() + margin)
+        axes.locator_params(axis="x", nbins=4)
+        axes.ticklabel_format(axis="x", useOffset=False)
+    axes.grid(axis="x")
+
+
+def _ratio_axis(axes: Axes, values: list[float]) -> None:
+    finite = np.array([*(v for v in values if np.isfinite(v)), 1.0])
+    if finite.max() > _LOG_FROM:
+        _log_axis(axes)
+        return
+    margin = max(0.08 * np.ptp(finite), 0.005)
+    axes.set_xlim(finite.min() - margin, finite.max() + margin)
+    axes.locator_params(axis="x", nbins=6)
+    axes.ticklabel_format(axis="x", useOffset=False)
+
+
+def _log_axis(axes: Axes, subs: tuple[float, ...] = (1.0, 2.0, 5.0)) -> None:
+    """Labels that read as numbers, not as powers, at `subs` times powers of ten."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=8))
+    axes.xaxis.set_major_formatter(lambda value, _: number(value))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _widen(axes: Axes, ratio: np.ndarray) -> None:
+    """Rounding is no effect: the axis never spans less than one per cent."""
+    low, high = np.nanmin([*ratio, 1.0]), np.nanmax([*ratio, 1.0])
+    margin = max(0.1 * (high - low), 0.005)
+    axes.set_ylim(low - margin, high + margin)
+
+
+def _write(axes: Axes, y: float, text: str) -> None:
+    axes.annotate(text, (0.5, y), xycoords=axes.get_yaxis_transform(), va="center", fontsize=8)
+
+
+def perplexity_sentence(results: Sequence[Compression]) -> str:
+    """Best and worst method of every model."""
+    parts = []
+    for name, result in zip(short_names([r.model for r in results]), results, strict=True):
+        ranked = sorted(result.outcomes[1:], key=lambda o: finite_or(o.ratio.value, np.inf))
+        if not ranked:
+            continue
+        best, worst = ranked[0], ranked[-1]
+        parts.append(
+            f"{name}: {best.label} {change(best.ratio.value)}, {worst.label} {change(worst.ratio.value)}"
+        )
+    return (
+        f"Least and most change of perplexity against full precision: {'; '.join(parts)}. "
+        "Bars are 95% intervals over windows, windows paired."
+    )
+
+
+def layers_sentence(result: Compression) -> str:
+    """Which layer makes the largest own error."""
+    parts = []
+    for found in result.attributions:
+        own = found.own.relative
+        if not np.isfinite(own).any():
+            continue
+        worst = int(np.nanargmax(own))
+        shares = found.own.tokens_share[worst], found.own.dims_share[worst]
+        parts.append(
+            f"{found.label}: the largest error of its own has layer {worst + 1} ({percent(own[worst])} of h), {percent(shares[0])} of it at "
+            f"outlier tokens and {percent(shares[1])} in outlier dims"
+        )
+    return ("; ".join(parts) or "No error of h is finite: there is nothing to see") + "."
+
+
+def kept_sentence(result: Compression) -> str:
+    """What the strongest keep gives beside its control."""
+    parts = []
+    for found in result.attributions:
+        if not found.kept:
+            continue
+        best = min(found.kept, key=lambda k: finite_or(k.perplexity.value, np.inf))
+        parts.append(
+            f"{found.label}: perplexity {digits(found.perplexity)} falls to {digits(best.perplexity.value)} with {best.weights:,} weights kept "
+            f"({KEPT_LABELS[best.what]}), to {digits(best.control.value)} with as many random others"
+            if best.perplexity.value < found.perplexity
+            else f"{found.label}: nothing kept lowers the perplexity of {digits(found.perplexity)}"
+        )
+    full = result.outcomes[0].perplexity.value
+    return f"{'; '.join(parts)}. Full precision: {digits(full)}. Ticks: seeds."

@@ -1,0 +1,264 @@
+"""`so.compression`: perplexity under quantisation and pruning (paper, Table 3 and B.4), and where the error comes from."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from sysout_jax.analyses.compression.errors import HiddenErrors, final_error, hidden_errors
+from sysout_jax.analyses.compression.keeps import find_keeps, kept_weights, random_others
+from sysout_jax.analyses.compression.results import (
+    Attribution,
+    Compression,
+    KeptOutcome,
+    Outcome,
+    Outliers,
+)
+from sysout_jax.analyses.lifecycle.measure import lifecycle
+from sysout_jax.analyses.lifecycle.results import Lifecycle
+from sysout_jax.calls import check_arguments, check_kind, check_list, check_words
+from sysout_jax.compress.inputs import calibrate
+from sysout_jax.compress.methods import METHODS, SHARE, Compressor, Method, Settings, named
+from sysout_jax.config import ModelConfig
+from sysout_jax.engine import Stream, observe_nothing
+from sysout_jax.language_model import LanguageModel
+from sysout_jax.models import parameter_count, parameter_shapes
+from sysout_jax.numerics.intervals import Interval, bootstrap_weights, interval
+from sysout_jax.outliers.definitions import TAU
+from sysout_jax.perplexity import Perplexity, perplexity_of
+from sysout_jax.weights import expected_shapes
+
+
+def compression(
+    lm: LanguageModel,
+    tokens,
+    *,
+    methods: Sequence[str] = tuple(METHODS),
+    attribute: Sequence[str] = (),
+    sparsities: Sequence[float] = (0.5,),
+    settings: Settings | None = None,
+    calibration_tokens=None,
+    tau: float = TAU,
+    seeds: int = 3,
+    seed: int = 0,
+    bos: bool = False,
+    joined_by: str | None = None,
+) -> Compression:
+    """Perplexity of `tokens` (N, T) under each of `methods`, and the error of each of `attribute` per layer and outlier.
+
+    Calibrates on `calibration_tokens`, or where there are none on `tokens` themselves. `seeds` random controls are drawn from `seed`.
+    `bos` and `joined_by` are recorded, see `perplexity`. Raises InputError for bad tokens and unknown methods.
+    """
+    check_arguments(lm, tau=tau, seeds=seeds, seed=seed)
+    check_kind("settings", settings, Settings)
+    methods = check_words("methods", methods, METHODS)
+    # what is pruned over the whole model is not decided within a layer
+    by_layer = {name: method for name, method in METHODS.items() if method.prune != "model"}
+    attribute = check_words("attribute", attribute, by_layer, least=0)
+    sparsities = check_list("sparsities", sparsities, SHARE)
+    settings = settings or Settings()
+    study = _Study(lm, tokens, {"bos": bos, "joined_by": joined_by})
+    chosen = [METHODS[name] for name in (*methods, *attribute)]
+    calibration, calibrated = None, "not needed"
+    if any(m.inputs == "static" or m.smooth for m in chosen):
+        own = calibration_tokens is None
+        read = tokens if own else calibration_tokens
+        calibration = calibrate(lm, read)
+        where = "the analysed windows themselves" if own else "another text"
+        calibrated = f"{len(read)} windows of {np.shape(read)[1]} tokens of {where}"
+
+    def compressor(sparsity: float) -> Compressor:
+        return Compressor(lm, dataclasses.replace(settings, sparsity=sparsity), calibration)
+
+    runs, notes = _runs(lm, methods, sparsities)
+    followed = dict.fromkeys(name for name, _ in _runs(lm, attribute, (0.0,))[0])
+    outcomes = [study.outcome("full", "full precision", None, lm)]
+    for name, sparsity in runs:
+        made = compressor(settings.sparsity if sparsity is None else sparsity)
+        label = named(METHODS[name], made.settings)
+        outcomes.append(study.outcome(name, label, sparsity, made.model(METHODS[name])))
+    life = _life(lm, tokens, tau) if attribute else None
+    if attribute and life is None:
+        notes.append("No activation is larger than others: no outlier to attribute errors to.")
+    made = compressor(settings.sparsity)
+    return Compression(
+        model=lm.name,
+        num_layers=lm.num_layers,
+        parameters=parameter_count(parameter_shapes(lm.config), positions=False),
+        compressed_parameters=_compressed(lm.config, settings),
+        settings=settings,
+        sparsities=tuple(sparsities),
+        protocol=study.exact.protocol,
+        calibration=calibrated,
+        outcomes=tuple(outcomes),
+        outliers=_outliers(life, tau) if life else None,
+        attributions=tuple(
+            study.attribution(name, METHODS[name], made, life, seeds, seed) for name in followed
+        ),
+        notes=tuple(notes),
+        nonfinite=study.stream.nonfinite(),
+    )
+
+
+def _runs(
+    lm: LanguageModel, methods: Sequence[str], sparsities: Sequence[float]
+) -> tuple[list[tuple[str, float | None]], list[str]]:
+    """Every method, pruning once per sparsity; without those that this model does not allow, and why."""
+    runs: list[tuple[str, float | None]] = []
+    notes = []
+    for name in dict.fromkeys(methods):
+        method = METHODS[name]
+        spec = lm.config.layer(0)
+        if method.smooth == "up" and not spec.mlp.gated:
+            notes.append(
+                f"No {method.label}: {spec.mlp.activation.upper()} lies between up and down projection of {lm.name}."
+            )
+        elif method.smooth and not any(
+            matrix.fed_by in ("attn_norm", "mlp_norm") for matrix in spec.matrices
+        ):
+            notes.append(
+                f"No {method.label}: no norm of {lm.name} stands before the linear layers."
+            )
+        else:
+            runs += [(name, s) for s in sparsities] if method.prune else [(name, None)]
+    return runs, notes
+
+
+def _compressed(config: ModelConfig, settings: Settings) -> int:
+    ends = ("embed/", "positions/", "lm_head/")
+    return sum(
+        int(np.prod(shape))
+        for name, shape in expected_shapes(config).items()
+        if (settings.embeddings and name.startswith(ends))
+        or (name.startswith("layer_") and name.endswith("/kernel"))
+    )
+
+
+def _life(lm, tokens, tau) -> Lifecycle | None:
+    """The lifecycle whose outliers, or strongest candidates, the error is attributed to."""
+    report = lifecycle(lm, tokens, tau, cause=False)
+    life = report if report.found else report.candidate
+    return life if life is not None and life.trace is not None and life.birth.events else None
+
+
+def _outliers(life: Lifecycle, tau: float) -> Outliers:
+    events = life.birth.events
+    return Outliers(
+        found=life.tau == tau,
+        tau=float(tau),
+        level=life.tau,
+        layers=life.birth.layers,
+        dims=life.birth.dims,
+        channels=tuple((e.layer, channel.index) for e in events for channel in e.channels),
+        labels=tuple(channel.label for e in events for channel in e.channels),
+        tokens=int(_marked(life).sum()),
+    )
+
+
+def _marked(life: Lifecycle) -> np.ndarray:
+    """(N, T) tokens that hold an outlier in some layer."""
+    return np.asarray(life.stats.h.outlier_tokens(life.tau).any(axis=0))
+
+
+class _Study:
+    """One model and its windows: full precision is run once and held against every compressed model."""
+
+    def __init__(self, lm: LanguageModel, tokens, protocol: dict):
+        self.lm, self.tokens, self.protocol = lm, lm.check_tokens(tokens), protocol
+        self.stream, self.exact = self.run(lm)
+        self.weights_RxN = bootstrap_weights(len(self.tokens))
+
+    def run(self, lm: LanguageModel) -> tuple[Stream, Perplexity]:
+        stream = Stream(lm, self.tokens)
+        return stream, self.finish(stream, 0)
+
+    def finish(self, stream: Stream, first: int) -> Perplexity:
+        for _ in stream.layers(observe_nothing, first=first):
+            pass
+        return perplexity_of(stream, **self.protocol)
+
+    def interval(self, runs: Sequence[Perplexity], against: np.ndarray | float = 0.0) -> Interval:
+        """Of the perplexity, or of its ratio to another one given by its window nll."""
+        nll_NxS = np.stack([run.window_nll - against for run in runs], axis=1)
+        with np.errstate(over="ignore"):
+            return interval(np.exp(self.weights_RxN @ nll_NxS / len(nll_NxS)))
+
+    def error(self, stream: Stream) -> float:
+        return final_error(self.stream, stream)
+
+    def outcome(self, name: str, label: str, sparsity: float | None, lm: LanguageModel) -> Outcome:
+        stream, found = (self.stream, self.exact) if lm is self.lm else self.run(lm)
+        return Outcome(
+            method=name,
+            label=label,
+            sparsity=sparsity,
+            perplexity=self.interval([found]),
+            ratio=self.interval([found], self.exact.window_nll),
+            error=self.error(stream),
+            nonfinite=stream.nonfinite().h.total,
+        )
+
+    def attribution(
+        self,
+        name: str,
+        method: Method,
+        made: Compressor,
+        life: Lifecycle | None,
+        seeds: int,
+        seed: int,
+    ) -> Attribution:
+        compressed = made.model(method)
+        dims, marked = (life.birth.dims, _marked(life)) if life else ((), None)
+
+        def errors(accumulate: bool) -> HiddenErrors:
+            return hidden_errors(
+                self.lm, compressed, self.tokens, dims, marked, accumulate=accumulate
+            )
+
+        stream, found = self.run(compressed)
+        return Attribution(
+            method=name,
+            label=named(method, made.settings),
+            perplexity=found.value,
+            error=self.error(stream),
+            perplexity_alone=self._alone(method, made),
+            own=errors(accumulate=False),
+            accumulated=errors(accumulate=True),
+            kept=self._kept(method, made, life, seeds, seed) if life and not method.prune else (),
+        )
+
+    def _alone(self, method: Method, made: Compressor) -> np.ndarray:
+        """Perplexity with one layer compressed at a time; what lies before it is computed once."""
+        exact = Stream(self.lm, self.tokens)
+        before, found = list(exact.hidden), []
+        for layer, _, _ in exact.layers(observe_nothing):
+            branch = copy.copy(exact)
+            branch.lm, branch.hidden = made.model(method, (layer,)), before
+            found.append(self.finish(branch, layer).value)
+            before = list(exact.hidden)
+        return np.array(found)
+
+    def _kept(
+        self, method: Method, made: Compressor, life: Lifecycle, seeds: int, seed: int
+    ) -> tuple[KeptOutcome, ...]:
+        config, found = self.lm.config, []
+        for i, (what, keep) in enumerate(find_keeps(life, config).items()):
+            controls = [
+                random_others(keep, config, np.random.default_rng([seed, i, run]))
+                for run in range(seeds)
+            ]
+            kept, *others = (self.run(made.model(method, keep=k)) for k in (keep, *controls))
+            found.append(
+                KeptOutcome(
+                    what=what,
+                    weights=kept_weights(keep, config),
+                    perplexity=self.interval([kept[1]]),
+                    error=self.error(kept[0]),
+                    control=self.interval([run for _, run in others]),
+                    control_error=float(np.mean([self.error(stream) for stream, _ in others])),
+                )
+            )
+        return tuple(found)

@@ -1,0 +1,1 @@
+"""Whether weight, activation and attention outliers coincide."""

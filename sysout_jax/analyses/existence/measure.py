@@ -1,0 +1,292 @@
+"""`so.existence`: what outliers look like in one sequence, at the layers and channels where they are (paper Figures 1, 13–22)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+
+from sysout_jax.attention import AttentionSpec, attention_map
+from sysout_jax.calls import check_arguments, check_kind
+from sysout_jax.engine import Stream
+from sysout_jax.language_model import LanguageModel
+from sysout_jax.nonfinite import finite_or
+from sysout_jax.numerics.pooling import Pooled, pool_lines, pool_matrix
+from sysout_jax.outliers.definitions import TAU, level_of, ratio
+from sysout_jax.statistics.activations import channel_label
+from sysout_jax.statistics.collect import Stats, collect
+from sysout_jax.storage.serialise import plain
+
+SHOWN = 16  # tokens drawn at most
+ELEMENTS = 8  # outliers named per place
+BINS = 400  # points that a line over channels has at most
+CHUNK = 512  # channels of W_down that are read at once
+MATRIX_LINES = 64  # lines over the rows of W_down at most
+
+
+@dataclass(frozen=True)
+class Element:
+    """One value of a place: a token (position) or a row of W_down, and a channel, dim or column."""
+
+    line: int
+    channel: int
+    label: str  # how the channel is called: its number, with experts `expert:unit`
+    value: float
+    ratio: float  # over the mean magnitude of the sequence, or of the matrix row
+
+
+@dataclass(frozen=True)
+class Surface:
+    """A place drawn over its channels: magnitudes that keep every peak, and its largest elements."""
+
+    layer: int
+    found: bool  # at τ
+    level: float  # τ, or a share of the largest ratio where there is no outlier
+    pooled: Pooled  # magnitudes; one line per shown token, or per group of rows of W_down
+    elements: tuple[Element, ...]  # those over `level`, largest ratio first, at most `ELEMENTS`
+    channels: int  # before pooling
+    lines: int
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The head-mean attention of a layer between the shown tokens."""
+
+    layer: int
+    map: np.ndarray  # (W, W) queries × keys
+    received: np.ndarray  # (W,) head-mean column sum over all queries of the sequence, divided by T
+
+
+@dataclass(frozen=True)
+class Existence:
+    """The report. Positions, channels and layers are 0-based."""
+
+    model: str
+    tau: float
+    num_layers: int
+    length: int
+    sequence: int  # which of the given ones: that of the largest |h| over its mean
+    shown: (
+        np.ndarray
+    )  # (W,) positions drawn, ascending: outlier tokens, their neighbours, and the beginning
+    outliers: np.ndarray  # (W,) bool: shown tokens that hold an element of h over its level
+    x_down: Surface
+    w_down: Surface
+    h: Surface
+    attention: Attention
+    stats: Stats
+
+    @property
+    def found(self) -> bool:
+        """Is there an activation outlier at τ, in h or x_down?"""
+        return self.h.found or self.x_down.found
+
+    def to_dict(self) -> dict:
+        """JSON-ready numbers without the surfaces themselves."""
+        names = "model tau num_layers length sequence shown outliers found attention".split()
+        result = {name: getattr(self, name) for name in names}
+        result["nonfinite"] = self.stats.nonfinite
+        result["tokens"] = self.stats.tokens[self.sequence][self.shown]
+        for name in ("x_down", "w_down", "h"):
+            surface = vars(getattr(self, name))
+            result[name] = {key: value for key, value in surface.items() if key != "pooled"}
+        return plain(result)
+
+
+def existence(
+    lm: LanguageModel,
+    tokens,
+    tau: float = TAU,
+    *,
+    stats: Stats | None = None,
+) -> Existence:
+    """What the strongest outliers among `tokens` (N, T) look like, at threshold τ; two passes, the second over one sequence.
+
+    Every place is shown in the layer of its largest ratio in that sequence. `stats` are those of `collect` on the same tokens.
+    Raises InputError for bad tokens.
+    """
+    check_arguments(lm, tau=tau)
+    check_kind("stats", stats, Stats)
+    stats = stats or collect(lm, tokens, tau)
+    sequence, ratios = _strongest_sequence(stats)
+    levels = {name: level_of(float(ratio_LxT.max()), tau) for name, ratio_LxT in ratios.items()}
+    down = stats.weights.modules.index("down")
+    layers = {name: int(ratio_LxT.max(axis=1).argmax()) for name, ratio_LxT in ratios.items()}
+    layers["w_down"] = int(stats.weights.row_ratio[:, down].argmax())
+    layers["attention"] = int(stats.attention.head_mean[:, sequence].max(axis=1).argmax())
+    over = {
+        name: ratio_LxT[layers[name]] / max(levels[name], 1e-30)
+        for name, ratio_LxT in ratios.items()
+    }
+    shown = choose_tokens(np.maximum(over["h"], over["x_down"]))
+    seen, kernel = _look(lm, stats.tokens[sequence], shown, layers)
+    mean = {name: getattr(stats, name).sequence_mean[layers[name], sequence] for name in ratios}
+    return Existence(
+        model=lm.name,
+        tau=float(tau),
+        num_layers=lm.num_layers,
+        length=stats.tokens.shape[1],
+        sequence=sequence,
+        shown=shown,
+        outliers=over["h"][shown] > 1,
+        x_down=_activations(
+            seen["x_down"],
+            layers["x_down"],
+            shown,
+            mean["x_down"],
+            levels["x_down"],
+            tau,
+            stats.x_down.expert_width,
+        ),
+        w_down=_weights(kernel, layers["w_down"], tau, stats.x_down.expert_width),
+        h=_activations(seen["h"], layers["h"], shown, mean["h"], levels["h"], tau),
+        attention=Attention(
+            layer=layers["attention"],
+            map=seen["attention"],
+            received=stats.attention.head_mean[layers["attention"], sequence, shown]
+            / stats.tokens.shape[1],
+        ),
+        stats=stats,
+    )
+
+
+def _strongest_sequence(stats: Stats) -> tuple[int, dict[str, np.ndarray]]:
+    """The sequence of the largest |h| against its mean, and the ratios (L, T) of its tokens in h and x_down."""
+    ratios = {}
+    for name in ("h", "x_down"):
+        place = getattr(stats, name)
+        ratios[name] = ratio(place.token_max, place.sequence_mean[..., None])
+    sequence = int(ratios["h"].max(axis=(0, 2)).argmax())
+    return sequence, {name: ratio_LxNxT[:, sequence] for name, ratio_LxNxT in ratios.items()}
+
+
+def choose_tokens(strength_T: np.ndarray, most: int = SHOWN) -> np.ndarray:
+    """Positions to draw, ascending: tokens over 1 strongest first up to half of them, their neighbours, the beginning."""
+    strong = np.flatnonzero(strength_T > 1)
+    strong = strong[np.argsort(-strength_T[strong], kind="stable")][: most // 2]
+    wanted = [*strong, *(t + d for t in strong for d in (-1, 1)), *range(len(strength_T))]
+    chosen = dict.fromkeys(int(t) for t in wanted if 0 <= t < len(strength_T))
+    return np.sort(list(chosen)[:most])
+
+
+def _look(
+    lm: LanguageModel, tokens_T: np.ndarray, shown: np.ndarray, layers: dict[str, int]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The shown rows of h, x_down and the attention map in their layers, and the kernel (F, D) of W_down in its layer."""
+    observes = [_Rows(lm.attention(l, len(tokens_T))) for l in range(lm.num_layers)]
+    stream = Stream(lm, tokens_T[None])
+    found: dict[str, np.ndarray] = {}
+    kernel, places = None, ("h", "x_down", "attention")
+    extra = [shown[None].astype(np.int32)] * lm.num_layers
+    for layer, params, seen in stream.layers(observes, extra):
+        found |= {name: seen[name][0] for name in places if layers[name] == layer}
+        if layers["x_down"] == layer and "expert" in seen:
+            mlp = lm.config.layer(layer).mlp
+            found["x_down"] = _side_by_side(found["x_down"], seen["expert"][0], mlp.channels)
+        if layer == layers["w_down"]:
+            kernel = np.asarray(lm.config.layer(layer).matrix("down").of(params))
+    assert kernel is not None
+    return found, kernel
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The `Observe` that keeps the shown rows."""
+
+    spec: AttentionSpec
+
+    def __call__(self, x_in, taps, shown_BxW):
+        def rows(x_BxTxC):
+            index = shown_BxW.reshape(*shown_BxW.shape, *[1] * (x_BxTxC.ndim - 2))
+            return jnp.take_along_axis(x_BxTxC, index, axis=1)
+
+        lse = taps.get("lse")
+        if lse is not None:
+            lse = jnp.take_along_axis(lse, shown_BxW[:, None], axis=2)
+        maps = attention_map(rows(taps["q"]), rows(taps["k"]), lse, self.spec, shown_BxW)
+        found = {"expert": rows(taps["expert"])} if "expert" in taps else {}
+        return found | {
+            "h": rows(taps["h"]).astype(jnp.float32),
+            "x_down": rows(taps["x_down"]).astype(jnp.float32),
+            "attention": maps.astype(jnp.float32).mean(1),
+        }
+
+
+def _side_by_side(x_WxRxF: np.ndarray, expert_WxR: np.ndarray, channels: int) -> np.ndarray:
+    """(W, E·F) the rows of the chosen experts at their channels; NaN in the other experts, where the token has no value."""
+    W, _, F = x_WxRxF.shape
+    wide = np.full((W, channels // F, F), np.nan, np.float32)
+    # NaN and inf count as 0 as everywhere, and stay apart from what is not there
+    wide[np.arange(W)[:, None], expert_WxR] = finite_or(x_WxRxF)
+    return wide.reshape(W, channels)
+
+
+def _activations(
+    x_WxC: np.ndarray,
+    layer: int,
+    shown: np.ndarray,
+    mean: float,
+    level: float,
+    tau: float,
+    expert_width: int | None = None,
+) -> Surface:
+    magnitude = _magnitude(x_WxC)
+    return Surface(
+        layer=layer,
+        found=level == tau,
+        level=level,
+        pooled=pool_lines(np.where(np.isnan(x_WxC), np.nan, magnitude), shown, BINS),
+        elements=_elements(
+            magnitude / (mean if mean > 0 else np.inf), x_WxC, shown, level, expert_width
+        ),
+        channels=x_WxC.shape[1],
+        lines=len(shown),
+    )
+
+
+def _weights(kernel_FxD: np.ndarray, layer: int, tau: float, expert_width: int | None) -> Surface:
+    F, D = kernel_FxD.shape
+    total_D, most_D = np.zeros(D), np.zeros(D)
+    for start in range(0, F, CHUNK):  # never a second matrix
+        part = _magnitude(kernel_FxD[start : start + CHUNK])
+        total_D += part.sum(axis=0, dtype=np.float64)
+        most_D = np.maximum(most_D, part.max(axis=0))
+    mean_D = total_D / F
+    ratio_D = ratio(most_D, mean_D)
+    level = level_of(float(ratio_D.max()), tau)
+    # the largest elements are in the rows of the largest ratios
+    rows = np.argsort(-ratio_D, kind="stable")[:ELEMENTS]
+    w_RxF = kernel_FxD[:, rows].T.astype(np.float32)
+    return Surface(
+        layer=layer,
+        found=level == tau,
+        level=level,
+        pooled=pool_matrix(kernel_FxD.T, MATRIX_LINES, BINS),
+        elements=_elements(
+            ratio(_magnitude(w_RxF), mean_D[rows][:, None]), w_RxF, rows, level, expert_width
+        ),
+        channels=F,
+        lines=D,
+    )
+
+
+def _magnitude(values: np.ndarray) -> np.ndarray:
+    return finite_or(np.abs(values.astype(np.float32)))
+
+
+def _elements(
+    ratio_XxC: np.ndarray, values_XxC, lines_X: np.ndarray, level: float, expert_width: int | None
+) -> tuple[Element, ...]:
+    flagged = np.argwhere(ratio_XxC > level)
+    order = np.argsort(-ratio_XxC[tuple(flagged.T)], kind="stable")[:ELEMENTS]
+    return tuple(
+        Element(
+            int(lines_X[x]),
+            int(c),
+            channel_label(c, expert_width),
+            float(values_XxC[x, c]),
+            float(ratio_XxC[x, c]),
+        )
+        for x, c in flagged[order]
+    )

@@ -1,0 +1,1 @@
+"""Which tokens carry outliers as a text grows, with and without BOS."""

@@ -1,0 +1,251 @@
+"""The death (paper Figure 9): h[d*] along the layers, and what attention and MLP add to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sysout_jax.analyses.lifecycle.figures.followed import (
+    called,
+    element_mean,
+    followed,
+    subtitle,
+    traced,
+)
+from sysout_jax.analyses.lifecycle.figures.mlp import CloseUp, draw_close_up, strongest_element
+from sysout_jax.analyses.lifecycle.results import Lifecycle, Opposition
+from sysout_jax.analyses.lifecycle.trace import Trace
+from sysout_jax.figures import style
+from sysout_jax.figures.select import digits, layer_ranges, listed, number, percent
+from sysout_jax.nonfinite import finite_or
+from sysout_jax.outliers.tokens import TokenText
+
+MAX_DIMS = 3
+MAX_ROWS = 5  # oppositions in the table
+_PART = {"attention": "attention", "mlp": "MLP"}
+_LOOKS = ((style.BLACK, "-", "o"), (style.BLUE, "--", "s"), (style.ORANGE, "-.", "^"))
+
+
+@style.styled
+def death(report: Lifecycle, token_text: TokenText) -> Figure:
+    """The residual stream at the outlier tokens, layer by layer, and the layers that push against it."""
+    life, path = traced(report)
+    L = report.num_layers
+    oppositions = strongest_oppositions(life)
+    figure = style.new_figure(5.6 + 0.26 * max(len(oppositions), 1), subtitle(report))
+    upper, lower, table = figure.subplots(
+        3, 1, height_ratios=[5, 5, 0.6 + 0.55 * max(len(oppositions), 1)]
+    )
+    dims = strongest_dims(life, path)
+    x, every = style.layers_from_one(L), style.mark_every(L)
+    for axes in (upper, lower):
+        style.mark_layers(axes, sorted({o.layer for o in life.death.oppositions}))
+        axes.axhline(0, color=style.BLACK, lw=0.8)
+    for p, (colour, line, marker) in zip(dims, _LOOKS, strict=False):
+        upper.plot(
+            x,
+            [element_mean(path, h[..., p]) for h in path.h],
+            color=colour,
+            ls=line,
+            marker=marker,
+            markevery=every,
+            mfc="white",
+            label=f"dim {path.targets.dims[p]}",
+        )
+    upper.set_ylabel(f"h, mean over\n{called(report)} tokens")
+    _added(lower, path, dims[0], L)
+    if life.death.oppositions:
+        upper.fill_between([], [], color=style.BAND, label="opposes")
+    for axes in (upper, lower):
+        style.legend_above(axes, MAX_DIMS + 1)
+        axes.grid(axis="y")
+        style.layer_axis(axes, L, label=axes is lower)
+    _table(table, oppositions, len(life.death.oppositions))
+    return figure
+
+
+def strongest_dims(life: Lifecycle, path: Trace) -> list[int]:
+    """Followed dims by their largest magnitude in any layer; those that the strongest opposition removes come first."""
+    size = finite_or(np.abs(path.h)).max(axis=(0, 1, 2))
+    if life.death.oppositions:
+        removed = max(life.death.oppositions, key=lambda o: o.removed).dims
+        size = size + np.where(np.isin(path.targets.dims, removed), size.max(), 0)
+    return [int(p) for p in np.argsort(-size, kind="stable")[:MAX_DIMS]]
+
+
+def strongest_oppositions(life: Lifecycle) -> list[Opposition]:
+    """The parts that remove most, in the order of layers."""
+    strongest = sorted(life.death.oppositions, key=lambda o: -o.removed)[:MAX_ROWS]
+    return sorted(strongest, key=lambda o: (o.layer, o.part != "attention"))
+
+
+def _added(axes: Axes, path: Trace, p: int, num_layers: int) -> None:
+    x = style.layers_from_one(num_layers)
+    for offset, part, colour, hatch, name in (
+        (-0.2, path.attn_out, style.SKY, "//", "attention adds"),
+        (0.2, path.down, style.BLUE, "", "MLP adds"),
+    ):
+        axes.bar(
+            x + offset,
+            [element_mean(path, values[..., p]) for values in part],
+            0.4,
+            color=colour,
+            hatch=hatch if num_layers <= 40 else "",
+            edgecolor=style.BLACK,
+            lw=0.5 if num_layers <= 40 else 0.2,
+            label=f"{name} to dim {path.targets.dims[p]}",
+        )
+    axes.set_ylabel("added by the layer")
+
+
+def _table(axes: Axes, oppositions: list[Opposition], count: int) -> None:
+    axes.set_axis_off()
+    if not oppositions:
+        axes.text(0, 1, "No layer pushes against it.", va="top", fontsize=9)
+        return
+    rows = [("layer", "part", "removes", "of dims", "strongest channels (share)")]
+    for o in oppositions:
+        channels = listed((f"{c.label} ({percent(c.share)})" for c in o.channels), 3)
+        rows.append(
+            (
+                str(o.layer + 1),
+                _PART[o.part],
+                percent(o.removed),
+                listed(o.dims, 3),
+                channels or "–",
+            )
+        )
+    for i, row in enumerate(rows):
+        for x, text in zip((0.0, 0.08, 0.2, 0.31, 0.52), row, strict=True):
+            weight = "bold" if i == 0 else "normal"
+            axes.text(x, 1 - i / len(rows), text, va="top", fontsize=9, fontweight=weight)
+    if count > len(oppositions):
+        axes.text(
+            1, 1, f"strongest {len(oppositions)} of {count}", va="top", ha="right", fontsize=9
+        )
+
+
+def death_sentence(report: Lifecycle, token_text: TokenText) -> str:
+    """Until when the outliers live, and what ends them."""
+    life, _ = traced(report)
+    end, word = life.death, called(report)
+    if end.layer is None:
+        sentence = f"The {word}s survive the last layer"
+    else:
+        sentence = f"After layer {end.layer + 1} no {word} is left"
+    if not end.oppositions:
+        return f"{sentence}; no layer pushes against them by more than a tenth."
+    best = max(end.oppositions, key=lambda o: o.removed)
+    channels = (
+        f" (channel{'s' * (len(best.channels) > 1)} {listed(c.label for c in best.channels)})"
+        if best.channels
+        else ""
+    )
+    layers = sorted({o.layer for o in end.oppositions})
+    return (
+        f"{sentence}; layer{'s' * (len(layers) > 1)} {layer_ranges(layers)} push{'es' * (len(layers) == 1)} against them, "
+        f"most of all the {_PART[best.part]} of layer {best.layer + 1}, "
+        f"which takes back {percent(best.removed)}{channels}."
+    )
+
+
+def _end(report: Lifecycle) -> CloseUp | None:
+    """The MLP that takes back most, at the strongest element that enters its layer."""
+    life, path = traced(report)
+    mlps = [o for o in life.death.oppositions if o.part == "mlp" and o.channels]
+    if not mlps:
+        return None
+    event = max(mlps, key=lambda o: o.removed)
+    element = strongest_element(path, path.x_in[event.layer], event.dims)
+    return CloseUp(life, path, event, element, of="what enters")
+
+
+def has_end(report: Lifecycle) -> bool:
+    """Whether an MLP pushes against what was followed."""
+    return followed(report) is not None and _end(report) is not None
+
+
+@style.styled
+def end(report: Lifecycle, token_text: TokenText) -> Figure:
+    """How channels of a late layer write the opposite of what enters it."""
+    shown = _end(report)
+    assert shown is not None
+    return draw_close_up(report, shown, token_text)
+
+
+def end_sentence(report: Lifecycle, token_text: TokenText) -> str:
+    """Signs and shares at the drawn token."""
+    shown = _end(report)
+    assert shown is not None
+    e, m, p = shown.element
+    layer, path = shown.event.layer, shown.path
+    enters, added, left = (part[layer, e, m, p] for part in (path.x_in, path.down, path.h))
+    sequence, position = shown.place
+    channels = [c.label for c in shown.event.channels]
+    return (
+        f"In layer {layer + 1} dim {path.targets.dims[p]} enters with {number(enters)}; the MLP adds {number(added)}, most of it from "
+        f"channel{'s' * (len(channels) > 1)} {listed(channels)}, and {number(left)} is left (drawn: token {position} of sequence "
+        f"{sequence})."
+    )
+
+
+@style.styled
+def cause(report: Lifecycle, token_text: TokenText) -> Figure:
+    """Outliers, attention on their tokens and perplexity, with the birth weights and with random weights at zero."""
+    assert report.cause is not None
+    effects = (report.cause.baseline, report.cause.zeroed, report.cause.control)
+    figure = style.new_figure(3.0)
+    panels = figure.subplots(1, 3)
+    for axes, field, title, text in (
+        (panels[0], "outliers", "outliers (layer × token)", number),
+        (panels[1], "mass", "attention on them", number),
+        (panels[2], "perplexity", "perplexity", lambda value: digits(value, report.length)),
+    ):
+        _bars(axes, [float(getattr(effect, field)) for effect in effects], text)
+        axes.set_title(title)
+    return figure
+
+
+def _bars(axes: Axes, values: list[float], text: Callable[[float], str]) -> None:
+    finite = [v for v in values if np.isfinite(v) and v > 0]
+    log = bool(finite) and max(finite) / min(finite) > 50 and min(values) > 0
+    top = max(finite, default=1.0) * (4 if log else 1.25)
+    looks = ((style.GREY, ""), (style.ORANGE, "//"), (style.SKY, ".."))
+    for i, (value, (colour, hatch)) in enumerate(zip(values, looks, strict=True)):
+        height = top if value == np.inf else value if np.isfinite(value) else 0.0
+        axes.bar(i, height, 0.7, color=colour, hatch=hatch, edgecolor=style.BLACK, lw=0.8)
+        axes.annotate(
+            text(value),
+            (i, height),
+            (0, 2),
+            textcoords="offset points",
+            ha="center",
+            fontsize=9,
+            annotation_clip=False,
+        )
+    if log:
+        axes.set_yscale("log")
+        axes.set_ylim(min(finite) / 4, top * 1.5)
+    else:
+        axes.set_ylim(0, top * (1.12 if np.inf in values else 1))
+        axes.locator_params(axis="y", nbins=5)
+    axes.set_xticks(range(3), ["as it is", "birth\nweights 0", "random\nweights 0"])
+
+
+def cause_sentence(report: Lifecycle, token_text: TokenText) -> str:
+    """What the birth weights alone do, beside the random control."""
+    found = report.cause
+    assert found is not None
+    one = found.weights == 1
+    before, after, control = (
+        digits(effect.perplexity, report.length)
+        for effect in (found.baseline, found.zeroed, found.control)
+    )
+    return (
+        f"With the {'one birth weight' if one else f'{found.weights} birth weights'} at zero {percent(found.outliers_gone)} of the "
+        f"outliers are gone (random control: {percent(found.outliers_gone_in_control)}), and perplexity goes from "
+        f"{before} to {after} (control: {control})."
+    )

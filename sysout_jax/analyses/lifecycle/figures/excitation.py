@@ -1,0 +1,157 @@
+"""What excites the birth channel (paper Figure 7): its rows of W_gate and W_up beside the normalised input that they meet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sysout_jax.analyses.lifecycle.figures.followed import followed, subtitle, traced
+from sysout_jax.analyses.lifecycle.figures.mlp import strongest_element
+from sysout_jax.analyses.lifecycle.results import Lifecycle
+from sysout_jax.figures import style
+from sysout_jax.figures.select import listed, number, percent
+from sysout_jax.nonfinite import finite_or
+from sysout_jax.outliers.tokens import TokenText
+
+MAX_BARS = 5  # dims in a bar panel
+NAMED_SHARE = 0.1  # of what a row sums to: dims that give more are highlighted and named
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """The strongest birth channel c*, and the token at which it is drawn."""
+
+    layer: int
+    channel: str
+    place: tuple[int, int]  # sequence and position
+    x: np.ndarray  # (D,) input of the MLP after the norm
+    rows: dict[str, np.ndarray]  # name of the matrix → (D,) row of channel c*
+
+    def parts(self, name: str) -> np.ndarray:
+        """(D,) what each dim gives to the row's product with the input."""
+        return finite_or(self.rows[name] * self.x)
+
+    def main_dims(self, name: str) -> np.ndarray:
+        """Dims that give most, largest first; at most `MAX_BARS`, and only those over `NAMED_SHARE` of all magnitudes."""
+        parts = np.abs(self.parts(name))
+        order = np.argsort(-parts, kind="stable")[:MAX_BARS]
+        return order[parts[order] > NAMED_SHARE * max(float(parts.sum()), 1e-30)]
+
+
+def has_rows(report: Lifecycle) -> bool:
+    """Does a channel carry the first birth, and were its rows kept?"""
+    life = followed(report)
+    if life is None or life.trace is None:
+        return False
+    event, rows = life.birth.events[0], life.trace.rows
+    return (
+        event.layer == rows.layer
+        and bool(event.channels)
+        and event.channels[0].index in rows.indices
+    )
+
+
+def _shown(report: Lifecycle) -> _Shown:
+    life, path = traced(report)
+    event, rows = life.birth.events[0], path.rows
+    channel = event.channels[0]
+    (r,) = np.flatnonzero(rows.indices == channel.index)
+    e, m, _ = strongest_element(path, path.h[event.layer], event.dims)
+    place = int(path.targets.sequences[e]), int(path.targets.tokens[e, m])
+    matrices = {"W_gate": rows.gate, "W_up": rows.up}
+    chosen = {name: matrix[r] for name, matrix in matrices.items() if matrix is not None}
+    return _Shown(event.layer, channel.label, place, rows.x[e, m], chosen)
+
+
+@style.styled
+def excitation(report: Lifecycle, token_text: TokenText) -> Figure:
+    """The MLP's normalised input at one token; the channel's rows of W_gate and W_up, and which dims give their products."""
+    shown = _shown(report)
+    figure = style.new_figure(2.2 * (1 + len(shown.rows)) + 0.4, subtitle(report))
+    grid = figure.add_gridspec(1 + len(shown.rows), 2, width_ratios=[2.2, 1])
+    named = {name: shown.main_dims(name) for name in shown.rows}
+    every = np.unique(np.concatenate(list(named.values())))
+    first = figure.add_subplot(grid[0, :])
+    _line(first, shown.x, every)
+    text = style.label_text(token_text(*shown.place), 10)
+    first.set_title(
+        f"what enters the MLP of layer {shown.layer + 1} at token {shown.place[1]} “{text}”: h, normalised"
+    )
+    first.set_ylabel("signed value")
+    first.set_xlabel("dim of h")
+    for i, (name, row) in enumerate(shown.rows.items(), start=1):
+        left = figure.add_subplot(grid[i, 0])
+        _line(left, row, named[name])
+        left.set_title(f"{name}, row of channel c* = {shown.channel}")
+        left.set_ylabel("weight")
+        left.set_xlabel("dim of h")
+        right = figure.add_subplot(grid[i, 1])
+        _bars(right, shown, name)
+        right.set_title(f"row · input = {number(float(shown.parts(name).sum()))}")
+    return figure
+
+
+def _line(axes: Axes, values_D: np.ndarray, marked: np.ndarray) -> None:
+    values, dims = finite_or(values_D), np.arange(len(values_D))
+    axes.vlines(dims, 0, values, color=style.GREY, lw=1, rasterized=len(dims) > 2000)
+    axes.vlines(marked, 0, values[marked], color=style.ORANGE, lw=2)
+    axes.plot(marked, values[marked], "o", color=style.ORANGE, mec=style.BLACK, zorder=3)
+    for dim in marked:
+        axes.annotate(
+            str(dim),
+            (dim, values[dim]),
+            (6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
+    axes.axhline(0, color=style.BLACK, lw=0.8)
+    axes.set_xlim(-0.02 * len(dims) - 0.5, 1.06 * len(dims))
+    axes.margins(y=0.14)
+    axes.locator_params(axis="y", nbins=5)
+    axes.locator_params(axis="x", nbins=8, integer=True)
+
+
+def _bars(axes: Axes, shown: _Shown, name: str) -> None:
+    parts, special = shown.parts(name), set(shown.main_dims(name).tolist())
+    order = np.argsort(-np.abs(parts), kind="stable")[:MAX_BARS]
+    for row, dim in enumerate(order):
+        axes.barh(
+            row,
+            parts[dim],
+            color=style.ORANGE if int(dim) in special else style.GREY,
+            hatch="" if int(dim) in special else "//",
+            edgecolor=style.BLACK,
+            lw=0.8,
+        )
+    axes.set_yticks(range(len(order)), [str(dim) for dim in order])
+    axes.invert_yaxis()
+    axes.axvline(0, color=style.BLACK, lw=0.8)
+    axes.margins(x=0.08)
+    axes.locator_params(axis="x", nbins=4)
+    axes.set_ylabel("dim of h")
+    axes.set_xlabel("weight · input")
+
+
+def excitation_sentence(report: Lifecycle, token_text: TokenText) -> str:
+    """Which dims of the input excite the channel, through which rows."""
+    shown = _shown(report)
+    words = []
+    for name in shown.rows:
+        parts, dims = shown.parts(name), shown.main_dims(name)
+        total = float(parts.sum())
+        if not len(dims):
+            words.append(f"no single dim of the input gives much of {name}'s {number(total)}")
+            continue
+        share = percent(float(parts[dims].sum()) / total) if total else "n/a"
+        words.append(
+            f"dim{'s' * (len(dims) > 1)} {listed(dims, MAX_BARS)} give{'s' * (len(dims) == 1)} {share} of {name}'s {number(total)}"
+        )
+    sequence, position = shown.place
+    return (
+        f"Channel {shown.channel} of layer {shown.layer + 1} is excited by the input that its rows meet: {'; '.join(words)} "
+        f"(drawn: token {position} of sequence {sequence}; biases left out)."
+    )

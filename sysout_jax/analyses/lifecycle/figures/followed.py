@@ -1,0 +1,47 @@
+"""What the lifecycle's figures follow: the outliers, or the strongest candidates where nothing reached τ."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sysout_jax.analyses.lifecycle.results import Lifecycle
+from sysout_jax.analyses.lifecycle.trace import Trace
+from sysout_jax.figures.select import number
+
+
+def followed(report: Lifecycle) -> Lifecycle | None:
+    """The lifecycle that was traced: the report itself, or its candidate where nothing reached τ; None without either."""
+    life = report if report.found else report.candidate
+    return life if life is not None and life.trace is not None and life.birth.events else None
+
+
+def traced(report: Lifecycle) -> tuple[Lifecycle, Trace]:
+    """`followed` and its trace; ValueError where there is nothing to follow."""
+    life = followed(report)
+    if life is None or life.trace is None:
+        raise ValueError(
+            f"{report.model}: no outlier and no candidate was traced; this figure does not apply"
+        )
+    return life, life.trace
+
+
+def subtitle(report: Lifecycle) -> str:
+    """Says so where what is drawn is not an outlier."""
+    if report.found:
+        return ""
+    return (
+        f"no outlier at τ = {report.tau:g}; strongest candidate, ratio {number(report.largest_h.ratio)}, "
+        "shown for orientation"
+    )
+
+
+def called(report: Lifecycle) -> str:
+    """How sentences call the followed elements."""
+    return "outlier" if report.found else "candidate"
+
+
+def element_mean(path: Trace, values_ExM: np.ndarray) -> float:
+    """Mean over the followed tokens, without padding and NaN."""
+    chosen = values_ExM[path.targets.valid]
+    chosen = chosen[np.isfinite(chosen)]
+    return float(chosen.mean()) if len(chosen) else float("nan")

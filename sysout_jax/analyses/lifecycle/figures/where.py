@@ -1,0 +1,188 @@
+"""Where outliers live (paper Figure 2): a transformer layer on the left, its places over all layers on the right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch, Rectangle
+
+from sysout_jax.analyses.lifecycle.results import Lifecycle
+from sysout_jax.figures import style
+from sysout_jax.figures.select import (
+    joined,
+    layer_ranges,
+    listed,
+    number,
+    outlier_layers,
+    plural,
+)
+from sysout_jax.outliers.definitions import SINK_SHARE
+from sysout_jax.outliers.tokens import TokenText
+
+_FOUND, _EMPTY = style.BLUE, "#ececec"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the grid: the place it belongs to, the layers to fill, and what to say about it."""
+
+    place: str
+    layers: np.ndarray
+    note: str
+    carriers: tuple[int, ...] = ()  # layers in which a birth passes through it
+
+
+def rows(report: Lifecycle) -> tuple[Row, ...]:
+    """The places of a layer, from its output down to its attention."""
+    stats, birth = report.stats, report.birth
+    row_ratio = stats.weights.row_ratio[:, stats.weights.modules.index("down")]
+    flagged = stats.attention.code_outlier_tokens.any(axis=(1, 2))
+    carriers = tuple(event.layer for event in birth.events if event.channels)
+
+    channels = [stats.x_down.label(c) for c in birth.channels]
+
+    def note(word: str, indices: Iterable[int | str], ratio: float) -> str:
+        indices = list(indices)
+        if not indices:
+            return f"largest ratio {number(ratio)}"
+        return f"{word}{'s' * (len(indices) > 1)} {listed(indices, 2)}"
+
+    return (
+        Row("h", outlier_layers(report, "h"), note("dim", birth.dims, report.largest_h.ratio)),
+        Row(
+            "W_down",
+            np.flatnonzero(row_ratio > report.tau),
+            note("column", channels, row_ratio.max()),
+            carriers,
+        ),
+        Row(
+            "x_down",
+            outlier_layers(report, "x_down"),
+            note("channel", channels, report.largest_x_down.ratio),
+            carriers,
+        ),
+        Row(
+            "attention",
+            np.unique([head.layer for head in report.spread.heads]).astype(int),
+            plural(len(report.spread.heads), "sink head"),
+        ),
+        Row(
+            "attention",
+            np.flatnonzero(stats.attention.outlier_keys.any(axis=1)),
+            "key sum > τ · mean",
+        ),
+        Row("attention", np.flatnonzero(flagged), "key sum ≥ T / 10"),
+    )
+
+
+@style.styled
+def where(report: Lifecycle, token_text: TokenText) -> Figure:
+    """Layers × places, filled where an outlier was found."""
+    found = rows(report)
+    figure = style.new_figure(4.4)
+    sketch, grid = figure.subplots(1, 2, sharey=True, width_ratios=[1.5, 6])
+    _sketch(sketch, found)
+    _grid(grid, report, found)
+    return figure
+
+
+def _grid(axes: Axes, report: Lifecycle, found: tuple[Row, ...]) -> None:
+    L = report.num_layers
+    gap = 0.92 if L <= 40 else 1.0
+    for y, row in enumerate(reversed(found)):
+        for layer in range(L):
+            colour = _FOUND if layer in row.layers else _EMPTY
+            corner = (layer + 1 - gap / 2, y - 0.36)
+            axes.add_patch(Rectangle(corner, gap, 0.72, color=colour, lw=0))
+        x = [layer + 1 for layer in row.carriers]
+        axes.scatter(x, [y] * len(x), **_STAR, zorder=3)
+        axes.annotate(
+            row.note,
+            (1.015, y),
+            xycoords=axes.get_yaxis_transform(),
+            va="center",
+            fontsize=9,
+            annotation_clip=False,
+        )
+    style.layer_axis(axes, L)
+    axes.set_ylim(-0.6, len(found) - 0.4)
+    axes.tick_params(axis="y", left=False, labelleft=False)
+    axes.spines["left"].set_visible(False)
+    axes.scatter([], [], marker="s", s=70, color=_FOUND, label=f"found (τ = {report.tau:g})")
+    axes.scatter([], [], marker="s", s=70, color=_EMPTY, label="none")
+    if any(row.carriers for row in found):
+        axes.scatter([], [], **_STAR, label="carries a birth")
+    style.legend_above(axes, 3, handletextpad=0.2)
+
+
+_STAR: Any = {"marker": "*", "s": 110, "color": "white", "edgecolors": "black", "linewidths": 1}
+
+
+def _sketch(axes: Axes, found: tuple[Row, ...]) -> None:
+    """One layer, read upwards along the residual stream; each box stands beside its rows of the grid."""
+    axes.set_axis_off()
+    axes.set_xlim(0, 10)
+    axes.plot([0.7, 0.7], [-0.55, 5], color=style.BLACK, lw=1.4)
+    heights: dict[str, list[int]] = {}
+    for y, row in enumerate(reversed(found)):
+        heights.setdefault(row.place, []).append(y)
+    for place, ys in heights.items():
+        filled = any(len(row.layers) for row in found if row.place == place)
+        axes.add_patch(
+            FancyBboxPatch(
+                (3, ys[0] - 0.3),
+                7,
+                ys[-1] - ys[0] + 0.6,
+                boxstyle="round,pad=0,rounding_size=0.5",
+                mutation_aspect=0.15,
+                fc=_FOUND if filled else "white",
+                ec=style.BLACK,
+                lw=1,
+                clip_on=False,
+            )
+        )
+        colour = "white" if filled else style.BLACK
+        axes.text(6.5, float(np.mean(ys)), place, ha="center", va="center", color=colour)
+    arrow = {"arrowstyle": "-|>", "color": style.BLACK, "lw": 1.2, "shrinkA": 0, "shrinkB": 0}
+    # residual stream → attention → back; → x_down → W_down → back; → h
+    for start, end in (
+        ((0.7, 0), (3, 0)),
+        ((3, 2), (0.7, 2)),
+        ((0.7, 3), (3, 3)),
+        ((6.5, 3.3), (6.5, 3.7)),
+        ((3, 4), (0.7, 4)),
+        ((0.7, 5), (3, 5)),
+    ):
+        axes.annotate("", end, start, arrowprops=arrow)
+
+
+def where_sentence(report: Lifecycle, token_text: TokenText) -> str:
+    """Which places hold outliers, and in which layers."""
+    places = {row.place: row for row in rows(report)[:3]}
+    some = [
+        f"{name} (layer{'s' * (len(row.layers) > 1)} {layer_ranges(row.layers)})"
+        for name, row in places.items()
+        if len(row.layers)
+    ]
+    none = [name for name, row in places.items() if not len(row.layers)]
+    if not some:
+        return (
+            f"No activation and no row of W_down reaches τ = {report.tau:g}; the largest ratios are "
+            f"{number(report.largest_h.ratio)} in h (layer {report.largest_h.layer + 1}) and "
+            f"{number(report.largest_x_down.ratio)} in x_down (layer {report.largest_x_down.layer + 1})."
+        )
+    sentence = f"Outliers at τ = {report.tau:g} are in {joined(some)}" + (
+        f", not in {joined(none)}" if none else ""
+    )
+    if not report.birth.events:
+        return sentence + "."
+    count = len(report.spread.heads)
+    return (
+        f"{sentence}; they are born in layer{'s' * (len(report.birth.layers) > 1)} {layer_ranges(report.birth.layers)}, "
+        f"and {plural(count, 'later head')} give{'s' * (count == 1)} their tokens more than {SINK_SHARE:.0%} of the attention."
+    )

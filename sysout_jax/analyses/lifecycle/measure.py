@@ -1,0 +1,299 @@
+"""`so.lifecycle`: where outliers are born, how they spread into attention, where they die, and what causes them.
+
+No index is written by hand: `collect` finds the outliers, `trace` follows them, the rules below read both. Layers, tokens,
+channels and dims are 0-based everywhere in the result.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sysout_jax.analyses.lifecycle.cause import find_cause
+from sysout_jax.analyses.lifecycle.results import (
+    Birth,
+    BirthEvent,
+    Channel,
+    Death,
+    Largest,
+    Lifecycle,
+    Opposition,
+    SinkHead,
+    Spread,
+)
+from sysout_jax.analyses.lifecycle.trace import (
+    MAX_DIMS,
+    MAX_SEQUENCES,
+    MAX_TOKENS,
+    WINDOW,
+    Targets,
+    Trace,
+    trace,
+)
+from sysout_jax.calls import check_arguments, check_kind
+from sysout_jax.language_model import LanguageModel
+from sysout_jax.nonfinite import finite_or
+from sysout_jax.outliers import definitions as rules
+from sysout_jax.outliers.definitions import TAU, TAUS
+from sysout_jax.statistics.collect import Stats, collect
+
+MAIN_SHARE = 0.9  # "carried by" means: the smallest set that carries this share
+BIRTH_SHARE = (
+    0.5  # a later layer gives birth when its own update makes up this share of the new outliers
+)
+OPPOSING_SHARE = 0.1  # a layer opposes when it removes this share of the outliers that enter it
+MAX_LISTED = 32  # members listed of a set that may be large
+
+
+def lifecycle(
+    lm: LanguageModel,
+    tokens,
+    tau: float = TAU,
+    *,
+    stats: Stats | None = None,
+    cause: bool = True,
+    seed: int = 0,
+) -> Lifecycle:
+    """Birth, spread, death and cause of the outliers of a model on `tokens` (N, T), at threshold τ.
+
+    `stats` are those of `collect` on the same tokens when they are at hand. `cause=False` saves two passes. `seed` draws the
+    control weights. Raises InputError for bad tokens.
+    """
+    check_arguments(lm, tau=tau, seed=seed)
+    check_kind("stats", stats, Stats)
+    stats = stats or collect(lm, tokens, tau)
+    alive = stats.h.outlier_tokens(tau)
+    found = bool(alive.any())
+    candidate = None
+    lower = rules.level_of(float(stats.h.ratio.max()), tau)
+    if not found and 0 < lower < np.inf:
+        candidate = lifecycle(lm, tokens, lower, stats=stats, cause=False)
+    path = follow(lm, stats, tau) if found else None
+    birth = find_birth(stats, path, tau)
+    return Lifecycle(
+        model=lm.name,
+        tau=float(tau),
+        found=found,
+        num_layers=lm.num_layers,
+        num_sequences=stats.tokens.shape[0],
+        length=stats.tokens.shape[1],
+        largest_h=_largest(stats.h),
+        largest_x_down=_largest(stats.x_down),
+        flags={name: _flags(getattr(stats, name)) for name in ("h", "x_down")},
+        birth=birth,
+        spread=find_spread(stats, path, birth),
+        death=find_death(stats, path, birth, tau),
+        cause=find_cause(lm, stats, path, birth, tau, seed) if found and cause and path else None,
+        candidate=candidate,
+        stats=stats,
+        trace=path,
+    )
+
+
+def follow(lm: LanguageModel, stats: Stats, tau: float) -> Trace:
+    """Choose what to follow from the statistics, and trace it."""
+    alive = np.asarray(stats.h.outlier_tokens(tau).any(axis=0))  # (N, T) ever an outlier
+    ratio = rules.ratio(stats.h.token_max, stats.h.sequence_mean[..., None]).max(axis=0)
+    strength = np.where(alive, ratio, 0.0)
+    sequences = np.sort(np.argsort(-strength.max(axis=1), kind="stable")[:MAX_SEQUENCES])
+    sequences = sequences[alive[sequences].any(axis=1)]
+    order = np.argsort(-strength[sequences], axis=1, kind="stable")[:, :MAX_TOKENS]
+    valid = np.take_along_axis(alive[sequences], order, axis=1)
+    tokens = np.where(valid, order, order[:, :1])
+    channel_ratio = stats.h.channel_ratio.max(axis=0)
+    flagged = np.flatnonzero(stats.h.outlier_channels(tau).any(axis=0))
+    dims = np.sort(flagged[np.argsort(-channel_ratio[flagged], kind="stable")[:MAX_DIMS]])
+    first = alive[sequences].argmax(axis=1)
+    window = np.clip(first - 4, 0, max(stats.tokens.shape[1] - WINDOW, 0))
+    targets = Targets(sequences, tokens, valid, alive[sequences], dims, window)
+    holding = stats.h.outlier_tokens(tau)[:, sequences].any(axis=(1, 2))
+    return trace(lm, stats.tokens, targets, int(holding.argmax()))
+
+
+def _outlier_elements(stats: Stats, path: Trace, tau: float) -> tuple[np.ndarray, np.ndarray]:
+    """(L, E, M, P) bool: followed elements that are outliers before and after each layer."""
+    mean = stats.h.sequence_mean[:, path.targets.sequences][:, :, None, None]
+    after = rules.exceeds(np.abs(path.h), mean, tau) & path.targets.valid[None, :, :, None]
+    before = np.concatenate([np.zeros_like(after[:1]), after[:-1]])
+    return before, after
+
+
+def find_birth(stats: Stats, path: Trace | None, tau: float) -> Birth:
+    """Layers whose own update makes new elements outliers; always the first layer with outliers."""
+    if path is None:
+        return Birth(None, ())
+    before, after = _outlier_elements(stats, path, tau)
+    tokens = stats.h.outlier_tokens(tau)
+    events: list[BirthEvent] = []
+    for layer in range(len(path.h)):
+        new = after[layer] & ~before[layer]
+        if not new.any():
+            continue
+        value = path.h[layer][new]
+        parts = {
+            name: _share(getattr(path, name)[layer][new], value)
+            for name in ("down", "attn_out", "x_in")
+        }
+        if events and parts["down"] + parts["attn_out"] < BIRTH_SHARE:
+            continue  # the mean around old values moved, nothing was born
+        dims = np.flatnonzero(new.any(axis=(0, 1)))
+        channels = _carriers(stats, path, layer, new, np.sign(path.h[layer]), np.abs(path.h[layer]))
+        older = tokens[layer - 1] if layer else np.zeros_like(tokens[0])
+        fresh = tokens[layer] & ~older if (tokens[layer] & ~older).any() else tokens[layer]
+        events.append(
+            BirthEvent(
+                layer=layer,
+                dims=tuple(int(path.targets.dims[d]) for d in dims),
+                values=tuple(float(path.h[layer][..., d][new[..., d]].mean()) for d in dims),
+                tokens=tuple((int(n), int(t)) for n, t in np.argwhere(fresh)),
+                channels=channels,
+                explained=sum(channel.share for channel in channels),
+                from_mlp=parts["down"],
+                from_attention=parts["attn_out"],
+                from_before=parts["x_in"],
+            )
+        )
+    return Birth(events[0].layer if events else None, tuple(events))
+
+
+def find_spread(stats: Stats, path: Trace | None, birth: Birth) -> Spread:
+    """Heads after the birth that give outlier tokens so much attention that they are sinks, and what carries the logit."""
+    shape = stats.attention.cumulative.shape[:2]
+    heads = []
+    if path is not None and birth.layer is not None:
+        group = path.mass.shape[1] // path.drain.shape[1]
+        for layer, head in np.argwhere(rules.is_sink(path.mass)):
+            if layer <= birth.layer:
+                continue
+            parts = finite_or(path.qk[layer, head])
+            dims = _main_part(parts)
+            heads.append(
+                SinkHead(
+                    layer=int(layer),
+                    head=int(head),
+                    mass=float(path.mass[layer, head]),
+                    dims=tuple(int(d) for d in np.sort(dims)),
+                    dims_share=float(parts[dims].sum() / parts.sum())
+                    if parts.sum() > 0
+                    else float("nan"),
+                    drain=float(path.drain[layer, head // group]),
+                    update=float(path.update[layer, head]),
+                )
+            )
+    empty = np.zeros(shape)
+    return Spread(
+        heads=tuple(heads),
+        mass=path.mass if path else empty,
+        drain=path.drain if path else empty[:, :0],
+        update=path.update if path else empty,
+        overlap=stats.attention.overlap,
+        overlap_code=stats.attention.overlap_code,
+        iou=stats.attention.iou,
+        iou_code=stats.attention.iou_code,
+    )
+
+
+def find_death(stats: Stats, path: Trace | None, birth: Birth, tau: float) -> Death:
+    """The layer after which no outlier is left, and the parts that oppose the outliers on the way there."""
+    if path is None or birth.layer is None:
+        return Death(None, None, ())
+    alive = np.flatnonzero(stats.h.outlier_tokens(tau).any(axis=(1, 2)))
+    last = int(alive[-1])
+    before, _ = _outlier_elements(stats, path, tau)
+    oppositions = []
+    for layer in range(birth.layer + 1, len(path.h)):
+        entering = before[layer]
+        if not entering.any():
+            continue
+        value = path.x_in[layer]
+        for part, added in (("attention", path.attn_out[layer]), ("mlp", path.down[layer])):
+            # per dim, so that a dim that is pushed back is seen beside one that is not
+            pushed = [
+                _share(added[..., d][entering[..., d]], value[..., d][entering[..., d]])
+                for d in range(value.shape[-1])
+            ]
+            dims = np.flatnonzero(np.array(pushed) < -OPPOSING_SHARE)
+            if not len(dims):
+                continue
+            chosen = entering & np.isin(np.arange(value.shape[-1]), dims)
+            oppositions.append(
+                Opposition(
+                    layer=layer,
+                    part=part,
+                    removed=-_share(added[chosen], value[chosen]),
+                    dims=tuple(int(path.targets.dims[d]) for d in dims),
+                    channels=_carriers(stats, path, layer, chosen, -np.sign(value), np.abs(value))
+                    if part == "mlp"
+                    else (),
+                )
+            )
+    return Death(last + 1 if last + 1 < len(path.h) else None, last, tuple(oppositions))
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> float:
+    """What share of `whole` a part makes up, along its sign, over all elements in which both are finite."""
+    both = np.isfinite(part) & np.isfinite(whole)
+    part, whole = part[both], whole[both]
+    total = np.abs(whole).sum()
+    return float((part * np.sign(whole)).sum() / total) if total > 0 else 0.0
+
+
+def _main_part(parts: np.ndarray) -> np.ndarray:
+    """Indices of the smallest set whose sum reaches `MAIN_SHARE` of all positive parts, largest first."""
+    order = np.argsort(-parts, kind="stable")
+    positive = np.maximum(parts[order], 0.0)
+    if not positive.any():
+        return order[:0]
+    return order[: int(np.searchsorted(np.cumsum(positive), MAIN_SHARE * positive.sum())) + 1]
+
+
+def _carriers(
+    stats: Stats, path: Trace, layer: int, elements: np.ndarray, sign: np.ndarray, size: np.ndarray
+) -> tuple[Channel, ...]:
+    """Channels that add most in the direction `sign` to the chosen elements (E, M, P), shares relative to `size`."""
+    channels = path.channels[layer]
+    e, m, p = np.nonzero(elements)
+    relative = channels.added[e, m, p] * (sign[e, m, p] / size[e, m, p])[:, None]
+    shares = finite_or(relative).mean(axis=0)
+    ratios = stats.weights.down_column_ratios[layer]
+    ranks = np.empty(len(ratios), int)
+    ranks[np.argsort(-ratios, kind="stable")] = np.arange(len(ratios))
+
+    def mean_at_tokens(x_ExMxC, index: int) -> float:
+        values = x_ExMxC[e, m, index]
+        values = values[np.isfinite(values)]
+        return float(values.mean()) if len(values) else float("nan")
+
+    return tuple(
+        Channel(
+            index=int(channels.indices[i]),
+            label=stats.x_down.label(channels.indices[i]),
+            share=float(shares[i]),
+            x_down=mean_at_tokens(channels.x_down, i),
+            gate=mean_at_tokens(channels.gate, i) if channels.gate is not None else None,
+            up=mean_at_tokens(channels.up, i),
+            column_ratio=float(ratios[channels.indices[i]]),
+            column_rank=int(ranks[channels.indices[i]]),
+        )
+        for i in _main_part(shares)[:MAX_LISTED]
+    )
+
+
+def _largest(place) -> Largest:
+    layer = int(np.argmax(place.ratio))
+    # the largest ratio need not be the largest value: sequences have different means
+    ratio = rules.ratio(place.token_max[layer], place.sequence_mean[layer][:, None])
+    sequence, token = (int(i) for i in np.unravel_index(np.argmax(ratio), ratio.shape))
+    return Largest(
+        ratio=float(place.ratio[layer]),
+        value=float(place.token_max[layer, sequence, token]),
+        layer=layer,
+        sequence=sequence,
+        token=token,
+        channel=int(np.argmax(place.channel_ratio[layer])),
+        label=place.label(int(np.argmax(place.channel_ratio[layer]))),
+    )
+
+
+def _flags(place) -> dict[str, list[int]]:
+    flags = {f"{tau:g}": [int(c) for c in place.counts[:, i]] for i, tau in enumerate(TAUS)}
+    return flags | {"massive": [int(c) for c in place.massive]}

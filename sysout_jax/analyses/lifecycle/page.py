@@ -1,0 +1,233 @@
+"""The page of `analyze.lifecycle`: figures in the order of a life, and tables with layers counted from 1."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from sysout_jax.analyses.lifecycle.figures import FIGURES, lifecycle_figures
+from sysout_jax.analyses.lifecycle.figures.followed import followed
+from sysout_jax.analyses.lifecycle.results import Channel, Lifecycle
+from sysout_jax.analyses.lifecycle.summary import verdict
+from sysout_jax.figures.select import digits, listed, number, percent, plural
+from sysout_jax.outliers.definitions import (
+    CODE_SHARE,
+    MASSIVE_RATIO,
+    MASSIVE_VALUE,
+    SINK_SHARE,
+    TAUS,
+)
+from sysout_jax.outliers.tokens import TokenText
+from sysout_jax.reports.expected import Expectation
+from sysout_jax.reports.nonfinite import remarks
+from sysout_jax.reports.page import Section, Table
+from sysout_jax.reports.report import counting, expert_terms, figure_sections, write_report
+
+NAME = "lifecycle"
+MAX_HEADS = 20
+COUNTING = counting(NAME)
+
+
+def write_lifecycle_report(
+    out: Path,
+    report: Lifecycle,
+    token_text: TokenText,
+    settings: dict[str, Any],
+    expectation: Expectation | None = None,
+) -> list[Path]:
+    """Write the report into `out`; `settings` come from `provenance.run_settings`. Returns the paths of all files."""
+    return write_report(
+        out,
+        NAME,
+        f"Lifecycle of systematic outliers: {report.model}",
+        headline=verdict(report),
+        payload=report.to_dict(),
+        sections=lifecycle_sections(report, token_text),
+        figures=lifecycle_figures(report, token_text),
+        settings=settings,
+        expectation=expectation,
+    )
+
+
+def lifecycle_sections(report: Lifecycle, token_text: TokenText) -> list[Section]:
+    """Everything between the headline and the settings."""
+    tables = {
+        "activations": _flags(report),
+        "birth": _births(report, token_text),
+        "spread": _heads(report),
+        "death": _oppositions(report),
+        "cause": _causes(report),
+    }
+    sections = [Section("How to read this page", (COUNTING, *_remarks(report)))]
+    sections += figure_sections(FIGURES, report, token_text, tables)
+    return [*sections, Section("Definitions", (_definitions(report),))]
+
+
+def _remarks(report: Lifecycle) -> Iterable[str]:
+    """What a reader must know before trusting the numbers."""
+    yield from remarks(report.nonfinite)
+    if not report.found:
+        what = (
+            "nothing was followed"
+            if followed(report) is None
+            else "birth, spread and death follow the strongest elements instead, for orientation"
+        )
+        yield f"No outlier at τ = {report.tau:g}: {what}."
+
+
+def _flags(report: Lifecycle) -> Table | str:
+    """Elements flagged per layer: h and x_down at every τ, massive activations, W_down."""
+    weights = report.stats.weights
+    down = weights.modules.index("down")
+    header = ["layer"]
+    columns = []
+    for place in ("h", "x_down"):
+        for tau in TAUS:
+            header.append(f"{place} τ={tau:g}")
+            columns.append(report.flags[place][f"{tau:g}"])
+    header.append("massive")
+    columns.append(report.flags["h"]["massive"])
+    for i, tau in enumerate(TAUS):
+        header.append(f"W_down τ={tau:g}")
+        columns.append([int(count) for count in weights.counts[:, down, i]])
+    rows = tuple(
+        (layer + 1, *(int(column[layer]) for column in columns))
+        for layer in range(report.num_layers)
+    )
+    flagged = tuple(row for row in rows if any(row[1:]))
+    if not flagged:
+        return f"No element is flagged at any of τ = {', '.join(f'{tau:g}' for tau in TAUS)}, and none is a massive activation."
+    note = f"Elements flagged, {plural(report.num_sequences, 'sequence')} together."
+    if left_out := len(rows) - len(flagged):
+        note += f" {plural(left_out, 'layer')} without any flag left out."
+    return Table(tuple(header), flagged, note)
+
+
+def _channels(channels: tuple[Channel, ...], most: int = 4) -> str:
+    return listed((f"{c.label} ({percent(c.share)})" for c in channels), most) or "–"
+
+
+def _births(report: Lifecycle, token_text: TokenText) -> Table | None:
+    life = followed(report)
+    if life is None:
+        return None
+    rows = []
+    for event in life.birth.events:
+        values = [f"{d} ({number(v)})" for d, v in zip(event.dims, event.values, strict=True)]
+        texts = Counter(token_text(*token) for token in event.tokens).most_common()
+        first = sum(position == 0 for _, position in event.tokens)
+        column = event.channels[0] if event.channels else None
+        rows.append(
+            (
+                event.layer + 1,
+                listed(values),
+                _channels(event.channels),
+                f"{number(column.column_ratio)} (rank {column.column_rank + 1})" if column else "–",
+                f"{percent(event.from_mlp)} / {percent(event.from_attention)} / {percent(event.from_before)}",
+                f"{len(event.tokens):,} ({first} first): "
+                + listed((f"“{text}” ×{count}" for text, count in texts), 5),
+            )
+        )
+    header = (
+        "layer",
+        "dims d* (mean value)",
+        "channels c* (share of h[d*])",
+        "extremal ratio of the first column",
+        "from MLP / attention / before",
+        "tokens",
+    )
+    return Table(header, tuple(rows), "Layers whose own update makes new elements outliers.")
+
+
+def _heads(report: Lifecycle) -> Table | None:
+    life = followed(report)
+    if life is None or not life.spread.heads:
+        return None
+    heads = sorted(life.spread.heads, key=lambda head: -head.mass)
+    rows = tuple(
+        (
+            h.layer + 1,
+            h.head,
+            percent(h.mass),
+            listed(h.dims, 8),
+            percent(h.dims_share),
+            number(h.drain),
+            percent(h.update),
+        )
+        for h in heads[:MAX_HEADS]
+    )
+    header = (
+        "layer",
+        "head",
+        "attention on the tokens",
+        "q/k dims that carry it",
+        "their share",
+        "‖v‖ to others'",
+        "share of the head's output",
+    )
+    note = (
+        f"Heads after the birth with more than {SINK_SHARE:.0%} of their attention on these tokens"
+    )
+    shown_of = f", the {MAX_HEADS} strongest of {len(heads)}" if len(heads) > MAX_HEADS else ""
+    return Table(header, rows, f"{note}{shown_of}.")
+
+
+def _oppositions(report: Lifecycle) -> Table | None:
+    life = followed(report)
+    if life is None or not life.death.oppositions:
+        return None
+    rows = tuple(
+        (
+            o.layer + 1,
+            "MLP" if o.part == "mlp" else o.part,
+            percent(o.removed),
+            listed(o.dims, 6),
+            _channels(o.channels),
+        )
+        for o in life.death.oppositions
+    )
+    header = ("layer", "part", "takes back", "dims", "channels (share)")
+    return Table(header, rows, "Parts that push against the outliers which enter their layer.")
+
+
+def _causes(report: Lifecycle) -> Table | None:
+    if report.cause is None:
+        return None
+    rows = tuple(
+        (
+            name,
+            effect.outliers,
+            percent(effect.mass),
+            digits(effect.perplexity, report.length),
+        )
+        for name, effect in (
+            ("as it is", report.cause.baseline),
+            (f"{report.cause.weights} birth weights zero", report.cause.zeroed),
+            ("as many random weights of the same rows zero", report.cause.control),
+        )
+    )
+    header = ("model", "outlier tokens, summed over layers", "attention on them", "perplexity")
+    return Table(header, rows, "On the followed sequences.")
+
+
+def _definitions(report: Lifecycle) -> Table:
+    taus = ", ".join(f"{tau:g}" for tau in TAUS)
+    rows = (
+        ("activation outlier", f"|h| > τ · mean|h| of its sequence, τ = {report.tau:g}; also at τ = {taus}; x_down alike"),
+        ("massive activation", f"|h| > {MASSIVE_VALUE:g} and |h| > {MASSIVE_RATIO:g} · median|h| (Sun et al.)"),
+        ("weight outlier", "|w| > τ · mean|w| of its row"),
+        ("extremal ratio", "max|w| / mean|w| of a column; of a matrix, the largest one"),
+        (
+            "attention outlier",
+            f"column sum of the attention map > τ · mean column sum (paper); head mean of it ≥ {CODE_SHARE:g} · T (published code)",
+        ),
+        ("attention on outlier tokens", "share over queries that can see an outlier token"),
+        ("sink head", f"a head after the birth with more than {SINK_SHARE:.0%} of its attention on outlier tokens"),
+        ("channel's share", "W_down[d*, c*] · x_down[c*] over h[d*], mean over outlier elements"),
+        ("‖v‖ to others'", "mean length of the values of outlier tokens over that of the other tokens"),
+        ("takes back", "what a part adds against h[d*], over the value that enters the layer; 100% cancels it"),
+        *expert_terms(report.stats.x_down.expert_width),
+    )  # fmt: skip
+    return Table(("term", "rule"), rows)

@@ -1,0 +1,217 @@
+"""What the lifecycle analysis returns. Layers, tokens, channels and dims are 0-based everywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+
+import numpy as np
+
+from sysout_jax.analyses.lifecycle.trace import Trace
+from sysout_jax.nonfinite import Nonfinite
+from sysout_jax.statistics.collect import Stats
+from sysout_jax.storage.serialise import plain
+
+
+@dataclass(frozen=True)
+class Channel:
+    """A channel of an MLP, its share in what the MLP does to the outlier dims, and the weights around it."""
+
+    index: int
+    label: str  # how it is called: the index, with experts `expert:unit`
+    share: float  # of h[d*], mean over outlier elements
+    x_down: float  # its activation, mean over outlier tokens
+    gate: float | None  # gate before the activation function, None without a gate
+    up: float
+    column_ratio: float  # extremal ratio of its column of the down projection
+    column_rank: int  # 0: the largest extremal ratio of that matrix
+
+
+@dataclass(frozen=True)
+class BirthEvent:
+    """One layer in which new outliers appear."""
+
+    layer: int
+    dims: tuple[int, ...]  # feature dims d*
+    values: tuple[float, ...]  # h[d*], mean over outlier tokens
+    tokens: tuple[tuple[int, int], ...]  # (sequence, position) of new outlier tokens
+    channels: tuple[Channel, ...]  # c*, strongest first
+    explained: float  # share of h[d*] explained by W_down[d*, c*] · x_down[c*]
+    from_mlp: float  # share of h[d*] added by this layer's MLP
+    from_attention: float
+    from_before: float
+
+
+@dataclass(frozen=True)
+class Birth:
+    """`layer` is the first layer with activation outliers in h (None without), `events` all layers that add new ones."""
+
+    layer: int | None
+    events: tuple[BirthEvent, ...]
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return tuple(event.layer for event in self.events)
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        return tuple(sorted({dim for event in self.events for dim in event.dims}))
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels c* of the first birth layer."""
+        return tuple(channel.index for channel in self.events[0].channels) if self.events else ()
+
+    @property
+    def tokens(self) -> tuple[tuple[int, int], ...]:
+        return tuple(sorted({token for event in self.events for token in event.tokens}))
+
+
+@dataclass(frozen=True)
+class SinkHead:
+    """A head for which the outlier tokens are sinks."""
+
+    layer: int
+    head: int
+    mass: float  # share of attention on outlier tokens, over queries that can see one
+    dims: tuple[int, ...]  # dims of q and k that carry the logit towards them
+    dims_share: float  # of the logit difference
+    drain: float  # ‖v‖ of outlier tokens over the others'
+    update: float  # ‖what outlier tokens add‖ over ‖head output‖, other queries
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Attention after the birth. `mass` covers all layers and heads, also those before it."""
+
+    heads: tuple[SinkHead, ...]
+    mass: np.ndarray  # (L, H)
+    drain: np.ndarray  # (L, K)
+    update: np.ndarray  # (L, H)
+    overlap: np.ndarray  # (L,) paper's rule
+    overlap_code: np.ndarray  # (L,)
+    iou: np.ndarray  # (L,)
+    iou_code: np.ndarray  # (L,)
+
+
+@dataclass(frozen=True)
+class Opposition:
+    """A layer part that pushes against the outliers that enter it."""
+
+    layer: int
+    part: str  # mlp or attention
+    removed: float  # share of the entering outliers' value; 1 cancels them
+    dims: tuple[int, ...]
+    channels: tuple[Channel, ...]  # empty for attention
+
+
+@dataclass(frozen=True)
+class Death:
+    """`layer` is the first layer after which no outlier is left; None when they survive the last layer (or never lived)."""
+
+    layer: int | None
+    last_alive: int | None  # last layer with outliers in h
+    oppositions: tuple[Opposition, ...]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """The model under one edit, on the traced sequences."""
+
+    outliers: int  # (layer, sequence, token) triples that hold an activation outlier
+    mass: float  # attention on the original outlier tokens, mean over the heads that were sinks
+    perplexity: float  # of every next token of the traced sequences
+    nonfinite: int  # elements of h that are NaN or inf, all layers
+
+
+@dataclass(frozen=True)
+class Cause:
+    """`zeroed` sets W_down[d*, c*] of the birth layers to 0, `control` equally many random entries of the same rows."""
+
+    weights: int  # entries set to zero
+    baseline: Effect
+    zeroed: Effect
+    control: Effect
+
+    @property
+    def outliers_gone(self) -> float:
+        return 1.0 - self.zeroed.outliers / self.baseline.outliers
+
+    @property
+    def outliers_gone_in_control(self) -> float:
+        return 1.0 - self.control.outliers / self.baseline.outliers
+
+
+@dataclass(frozen=True)
+class Largest:
+    """The largest activation over the mean of its sequence, whether or not it is an outlier."""
+
+    ratio: float
+    value: float
+    layer: int
+    sequence: int
+    token: int
+    channel: int
+    label: str  # how the channel is called: its number, with experts `expert:unit`
+
+
+@dataclass(frozen=True)
+class Lifecycle:
+    """The report. Without outliers at τ, `birth`, `spread`, `death` are empty and `candidate` follows the strongest elements."""
+
+    model: str
+    tau: float
+    found: bool
+    num_layers: int
+    num_sequences: int
+    length: int
+    largest_h: Largest
+    largest_x_down: Largest
+    flags: dict[str, dict[str, list[int]]]  # place → τ → elements flagged per layer
+    birth: Birth
+    spread: Spread
+    death: Death
+    cause: Cause | None
+    candidate: Lifecycle | None
+    stats: Stats
+    trace: Trace | None
+
+    @property
+    def nonfinite(self) -> Nonfinite:
+        """What is not finite in weights and activations, and in the likelihoods of the sequences that were traced."""
+        traced = self.trace or (self.candidate.trace if self.candidate else None)
+        if traced is None:
+            return self.stats.nonfinite
+        known = traced.nonfinite
+        return dataclasses.replace(
+            self.stats.nonfinite, predicted=known.predicted, unpredicted=known.unpredicted
+        )
+
+    def to_dict(self) -> dict:
+        """JSON-ready numbers: everything but the raw trace and the per-token statistics."""
+        left_out = ("stats", "trace", "candidate")
+        fields = dataclasses.fields(self)
+        result = plain({f.name: getattr(self, f.name) for f in fields if f.name not in left_out})
+        birth = {
+            name: getattr(self.birth, name) for name in ("layers", "dims", "channels", "tokens")
+        }
+        result["birth"] |= plain(birth)
+        if self.cause is not None:
+            gone = {
+                name: getattr(self.cause, name)
+                for name in ("outliers_gone", "outliers_gone_in_control")
+            }
+            result["cause"] |= plain(gone)
+        result["nonfinite"] = plain(self.nonfinite)
+        result["statistics"] = self.stats.to_dict()
+        if self.candidate is not None:
+            candidate = self.candidate.to_dict()
+            result["candidate"] = {
+                name: candidate[name] for name in ("tau", "birth", "spread", "death")
+            }
+        return result
+
+    def to_json(self) -> str:
+        """`to_dict` as text; NaN and inf become null, so any JSON reader takes it."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)

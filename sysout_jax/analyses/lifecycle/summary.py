@@ -1,0 +1,179 @@
+"""The lifecycle in one terminal screen. Layers are counted from 1 here, as in the paper and on the figures' axes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import isfinite
+
+from sysout_jax.analyses.lifecycle.results import Birth, BirthEvent, Lifecycle, Spread
+from sysout_jax.figures.select import digits
+from sysout_jax.outliers.definitions import SINK_SHARE
+from sysout_jax.outliers.tokens import TokenText
+from sysout_jax.reports.nonfinite import nothing_measured, remarks
+from sysout_jax.reports.terminal import ran_over
+
+_MOST = 6  # members of a list that are printed
+
+
+def lifecycle_summary(report: Lifecycle, token_text: TokenText) -> str:
+    """Verdict, birth, spread, death and cause, a line or two each."""
+    lines = [verdict(report), *remarks(report.nonfinite)]
+    if report.found:
+        lines += [
+            *_birth(report, token_text),
+            *_spread(report.spread, report.birth),
+            *_death(report),
+        ]
+    else:
+        lines += [_largest(report, token_text), _flags(report)]
+        if report.candidate is not None:
+            lines += _candidate(report.candidate, token_text)
+    if report.cause is not None:
+        lines += _cause(report)
+    return "\n".join(lines)
+
+
+def verdict(report: Lifecycle) -> str:
+    """One sentence: are there outliers, and from where to where."""
+    where = ran_over(report.num_sequences, report.length)
+    if report.nonfinite.everything:
+        return nothing_measured(report.model, where)
+    if not report.found:
+        return (
+            f"{report.model}: no activation outlier at tau = {report.tau:g} in {where}; "
+            f"the largest |h| is {report.largest_h.ratio:.4g} times the mean."
+        )
+    assert report.birth.layer is not None and report.death.last_alive is not None
+    last = report.death.last_alive + 1
+    end = "the last layer" if report.death.layer is None else f"layer {last}"
+    return (
+        f"{report.model}: activation outliers at tau = {report.tau:g} from layer {report.birth.layer + 1} to {end} "
+        f"(of {report.num_layers}), up to {report.largest_h.ratio:,.0f} times the mean, in {where}."
+    )
+
+
+def _largest(report: Lifecycle, token_text: TokenText) -> str:
+    def one(name, place) -> str:
+        return (
+            f"{name} {place.ratio:.4g} (layer {place.layer + 1}, token {place.token} "
+            f"“{token_text(place.sequence, place.token)}”, channel {place.label})"
+        )
+
+    return f"Largest ratios: {one('h', report.largest_h)}; {one('x_down', report.largest_x_down)}."
+
+
+def _flags(report: Lifecycle) -> str:
+    def one(name: str) -> str:
+        return ", ".join(
+            f"{sum(counts)} at {tau}"
+            for tau, counts in report.flags[name].items()
+            if tau != "massive"
+        )
+
+    massive = sum(report.flags["h"]["massive"])
+    return f"Elements flagged: h {one('h')}; x_down {one('x_down')}; massive activations (Sun et al.) in h: {massive}."
+
+
+def _candidate(candidate: Lifecycle, token_text: TokenText) -> list[str]:
+    """What the strongest elements are, without the words birth and death: they are no outliers."""
+    event, sinks = candidate.birth.events[0], candidate.spread.heads
+    return [
+        f"For orientation, the elements over {candidate.tau:.3g} times the mean: first in layer {event.layer + 1}, "
+        f"dims {_values(event)}",
+        *_origin(event, token_text),
+        f"        {len(sinks)} later heads give their tokens more than {SINK_SHARE:.0%} of their attention",
+    ]
+
+
+def _birth(report: Lifecycle, token_text: TokenText) -> list[str]:
+    lines = []
+    for event in report.birth.events[:3]:
+        lines.append(f"Birth   layer {event.layer + 1}: dims {_values(event)}")
+        lines += _origin(event, token_text)
+    if len(report.birth.events) > 3:
+        lines.append(
+            f"        and {len(report.birth.events) - 3} more layers that add new outliers"
+        )
+    return lines
+
+
+def _values(event: BirthEvent) -> str:
+    pairs = list(zip(event.dims, event.values, strict=True))[:_MOST]
+    return ", ".join(f"{d} ({v:+.4g})" for d, v in pairs) + _more(event.dims)
+
+
+def _origin(event: BirthEvent, token_text: TokenText) -> list[str]:
+    texts = Counter(token_text(n, t) for n, t in event.tokens)
+    first = sum(t == 0 for _, t in event.tokens)
+    shown = ", ".join(f"“{text}” x{count}" for text, count in texts.most_common(4))
+    channels = ", ".join(
+        f"{c.label} ({_percent(c.share)}, extremal ratio {c.column_ratio:,.0f}, rank {c.column_rank + 1})"
+        for c in event.channels[:3]
+    )
+    count = len(event.tokens)
+    return [
+        f"        at {count} token{'s' * (count > 1)} ({first} first in {'their' if count > 1 else 'its'} sequence): {shown}",
+        f"        added by the MLP {_percent(event.from_mlp)}, attention {_percent(event.from_attention)}, before "
+        f"{_percent(event.from_before)}; channels {channels}{_more(event.channels, 3)}",
+    ]
+
+
+def _spread(spread: Spread, birth: Birth) -> list[str]:
+    if not spread.heads:
+        return [f"Spread  no head gives these tokens more than {SINK_SHARE:.0%} of its attention"]
+    total = spread.mass[(birth.layer or 0) + 1 :].size
+    best = max(spread.heads, key=lambda head: head.mass)
+    return [
+        f"Spread  {len(spread.heads)} of {total} later heads give them more than {SINK_SHARE:.0%} of their attention; "
+        f"most: layer {best.layer + 1} head {best.head}, {_percent(best.mass)},",
+        f"        carried by q/k dims {', '.join(map(str, best.dims[:_MOST]))}{_more(best.dims)}; "
+        f"their values are {best.drain:.2f} of the others' length"
+        if isfinite(best.drain)
+        else f"        carried by q/k dims {', '.join(map(str, best.dims[:_MOST]))}{_more(best.dims)}",
+    ]
+
+
+def _death(report: Lifecycle) -> list[str]:
+    death = report.death
+    if death.last_alive is None:
+        return []
+    if death.layer is None:
+        lines = ["Death   none: outliers survive the last layer"]
+    else:
+        lines = [f"Death   layer {death.layer + 1}: after it no outlier is left"]
+    for item in sorted(death.oppositions, key=lambda o: -o.removed)[:2]:
+        channels = ", ".join(c.label for c in item.channels[:_MOST])
+        carried = f", channels {channels}{_more(item.channels)}" if channels else ""
+        lines.append(
+            f"        layer {item.layer + 1} {item.part} takes back {_percent(item.removed)}{carried}"
+        )
+    return lines
+
+
+def _cause(report: Lifecycle) -> list[str]:
+    cause = report.cause
+    assert cause is not None
+
+    def row(name: str, effect, gone: float | None) -> str:
+        change = "" if gone is None else f" ({gone:.0%} gone)"
+        bad = f"  ({effect.nonfinite:,} elements of h NaN or inf)" if effect.nonfinite else ""
+        return (
+            f"        {name:<20}outliers {effect.outliers:>6}{change:<13} attention on them {_percent(effect.mass, 1)}  "
+            f"perplexity {digits(effect.perplexity, report.length)}{bad}"
+        )
+
+    return [
+        f"Cause   the {cause.weights} birth weight{'s' * (cause.weights > 1)} W_down[d*, c*] set to zero "
+        "(outliers: layers x tokens that hold one):",
+        row("as it is", cause.baseline, None),
+        row("birth weights zero", cause.zeroed, cause.outliers_gone),
+        row("random weights zero", cause.control, cause.outliers_gone_in_control),
+    ]
+
+
+def _percent(share: float, places: int = 0) -> str:
+    return f"{share:.{places}%}".replace("-0%", "0%") if isfinite(share) else "n/a"
+
+
+def _more(items, most: int = _MOST) -> str:
+    return f" and {len(items) - most} more" if len(items) > most else ""

@@ -1,0 +1,1 @@
+"""Where outliers are: layers, tokens, channels, matrices, keys and heads."""

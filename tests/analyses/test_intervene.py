@@ -1,0 +1,383 @@
+"""Interventions: known answers on planted models, and a slow direct implementation on random ones."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sysout_jax as so
+from sysout_jax.analyses.intervene.runs import CONTROL, OUTLIERS, WHAT, WHERE, Bench, Run, plan
+from sysout_jax.engine import Stream
+from sysout_jax.interventions.effects import measure
+from sysout_jax.interventions.elements import (
+    Elements,
+    draw_others,
+    edits,
+    read_elements,
+    set_elements,
+)
+from sysout_jax.interventions.weights import edit_down_weights
+from sysout_jax.numerics.intervals import RESAMPLES, bootstrap_weights, interval
+from sysout_jax.testing import planted_llama, random_plant
+from sysout_jax.weights import InMemory
+from tests.outliers import rules
+from tests.parameters import mostly_endurance
+from tests.random_models import random_model
+
+TAU = 4.0  # low enough for random models to have outliers
+
+
+def observe_h(x_in, taps, extra):
+    return {"h": taps["h"]}
+
+
+def run_layers(lm, tokens, **arguments) -> np.ndarray:
+    """(L, N, T, D) what every layer gives to the next one."""
+    return np.stack([seen["h"] for _, _, seen in Stream(lm, tokens).layers(observe_h, **arguments)])
+
+
+def by_hand(lm, tokens, edit) -> np.ndarray:
+    """The same, block by block on the whole batch, with `edit(layer, h)` on numpy arrays in between."""
+    params, module, block = lm.params, lm.module, lm.module.block(0)
+    found = []
+    with jax.default_matmul_precision("highest"):
+        x = module.apply({"params": params}, jnp.asarray(tokens), method="embed_tokens")
+        for layer in range(lm.num_layers):
+            x = np.array(block.apply({"params": params[f"layer_{layer}"]}, x))
+            edit(layer, x)
+            found.append(x.copy())
+        logits = module.apply({"params": params}, x, method="unembed")
+    return np.stack(found), np.asarray(logits, np.float64)
+
+
+@pytest.fixture(scope="module", params=["llama-gqa", "gpt2"])
+def case(request):
+    rng = np.random.default_rng()
+    seed = int(rng.integers(2**31))
+    print("seed", seed)
+    lm = random_model(request.param, seed)
+    tokens = rng.integers(0, lm.config.vocab_size, (4, int(rng.integers(12, 40))))
+    report = so.lifecycle(lm, tokens, TAU, cause=False)
+    life = report if report.found else report.candidate
+    return lm, tokens, report, Bench(lm, life, seed % 1000)
+
+
+@pytest.mark.parametrize("offset", [0, 1, 4])  # which case is planted; the seed is drawn below
+def test_planted_answers(offset):
+    """Without the planted outliers nothing is left of them and heads look elsewhere; as many others change nothing."""
+    seed = int(np.random.default_rng().integers(10_000)) * 16 + offset
+    print("seed", seed)
+    planted = random_plant(seed)
+    truth = planted.truth
+    tokens = planted.tokens(2, 256, seed)
+    found = so.intervene(planted.lm, tokens, seeds=2, seed=seed)
+    json.dumps(found.to_dict(), allow_nan=False)
+
+    assert found.found == truth.has_outlier == (offset != 4)
+    assert found.birth_layers == truth.birth_layers
+    assert found.dims == truth.dims and found.dims_left_out == 0
+    assert found.tokens == planted.mask(tokens).sum()
+    assert found.elements == found.tokens * len(truth.dims)
+    assert set(found.sinks) == truth.sink_heads
+    alive = [found.tokens * bool(truth.dims_after(l)) for l in range(found.num_layers)]
+    np.testing.assert_array_equal(found.baseline.outliers_per_layer, alive)
+    assert found.baseline.mass.value > 0.8 and found.baseline.ratio.value == 1.0
+    assert [(o.where, o.what, o.target) for o in found.outcomes] == [
+        (where, what, target) for where in WHERE for what in WHAT for target in (OUTLIERS, CONTROL)
+    ]
+    for outcome in found.outcomes:
+        name = (outcome.where, outcome.what, outcome.target)
+        births = [truth.dims_after(b.layer) for b in truth.births]
+        if outcome.where == "birth":
+            assert outcome.edited == found.tokens * sum(map(len, births)), name
+        elif outcome.where == "all":
+            every = sum(len(truth.dims_after(l)) for l in range(found.num_layers))
+            assert outcome.edited == found.tokens * every, name
+        else:
+            assert outcome.edited == sum(len(b.dims) * len(b.channels) for b in truth.births)
+        kept = outcome.target == CONTROL or (outcome.what == "mean" and outcome.where != "weight")
+        want = found.baseline.outliers_per_layer if kept else np.zeros(found.num_layers)
+        np.testing.assert_array_equal(outcome.outliers_per_layer, want, err_msg=str(name))
+        if kept:
+            assert outcome.mass.value == pytest.approx(found.baseline.mass.value, abs=0.02), name
+            np.testing.assert_allclose(
+                outcome.mass_per_sink, found.baseline.mass_per_sink, atol=0.05
+            )
+            assert outcome.ratio.value == pytest.approx(1.0, abs=2e-3), name
+        else:
+            assert outcome.mass.value < 0.3 and (outcome.mass_per_sink < 0.5).all(), name
+        assert len(outcome.outliers.seeds) == (
+            2 if outcome.target == CONTROL or outcome.what == "resample" else 1
+        )
+
+
+EDITS = list(itertools.product(["birth", "all"], WHAT, [OUTLIERS, CONTROL]))
+
+
+@pytest.mark.parametrize(
+    ("where", "what", "target"),
+    mostly_endurance(
+        EDITS, usual=[edit for edit in EDITS if edit[2] == OUTLIERS or edit[0] == "all"]
+    ),
+)
+def test_edited_model_equals_blocks_applied_by_hand(case, where, what, target):
+    """Positions, values, h of every layer, and all that is measured, from raw captured h and a plain loop."""
+    lm, tokens, _, bench = case
+    life = bench.life
+    N, T = tokens.shape
+    _, taps = so.capture(lm, tokens, ("h",))
+    h = np.asarray(taps["h"])
+    flagged = np.stack([[rules.activation_outliers(s, life.tau) for s in layer] for layer in h])
+    dims = life.trace.targets.dims
+    kept = flagged & np.isin(np.arange(h.shape[-1]), dims)
+    marked = flagged.any((0, 3))
+
+    run = Run(where, what, target, 1)
+    elements = bench.elements(target, 1)
+    if target == OUTLIERS:
+        active = np.zeros_like(kept)
+        active[:, *elements.places.T] = elements.active
+        np.testing.assert_array_equal(active, kept)
+    donated = bench.donated([run])
+
+    def edit(layer, x_NxTxD):
+        if where == "birth" and layer not in life.birth.layers:
+            return
+        before = h[layer].astype(np.float64)
+        for k, (n, t, d) in enumerate(elements.places):
+            if not elements.active[layer, k]:
+                continue
+            if what == "zero":
+                x_NxTxD[n, t, d] = 0
+            elif what == "mean":
+                same = kept[layer, :, :, d] if target == OUTLIERS else np.ones((N, T), bool)
+                x_NxTxD[n, t, d] = before[:, :, d][same].mean()
+            else:
+                value = donated[target, 1][layer, k]
+                ordinary = [m for m in range(N) if m != n]
+                pool = h[layer, ordinary, :, d][~marked[ordinary]]
+                assert np.isclose(pool, value, rtol=1e-5, atol=1e-6).any()
+                x_NxTxD[n, t, d] = value
+
+    want, logits = by_hand(lm, tokens, edit)
+    if (what, target) != ("mean", OUTLIERS):  # a single outlier of its dim is its own mean
+        assert np.abs(want - h).max() > 1e-3
+    written = {}
+
+    def spy(*args, **kwargs):
+        written.update(kwargs)
+        return measure(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sysout_jax.analyses.intervene.runs.measure", spy)
+        count, found = bench.run(run, donated)
+    only = elements.only(life.birth.layers) if where == "birth" else elements
+    assert count == only.active.sum()
+    got = run_layers(lm, tokens, edit=written["edit"], extra=written["extra"])
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-5 * np.abs(want).max())
+    outliers = [[rules.activation_outliers(s, life.tau).any(-1).sum() for s in x] for x in want]
+    near = np.abs(np.abs(want) / np.abs(want).mean((2, 3), keepdims=True) - life.tau).min() < 1e-3
+    if not near:  # within rounding of the threshold either count is right
+        np.testing.assert_array_equal(found.outliers, outliers)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    nll = -np.take_along_axis(log_p[:, :-1], np.asarray(tokens)[:, 1:, None], -1)[..., 0]
+    np.testing.assert_allclose(found.nll, nll.mean(1), rtol=2e-4, atol=2e-4)
+
+
+def test_attention_on_marked_tokens_from_maps(case):
+    lm, tokens, _, bench = case
+    _, taps = so.capture(lm, tokens, ("attn_map",))
+    maps = np.asarray(taps["attn_map"], np.float64)  # (L, N, H, T, S)
+    marked = bench.marked
+    given = np.einsum("lnhts,ns->lhn", maps, marked)
+    np.testing.assert_allclose(bench.baseline.attention, given, rtol=1e-4, atol=1e-5)
+    sees = np.cumsum(marked, 1) > 0
+    np.testing.assert_array_equal(bench.baseline.queries, sees.sum(1))
+    share = [(m.sum(-1, where=marked[:, None, None]) * sees[:, None]).sum((0, 2)) for m in maps]
+    np.testing.assert_allclose(bench.baseline.mass, np.array(share) / sees.sum(), rtol=1e-4)
+
+
+def test_nothing_to_edit_changes_no_bit(case):
+    lm, tokens, _, bench = case
+    plain = run_layers(lm, tokens)
+    idle = Elements(bench.outliers.places, np.zeros_like(bench.outliers.active))
+    extra = edits(idle, np.ones(idle.active.shape), tokens.shape)
+    np.testing.assert_array_equal(run_layers(lm, tokens, edit=set_elements, extra=extra), plain)
+    own = edits(bench.outliers, bench.values, tokens.shape)  # every outlier keeps its value
+    np.testing.assert_array_equal(run_layers(lm, tokens, edit=set_elements, extra=own), plain)
+    again = measure(lm, tokens, bench.marked, bench.life.tau, edit=set_elements, extra=extra)
+    for name, want in vars(bench.baseline).items():
+        np.testing.assert_array_equal(getattr(again, name), want)
+
+
+def test_an_edit_reaches_the_next_layer_and_observers_only_from_its_layer_on(case):
+    lm, tokens, _, _ = case
+    layer = 1
+    places = np.array([[2, 3, 5], [0, 0, 1]])
+    active = np.zeros((lm.num_layers, 2), bool)
+    active[layer] = True
+    extra = edits(Elements(places, active), np.full((lm.num_layers, 2), 7.5), tokens.shape)
+    plain, found = run_layers(lm, tokens), run_layers(lm, tokens, edit=set_elements, extra=extra)
+    np.testing.assert_array_equal(found[:layer], plain[:layer])
+    assert (found[layer, *places.T] == 7.5).all()
+    changed = np.zeros(plain.shape[1:], bool)
+    changed[*places.T] = True
+    np.testing.assert_array_equal(found[layer][~changed], plain[layer][~changed])
+    np.testing.assert_array_equal(found[:, 1], plain[:, 1])  # another sequence
+    np.testing.assert_array_equal(found[layer + 1, 2, :3], plain[layer + 1, 2, :3])  # causality
+    assert (found[layer + 1, 2, 3:] != plain[layer + 1, 2, 3:]).any(-1).all()
+
+
+def test_controls_are_as_many_others(case):
+    lm, tokens, _, bench = case
+    outliers, T = bench.outliers, tokens.shape[1]
+    others = bench.elements(CONTROL, 3)
+    assert len(np.unique(others.places, axis=0)) == len(others.places) == len(outliers.places)
+    for n in range(len(tokens)):
+        mine, theirs = outliers.places[:, 0] == n, others.places[:, 0] == n
+        np.testing.assert_array_equal(
+            outliers.active[:, mine].sum(1), others.active[:, theirs].sum(1)
+        )
+    assert (others.places[:, 1] < T).all()
+    _, taps = so.capture(lm, tokens, ("h",))
+    for layer in np.asarray(taps["h"]):
+        found = np.stack([rules.activation_outliers(s, bench.life.tau) for s in layer])
+        assert not found[*others.places.T].any()
+    again, other = bench.elements(CONTROL, 3), bench.elements(CONTROL, 4)
+    np.testing.assert_array_equal(again.places, others.places)
+    assert (other.places != others.places).any()
+
+
+def test_fewer_controls_where_a_sequence_has_no_more():
+    places = np.array([[0, t, d] for t in range(3) for d in (0, 1)])
+    crowded = Elements(places, np.ones((2, 6), bool))
+    found = draw_others(np.random.default_rng(), crowded, 3, np.array([2]))
+    assert sorted(map(tuple, found.places)) == [(0, 0, 2), (0, 1, 2), (0, 2, 2)]
+    assert found.active.shape == (2, 3)
+    none = draw_others(np.random.default_rng(), crowded, 3, np.array([], int))
+    assert none.places.shape == (0, 3) and none.active.shape == (2, 0)
+
+
+def test_read_elements(case):
+    lm, tokens, _, _ = case
+    rng = np.random.default_rng()
+    sizes = (*tokens.shape, lm.config.d_model)
+    places = np.stack([rng.integers(0, size, 11) for size in sizes], 1)
+    _, taps = so.capture(lm, tokens, ("h",))
+    want = np.asarray(taps["h"])[:, *places.T]
+    np.testing.assert_allclose(read_elements(lm, tokens, places), want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("what", list(WHAT))
+@pytest.mark.parametrize("target", [OUTLIERS, CONTROL])
+def test_weight_edits(what, target):
+    """Only the entries of the birth change, or as many others of the same rows; to what is said."""
+    planted = planted_llama(seed=int(np.random.default_rng().integers(10_000)))
+    tokens = planted.tokens(2, 64)
+    bench = Bench(planted.lm, so.lifecycle(planted.lm, tokens, cause=False))
+    (birth,) = planted.truth.births
+    seen = {}
+
+    def spy(lm, *args, **kwargs):
+        for layer in range(lm.num_layers):
+            seen[layer] = np.asarray(lm.read(f"layer_{layer}")["mlp"]["down_proj"]["kernel"])
+        return bench.baseline
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sysout_jax.analyses.intervene.runs.measure", spy)
+        count, _ = bench.weight_run(Run("weight", what, target, 2))
+    assert count == len(birth.channels) * len(birth.dims)
+    for layer in range(planted.lm.num_layers):
+        old = np.asarray(planted.lm.read(f"layer_{layer}")["mlp"]["down_proj"]["kernel"])
+        changed = np.argwhere(seen[layer] != old)  # (channel, dim)
+        if layer != birth.layer:
+            assert not len(changed)
+            continue
+        assert len(changed) == count and set(changed[:, 1]) == set(birth.dims)
+        assert (set(changed[:, 0]) == set(birth.channels)) == (target == OUTLIERS)
+        assert target == OUTLIERS or not set(changed[:, 0]) & set(birth.channels)
+        for c, d in changed:
+            edited = {*birth.channels, *changed[:, 0]}
+            rest = [old[f, d] for f in range(len(old)) if f not in edited]
+            if what == "resample":
+                assert seen[layer][c, d] in rest
+            else:
+                want = np.mean(rest) if what == "mean" else 0.0
+                assert seen[layer][c, d] == pytest.approx(want, abs=1e-6)
+
+
+def test_batch_splits_and_seeds_reproduce(case):
+    lm, tokens, report, _ = case
+    arguments = {"what": ("resample",), "where": ("birth", "weight"), "seeds": 2}
+    first, split = (
+        so.intervene(
+            lm.with_passes(batch_size=size), tokens, TAU, report=report, seed=9, **arguments
+        )
+        for size in (4, 1)
+    )
+    assert first.to_dict() == split.to_dict()
+    other = so.intervene(lm, tokens, TAU, report=report, seed=10, **arguments)
+    assert other.baseline.perplexity == first.baseline.perplexity
+    assert any(
+        a.perplexity.seeds != b.perplexity.seeds
+        for a, b in zip(other.outcomes, first.outcomes, strict=True)
+    )
+
+
+def test_plan():
+    runs = plan(("zero", "resample"), ("all",), 3)
+    assert [(r.what, r.target, r.seed) for r in runs] == [
+        ("zero", OUTLIERS, 0), *(("zero", CONTROL, s) for s in range(3)),
+        *(("resample", OUTLIERS, s) for s in range(3)), *(("resample", CONTROL, s) for s in range(3)),
+    ]  # fmt: skip
+    for bad in (((), ("all",), 1), (("zero",), ("here",), 1), (("zero",), ("all",), 0)):
+        with pytest.raises(ValueError, match="expected"):
+            plan(*bad)
+
+
+def test_one_token_has_nobody_to_give():
+    lm = random_model("gpt2", seed=2)
+    found = so.intervene(lm, np.array([[3]]), seeds=1)
+    assert not found.found and any("No resample" in note for note in found.notes)
+    assert {o.what for o in found.outcomes if o.where != "weight"} == {"zero", "mean"}
+    assert np.isnan(found.baseline.perplexity.value)
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_nothing_to_intervene_on():
+    lm = random_model("llama-gqa", seed=1)
+    params = jax.tree.map(lambda x: x * np.nan, lm.params)
+    broken = so.LanguageModel(lm.config, InMemory(params), name="broken")
+    with pytest.raises(so.InputError, match="nothing to intervene on"):
+        so.intervene(broken, np.zeros((2, 5), int))
+
+
+def test_editing_weights_leaves_the_model_alone():
+    lm = random_model("llama-mha", seed=5)
+    before = np.array(lm.read("layer_1")["mlp"]["down_proj"]["kernel"])
+    entries = {1: (np.array([3, 4]), np.array([0]))}
+    edited = edit_down_weights(lm, entries, lambda layer, kernel: np.full((1, 1), 9.0))
+    after = np.asarray(edited.read("layer_1")["mlp"]["down_proj"]["kernel"])
+    assert (after[[3, 4], 0] == 9.0).all() and (after != before).sum() == 2
+    np.testing.assert_array_equal(lm.read("layer_1")["mlp"]["down_proj"]["kernel"], before)
+
+
+def test_intervals():
+    rng = np.random.default_rng()
+    values_NxS = rng.exponential(size=(9, 3))
+    weights = bootstrap_weights(9)
+    assert weights.shape == (RESAMPLES + 1, 9) and (weights.sum(1) == 9).all()
+    found = interval(weights @ values_NxS / 9)
+    assert found.seeds == pytest.approx(values_NxS.mean(0))
+    assert found.value == pytest.approx(values_NxS.mean())
+    # an independent bootstrap of the same means
+    drawn = rng.integers(0, 9, (20_000, 9))
+    low, high = np.percentile(values_NxS.mean(1)[drawn].mean(1), [2.5, 97.5])
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.1 * (high - low))
+    single = interval(bootstrap_weights(1) @ values_NxS[:1])
+    assert np.isnan([single.low, single.high]).all() and single.value == values_NxS[0].mean()

@@ -1,0 +1,106 @@
+"""The narrow second pass records what the model computes: rows and inputs of the birth channel, and of the drawn head."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+import sysout_jax as so
+from sysout_jax.analyses.lifecycle.trace import WINDOW
+from sysout_jax.config import ATTENTION
+from sysout_jax.testing import Birth, planted_llama
+from tests.parameters import mostly_endurance
+from tests.random_models import random_model
+
+
+def fresh_seed() -> int:
+    seed = int(np.random.default_rng().integers(10_000))
+    print("seed", seed)
+    return seed
+
+
+def followed(lm: so.LanguageModel, tokens: np.ndarray) -> so.Lifecycle:
+    report = so.lifecycle(lm, tokens, cause=False)
+    return report if report.found else report.candidate
+
+
+@pytest.mark.parametrize("name", ["llama-gqa", "llama-mqa", "gpt2"])
+def test_rows_times_input_are_what_the_model_computes(name):
+    """On random models with biases and norm scales, the rows and inputs kept give the captured gate and up, q and v."""
+    seed = fresh_seed()
+    lm = random_model(name, seed)
+    tokens = np.random.default_rng(seed).integers(0, 61, (2, 60))
+    path = followed(lm, tokens).trace
+    rows, close_up = path.rows, path.close_up
+    names = ("up", "q", "v", "attn_in", *(("gate",) if name != "gpt2" else ()))
+    _, taps = so.capture(lm, tokens, names)
+    mlp = lm.params[f"layer_{rows.layer}"]["mlp"]
+    matrices = {"up": rows.up} | ({"gate": rows.gate} if name != "gpt2" else {})
+    assert (rows.gate is None) == (name == "gpt2")
+    for tapped, matrix in matrices.items():
+        bias = np.asarray(mlp[f"{tapped}_proj"].get("bias", np.zeros(lm.config.d_ff)))
+        product = rows.x @ matrix.T + bias[rows.indices]
+        for e, sequence in enumerate(path.targets.sequences):
+            want = taps[tapped][rows.layer][sequence][path.targets.tokens[e]][:, rows.indices]
+            np.testing.assert_allclose(product[e], want, rtol=1e-4, atol=1e-4)
+    first, place = path.targets.sequences[0], slice(close_up.start, close_up.start + WINDOW)
+    assert close_up.x.shape == (WINDOW, lm.config.d_model)
+    want = taps["attn_in"][close_up.layer][first][place]
+    np.testing.assert_allclose(close_up.x, want, rtol=1e-5, atol=1e-5)
+    q = taps["q"][close_up.layer][first][place][:, close_up.head]
+    np.testing.assert_allclose(close_up.q, q, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    mostly_endurance(
+        itertools.product(("gpt2", "llama-gqa"), ATTENTION),
+        usual=[("llama-gqa", "default"), ("llama-gqa", "sigmoid")]
+        + [("gpt2", each) for each in ATTENTION if each not in ("default", "sigmoid")],
+    ),
+)
+def test_attention_on_outliers_is_that_of_the_variant(name, attention):
+    """Mass, update and the close-up equal what captured maps, values and scales give, for every attention variant."""
+    seed = fresh_seed()
+    lm = random_model(name, seed, attention=attention)
+    tokens = np.random.default_rng(seed).integers(0, 61, (3, 60))
+    path = followed(lm, tokens).trace
+    scaled = ("attn_scale",) if attention in ("attention_bias", "context_scale") else ()
+    _, taps = so.capture(lm, tokens, ("attn_map", "v", "attn_heads", *scaled))
+    chosen = path.targets.sequences
+    maps = taps["attn_map"][:, chosen].astype(np.float64)
+    group = lm.config.num_heads // taps["v"].shape[3]
+    values = np.repeat(taps["v"][:, chosen], group, axis=3)
+    mask = path.targets.mask
+    sees = np.cumsum(mask, axis=1) > 0
+    mass = np.einsum("lehts,es,et->lh", maps, mask, sees) / sees.sum()
+    np.testing.assert_allclose(path.mass, mass, rtol=1e-4)
+    added = np.einsum("lehts,es,leshd->lethd", maps, mask, values)
+    if scaled:
+        added *= taps["attn_scale"][:, chosen].transpose(0, 1, 3, 2)[..., None]
+    share = np.linalg.norm(added, axis=-1) / np.linalg.norm(taps["attn_heads"][:, chosen], axis=-1)
+    others = sees & ~mask
+    np.testing.assert_allclose(
+        path.update, np.einsum("leth,et->lh", share, others) / max(others.sum(), 1), rtol=1e-4
+    )
+    head = path.close_up
+    place = slice(head.start, head.start + WINDOW)
+    want = maps[head.layer, 0, head.head][place, place]
+    np.testing.assert_allclose(head.probabilities, want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", [0, 3, 5])
+def test_the_dim_that_excites_a_planted_birth(layer):
+    """Gate and up of c* read one dim only, the largest of the outlier token's embedding; also in the last layer."""
+    seed = fresh_seed()
+    plant = planted_llama(seed, births=(Birth(layer, 2, 1),), sinks=0, death_layer=None)
+    report = so.lifecycle(plant.lm, plant.tokens(2, 128, seed), cause=False)
+    rows, (birth,) = report.trace.rows, plant.truth.births
+    assert rows.layer == birth.layer == report.birth.layer == layer
+    assert rows.indices[0] == birth.channels[0]
+    trigger = int(np.abs(plant.lm.params["embed"]["embedding"][0]).argmax())
+    for matrix in (rows.gate, rows.up):
+        parts = np.abs(matrix[0] * rows.x[0, 0])
+        assert parts.argmax() == trigger and parts[trigger] > 0.99 * parts.sum()
