@@ -10,7 +10,7 @@ import pytest
 from sysout_jax.config import RULES, config_to_dict
 from sysout_jax.convert.hf_config import read_config
 from sysout_jax.errors import InputError
-from sysout_jax.families import config_from_dict, gpt2, llama
+from sysout_jax.families import config_from_dict, gpt2, reading
 from sysout_jax.families.gpt2 import Gpt2Config
 from sysout_jax.families.llama import LlamaConfig
 from tests.parity_cases import FIXTURES
@@ -48,7 +48,7 @@ def assert_refused(fields: dict, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours"), [*((v, k) for k, v in llama.FIELDS.items()), ("rms_norm_eps", "norm_eps")]
+    ("theirs", "ours"), [*((v, k) for k, v in reading.FIELDS.items()), ("rms_norm_eps", "norm_eps")]
 )
 def test_llama(theirs, ours):
     for value in bad_values(RULES[ours]):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sysout_jax.families.llama import LlamaConfig
-from sysout_jax.outliers import sweeps
+from sysout_jax.numerics import sweeps
 from sysout_jax.statistics.activations import reduce_activations
 from sysout_jax.statistics.weights import reduce_weights
 from tests.random_models import random_params

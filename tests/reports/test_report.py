@@ -20,7 +20,7 @@ from sysout_jax.reports import report as report_module
 from sysout_jax.reports.page import Picture, Section, Table, page
 from sysout_jax.reports.report import write_report
 from sysout_jax.storage import workspaces
-from tests.test_figures import CASES, report_of
+from tests.figures.test_figures import CASES, report_of
 
 EVIL = "<script>alert('&')</script>\x00\ud800"
 SECTIONS = (
