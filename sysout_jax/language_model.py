@@ -91,7 +91,7 @@ class LanguageModel:
     def params(self) -> dict:
         """All parameters as one nested dict of device arrays."""
         params = {name: self.read(name) for name in groups(self.config)}
-        self.source = InMemory(params)
+        self.source = InMemory(params, self.stored_as)
         return params
 
     def read(self, group: str) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,8 +32,10 @@ class StoredWeights(WeightSource, Protocol):
 class InMemory:
     """Parameters that are already here."""
 
-    def __init__(self, params: dict):
+    def __init__(self, params: dict, stored_as: Mapping[str, str] | None = None):
         self._params = params
+        self.stored_as = dict(stored_as or {})
+        """Of the file that they come from, see `LanguageModel.stored_as`."""
 
     def read(self, group: str, dtype: Any) -> dict:
         return _cast(self._params[group], dtype)

@@ -20,19 +20,30 @@ NORMAL, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 3, 4, 5, 6  # of tokenizer.ggml
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _SYMBOLS = r"[\p{P}\$\+<=>\^~\|`]+"
+_UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
+_CASED = (  # %s: what may follow a word, and how many digits stand together
+    rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+%s|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*%s|%s"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_SHORT = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+LLAMA3 = ("llama-bpe", "llama3", "llama-v3", "falcon3")
 #: `tokenizer.ggml.pre` → the expressions that cut a text before BPE, one after the other, as the models' own tokenizers do.
 PRE_TOKENIZERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion"), (_GPT2,)),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell"), (r"\p{N}", _GPT2)),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3"), (_WORDS % r"\p{N}{1,3}",)),
+    **dict.fromkeys((*LLAMA3, "dbrx", "smaug-bpe"), (_WORDS % r"\p{N}{1,3}",)),
     **dict.fromkeys(("qwen2", "stablelm2", "deepseek-r1-qwen"), (_WORDS % r"\p{N}",)),
+    "gpt-4o": (_CASED % (_SHORT, _SHORT, r"\p{N}{1,3}"),),
+    "tekken": (_CASED % ("", "", r"\p{N}"),),
     "falcon": (_SYMBOLS, _GPT2, r"[0-9][0-9][0-9]"),
     "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
 }
 
 
 #: Those of byte-level BPE that put BOS first where the file does not say.
-ADDING_BOS = ("llama-bpe", "llama3", "falcon3", "pixtral", "lfm2", "tekken", "chameleon")
+ADDING_BOS = (*LLAMA3, "tekken")
+#: Those that take a piece of text whole where it is a token, whatever the merges say.
+WHOLE_FIRST = (*LLAMA3, "tekken")
 
 
 def read_gguf_tokenizer(path: Path, fields: Mapping[str, Any]) -> Tokenizer | None:
@@ -148,7 +159,7 @@ def _byte_level(told: _Told) -> tokenizers.Tokenizer:
         first, second = merge.split(" ")
         merges.append((first, second))
     vocab = {token: i for i, token in enumerate(told.tokens)}
-    backend = tokenizers.Tokenizer(models.BPE(vocab, merges))
+    backend = tokenizers.Tokenizer(models.BPE(vocab, merges, ignore_merges=name in WHOLE_FIRST))
     cuts = [
         pre_tokenizers.Split(Regex(expression), "isolated") for expression in PRE_TOKENIZERS[name]
     ]

@@ -12,7 +12,7 @@ import numpy as np
 from sysout_jax.checks import shown
 from sysout_jax.convert.gguf_tokenizer import CONTROL, NORMAL, UNUSED, USER_DEFINED
 from sysout_jax.convert.gguf_tokenizer import read_gguf_tokenizer as built
-from sysout_jax.convert.sentencepiece import read_pieces
+from sysout_jax.convert.sentencepiece import SPACE, read_pieces
 from sysout_jax.data.tokenizers import FILE, MOST_BYTES, Tokenizer
 from sysout_jax.errors import InputError
 from sysout_jax.storage.files import check_readable
@@ -98,7 +98,11 @@ def _byte_level(directory: Path, config: Mapping[str, Any], model_type: Any) -> 
 
 def _sentencepiece(directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     pieces = read_pieces(directory / PIECES)
-    vocab = {piece: i for i, piece in enumerate(pieces.texts)}
+    # those that the user defined are found in the text as it is, before its spaces are replaced
+    vocab = {
+        piece.replace(SPACE, " ") if kind == USER_DEFINED else piece: i
+        for i, (piece, kind) in enumerate(zip(pieces.texts, pieces.types, strict=True))
+    }
     if len(vocab) < len(pieces.texts):
         raise InputError(f"{directory / PIECES}: names a piece twice; {BRING}")
     types = dict(enumerate(pieces.types))

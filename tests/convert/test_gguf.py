@@ -107,7 +107,7 @@ def test_quantised_from_weights(kind, wide, tmp_path):
             rows = rounded.reshape(heads, len(rounded) // heads // 2, 2, -1)
             rounded = rows.swapaxes(1, 2).reshape(rounded.shape)
         np.testing.assert_array_equal(np.asarray(ours["kernel"]), rounded.T)
-    assert kind.name in so.load(path).stored_as["mlp/down_proj/kernel"]
+    assert kind.name in lm.stored_as["mlp/down_proj/kernel"]
 
 
 READABLE = [kind for kind in Type if kind not in UNREADABLE and kind not in PLAIN]

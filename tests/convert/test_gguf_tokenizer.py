@@ -77,8 +77,42 @@ def test_digits_stand_alone_where_the_model_says_so(tmp_path):
         "tokenizer.ggml.merges": ["1 2"],
     }
     assert read_gguf_tokenizer(tmp_path, fields).encode("12") == [0, 1]
+    tekken = read_gguf_tokenizer(tmp_path, fields | {"tokenizer.ggml.pre": "tekken"})
+    assert tekken.encode("12") == [0, 1]
     together = read_gguf_tokenizer(tmp_path, fields | {"tokenizer.ggml.pre": "gpt-2"})
     assert together.encode("12") == [2]
+
+
+@pytest.mark.parametrize(
+    ("pre", "ids"),
+    [("gpt-2", [1, 0, 4]), ("gpt-4o", [1, 0, 4]), ("llama-bpe", [5, 4]), ("tekken", [1, 0, 4])],
+)
+def test_how_words_are_cut(pre, ids, tmp_path):
+    """`bAb` is a token without merges, which some take whole where they do not cut before its capital; ` ab` is always one."""
+    fields = GOOD | {
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": ["Ab", "b", "A", "Ġ", "Ġb", "bAb"],
+        "tokenizer.ggml.merges": ["A b", "Ġ b"],
+    }
+    assert read_gguf_tokenizer(tmp_path, fields).encode("bAb b") == ids
+
+
+@pytest.mark.parametrize(
+    ("keys", "adds"),
+    [
+        ({}, False),
+        ({"pre": "llama-bpe"}, True),
+        ({"pre": "llama-bpe", "add_bos_token": False}, False),
+        ({"add_bos_token": True}, True),
+        ({"model": "llama", "scores": np.zeros(3)}, True),
+    ],
+)
+def test_bos_is_added_where_the_file_or_its_kind_says_so(keys, adds, tmp_path):
+    fields = GOOD | {"tokenizer.ggml.bos_token_id": 1}
+    fields |= {f"tokenizer.ggml.{name}": value for name, value in keys.items()}
+    tokenizer = read_gguf_tokenizer(tmp_path, fields)
+    assert tokenizer.adds_bos is adds and tokenizer.bos_id == 1
+    assert 1 not in tokenizer.encode("a")
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,13 @@ def test_sentencepiece_equals_the_llama2_tokenizer(shared_data, tmp_path):
     assert read_hf_tokenizer(tmp_path).encode("a<pad>")[-1] == 32000
 
 
+def test_pieces_that_the_user_defined_are_found_in_the_text_as_it_is(tmp_path):
+    pieces = [("<unk>", 0.0, 2), ("a", -1.0, 1), ("▁", -2.0, 1), ("▁▁", 0.0, 4)]
+    no_prefix = message((3, 0), (4, 0))
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece(pieces, normaliser=no_prefix))
+    assert read_hf_tokenizer(tmp_path).encode("a  a a") == [1, 3, 1, 2, 1]
+
+
 @pytest.mark.parametrize(
     ("file_adds", "config", "bos_id", "adds"),
     [
