@@ -205,7 +205,9 @@ class _Header:
             count = self._count(key, dtype.itemsize)
             return np.frombuffer(self._take(count * dtype.itemsize, key), dtype)
         dtype = self._dtype(kind, key)
-        return np.frombuffer(self._take(dtype.itemsize, key), dtype)[0].item()
+        value = np.frombuffer(self._take(dtype.itemsize, key), dtype)[0]
+        # the shortest number that is stored so: 1e-05, not 9.999999747378752e-06
+        return float(str(value)) if dtype == np.float32 else value.item()
 
     def _dtype(self, kind: int, key: str) -> np.dtype:
         if kind not in _SCALARS:

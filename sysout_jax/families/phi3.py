@@ -45,9 +45,11 @@ def write(config: Phi3Config) -> dict[str, Any]:
 
 
 def read_gguf(file: GgufFile, fields: Fields) -> Phi3Config:
-    """A window of 0 says that there is none (Phi 4)."""
+    """A window of 0 says that there is none (Phi 4). Older files leave out that of the 4k models, 2047 (llama.cpp takes it too)."""
     plain = gguf_reading.read_rotary(file, fields, gguf_reading.RMS_EPS, partial=True)
-    window = fields.take("attention.sliding_window", Whole(0), 0)
+    window = fields.take(
+        "attention.sliding_window", Whole(0), 2047 if plain["context_length"] == 4096 else 0
+    )
     return Phi3Config(**plain, sliding_window=window or None)
 
 

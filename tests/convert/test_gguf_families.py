@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import gguf
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 
 import sysout_jax as so
-from sysout_jax.families import ARCHITECTURES, gemma2
+from sysout_jax.convert.fields import Fields
+from sysout_jax.families import ARCHITECTURES, gemma2, phi3
 from tests.convert.gguf_writer import architecture, write_gguf
 from tests.convert.test_gguf import equal
 from tests.families.cases import CASES, Case, random_tokens, save, transformers_model
@@ -78,7 +80,7 @@ def test_float32_is_the_hugging_face_model_exactly(name, tmp_path):
     assert logits(path).tobytes() == logits(hf).tobytes()
     if not name.startswith("gemma"):  # whose scales + 1 − 1 are rounded, and the same after + 1
         assert equal(ours, theirs)
-    assert ours.config.layer(1).wiring == theirs.config.layer(1).wiring
+    assert ours.config == theirs.config
 
 
 @pytest.mark.parametrize("name", ["gemma", "falcon-new", "gpt_neox", "olmo", "gpt2"])
@@ -126,6 +128,14 @@ def test_the_first_files_of_phi_2_hold_q_k_and_v_together(tmp_path):
     hf = hugging_face("phi", tmp_path)
     write_gguf(hf, tmp_path / "m.gguf", change=together)
     assert equal(so.load(tmp_path / "m.gguf"), so.load(hf))
+
+
+@pytest.mark.parametrize(("context", "window"), [(4096, 2047), (8192, None)])
+def test_older_files_of_phi_3_lack_their_window(context, window):
+    keys = {"context_length": context, "embedding_length": 16, "feed_forward_length": 24}
+    keys |= {"block_count": 2, "attention.head_count": 4, "attention.layer_norm_rms_epsilon": 1e-5}
+    file = SimpleNamespace(tensors={"token_embd.weight": SimpleNamespace(shape=(32, 16))})
+    assert phi3.read_gguf(file, Fields(keys)).sliding_window == window
 
 
 def test_gemma_2_27b_scales_by_its_width(tmp_path, monkeypatch):
