@@ -1,4 +1,7 @@
-"""What the readers of several families' GGUF files share: the names and keys of llama.cpp's converters."""
+"""What the readers of several families' GGUF files share: the names and keys of llama.cpp's converters.
+
+No file says which GELU a model has, or how its layers are wired: that is what the family's published models have.
+"""
 
 from __future__ import annotations
 
