@@ -43,6 +43,8 @@ RULES: dict[str, Rule] = {
     "d_ff": Whole(1, 2**26),
     "num_experts": Whole(1, 2**12),
     "experts_used": Whole(1, 2**12),
+    "shared_experts": Whole(0, 2**12),
+    "normalised": Flag(),
     "num_layers": Whole(1, 10_000),
     "num_heads": Whole(1, 2**16),
     "num_kv_heads": Whole(1, 2**16),

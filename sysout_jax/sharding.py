@@ -50,7 +50,7 @@ COPIED = (
     r"lm_head/bias",
     r"(o|down)_proj/bias",
     r"_proj/input_(kept|scale)",  # of quantised inputs
-    r"mlp/router",
+    r"mlp/(router|shared_gate)",
 )
 FUSED = ("qkv_proj", 3)  # the one linear layer whose outputs are several equal parts side by side
 

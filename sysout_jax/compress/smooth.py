@@ -64,8 +64,9 @@ def smooth(
         for name in readers:
             _multiply(flat, f"{name}/kernel", s_I[:, None])
             maxima[name] = (maxima[name] / s_I).astype(np.float32)
-        if "mlp/up_proj" in readers and "mlp/router" in flat:  # it reads what the experts read
-            _multiply(flat, "mlp/router", s_I[:, None])
+        for name in ("mlp/router", "mlp/shared_gate"):  # they read what the experts read
+            if "mlp/up_proj" in readers and name in flat:
+                _multiply(flat, name, s_I[:, None])
         norm = norms.get(previous)
         if norm is None:
             _multiply(flat, f"{previous}/kernel", 1 / s_I[None])

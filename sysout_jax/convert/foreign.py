@@ -88,10 +88,8 @@ class ForeignSource:
         )
 
     def _laid_out(self, ours: str, stored: Stored, dtype: Any) -> np.ndarray:
-        parts = (
-            stored.form.ours(self._tensor(name), self._config)
-            for name in stored.names(self._config)
-        )
+        names = stored.parts(self._shapes[ours], self._config)
+        parts = (stored.form.ours(self._tensor(name), self._config) for name in names)
         if stored.form.axis is None:
             return laid_out(next(parts), dtype)
         return joined(parts, self._shapes[ours], stored.form.axis, dtype)
@@ -119,7 +117,7 @@ def _compare(
             f"{path}: not stored as {', '.join(KEPT_AS)}: {some(packed)}; "
             "quantised weights are not read, use the original model"
         )
-    wanted = {name for s in stored.values() for name in s.names(config)}
+    wanted = {name for ours, s in stored.items() for name in s.parts(shapes[ours], config)}
     unexpected = [
         name
         for name in sorted(set(held) - wanted)
@@ -128,8 +126,8 @@ def _compare(
     ]
     misshapen = []
     for ours, shape in shapes.items():
-        allowed = stored[ours].form.shapes(shape, config)
-        for name in stored[ours].names(config):
+        for name, part in stored[ours].parts(shape, config).items():
+            allowed = stored[ours].form.shapes(part, config)
             if name in held and held[name].shape not in allowed:
                 want = " or ".join(map(str, dict.fromkeys(allowed)))
                 misshapen.append(f"{name} is {held[name].shape}, the config implies {want}")

@@ -18,8 +18,8 @@ class Form:
 
     `shapes` gives the shapes that our shape may have there, the usual one first; `ours` turns a stored array into our
     layout (a view where possible), `theirs` ours into the stored one. Where that is only a part of a stored array, `slot` is the part
-    as a view, of the shape that takes what `theirs` gives after reshaping. With an `axis` ours is made of several stored arrays, one for
-    each expert, side by side along it; shapes and turning are those of one.
+    as a view, of the shape that takes what `theirs` gives after reshaping. With an `axis` ours is made of several stored arrays, those of
+    experts, side by side along it; shapes and turning are those of one.
     """
 
     shapes: Callable[[Shape, ModelConfig], tuple[Shape, ...]]
@@ -126,46 +126,43 @@ def part_of_linear(part: int, parts: int) -> Form:
     return Form(shapes, ours, _transpose, slot)
 
 
-def _of_experts(axis: int) -> Form:
-    def shapes(shape: Shape, config: ModelConfig) -> tuple[Shape, ...]:
-        one = list(shape)
-        one[axis] //= expert_count(config)
-        return (tuple(one[::-1]),)
-
-    return Form(shapes, _transpose, _transpose, axis=axis)
-
-
-#: The Linear of one expert after the other: into the experts (D, E·F), out of them (E·F, D).
-INTO_EXPERTS, OUT_OF_EXPERTS = _of_experts(1), _of_experts(0)
-
-
-def expert_count(config: ModelConfig) -> int:
-    """Experts of a layer; 1 without any."""
-    experts = config.layer(0).mlp.experts
-    return 1 if experts is None else experts.count
+#: The Linears of experts, one after the other: into them (D, E·F), out of them (E·F, D).
+INTO_EXPERTS = Form(LINEAR.shapes, _transpose, _transpose, axis=1)
+OUT_OF_EXPERTS = Form(LINEAR.shapes, _transpose, _transpose, axis=0)
 
 
 @dataclass(frozen=True)
 class Stored:
     """Where a parameter lies in a foreign checkpoint and in which form; `otherwise` is where in files that have no `name`.
 
-    `{e}` in the name of something that is stored apart for every expert stands for its number.
+    `{e}` in the name of something that is stored apart for every expert stands for its number; `shared` is the name of the expert that all
+    tokens go through.
     """
 
     name: str
     form: Form = SAME
     otherwise: Stored | None = None
+    shared: str = ""
 
     def renamed(self, change: Callable[[str], str]) -> Stored:
         """The same under changed names."""
         otherwise = self.otherwise.renamed(change) if self.otherwise else None
-        return replace(self, name=change(self.name), otherwise=otherwise)
+        return replace(
+            self, name=change(self.name), otherwise=otherwise, shared=change(self.shared)
+        )
 
-    def names(self, config: ModelConfig) -> list[str]:
-        """Of the tensors that make it up."""
-        if self.form.axis is None:
-            return [self.name]
-        return [self.name.replace("{e}", str(e)) for e in range(expert_count(config))]
+    def parts(self, shape: Shape, config: ModelConfig) -> dict[str, Shape]:
+        """The tensors that make it up, and our shape of each; `shape` is that of the whole."""
+        axis, experts = self.form.axis, config.layer(0).mlp.experts
+        if axis is None or experts is None:
+            return {self.name: shape}
+        names = {self.name.replace("{e}", str(e)): 1 for e in range(experts.count)}
+        if experts.shared:
+            names[self.shared] = experts.shared
+        each = shape[axis] // experts.total
+        return {
+            name: (*shape[:axis], count * each, *shape[axis + 1 :]) for name, count in names.items()
+        }
 
 
 def linear(name: str) -> Stored:

@@ -24,7 +24,9 @@ from sysout_jax.families import (
     phi,
     phi3,
     qwen2,
+    qwen2_moe,
     qwen3,
+    qwen3_moe,
     stablelm,
     starcoder2,
 )
@@ -49,6 +51,8 @@ FAMILIES: dict[str, Family] = {
     "stablelm": stablelm.FAMILY,
     "starcoder2": starcoder2.FAMILY,
     "mixtral": mixtral.FAMILY,
+    "qwen2_moe": qwen2_moe.FAMILY,
+    "qwen3_moe": qwen3_moe.FAMILY,
     "gemma3": gemma3.FAMILY,
     "olmo3": olmo3.FAMILY,
 }

@@ -25,6 +25,8 @@ class ExpertsConfig(LlamaConfig):
     """For every token."""
     normalised: bool = True
     """The weights of the chosen experts sum to 1."""
+    shared_experts: int = 0
+    """So many more that every token goes through."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -35,7 +37,9 @@ class ExpertsConfig(LlamaConfig):
 
     def layer(self, l: int) -> LayerSpec:
         plain = super().layer(l)
-        experts = ExpertsSpec(self.num_experts, self.experts_used, self.normalised)
+        experts = ExpertsSpec(
+            self.num_experts, self.experts_used, self.normalised, self.shared_experts
+        )
         return dataclasses.replace(plain, mlp=dataclasses.replace(plain.mlp, experts=experts))
 
 

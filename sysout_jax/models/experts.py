@@ -88,7 +88,7 @@ class ExpertMlp(nn.Module):
         activation = ACTIVATIONS[mlp.activation]
 
         def into(name: str):
-            sizes = (mlp.width, experts.count, self.dtype, self.param_dtype)
+            sizes = (mlp.width, experts.total, self.dtype, self.param_dtype)
             return IntoExperts(*sizes, name=name)(x_BxTxD, chosen_BxTxR)
 
         chosen_BxTxR, weight_BxTxR = self._route(x_BxTxD)
@@ -103,12 +103,12 @@ class ExpertMlp(nn.Module):
         tap(self, "expert", chosen_BxTxR)
         tap(self, "expert_weight", weight_BxTxR)
         init = residual_init(self.cfg.num_layers)
-        sizes = (self.cfg.d_model, experts.count, self.dtype, self.param_dtype)
+        sizes = (self.cfg.d_model, experts.total, self.dtype, self.param_dtype)
         down = OutOfExperts(*sizes, init, name="down_proj")
         return down(x_down_BxTxRxF, chosen_BxTxR, weight_BxTxR)
 
     def _route(self, x_BxTxD) -> tuple[jax.Array, jax.Array]:
-        """The chosen experts and their weights, (B, T, R), largest first; the router's matrix is no linear layer that anybody compresses."""
+        """The chosen experts and their weights, (B, T, R), largest first, shared ones last; the router's matrix is no linear layer that anybody compresses."""
         experts = self.spec.mlp.experts
         assert experts is not None
         router = self.param("router", INIT, (x_BxTxD.shape[-1], experts.count), self.param_dtype)
@@ -117,6 +117,14 @@ class ExpertMlp(nn.Module):
         weight_BxTxR, chosen_BxTxR = jax.lax.top_k(share_BxTxE, experts.used)
         if experts.normalised:
             weight_BxTxR = weight_BxTxR / weight_BxTxR.sum(-1, keepdims=True)
+        if experts.shared:
+            more = (*x_BxTxD.shape[:2], experts.shared)
+            after = jnp.broadcast_to(jnp.arange(experts.count, experts.total)[None, None], more)
+            gate = self.param("shared_gate", INIT, (x_BxTxD.shape[-1], 1), self.param_dtype)
+            logit_BxTx1 = matrix_product(x_BxTxD, gate.astype(x_BxTxD.dtype))
+            share_BxTx1 = jax.nn.sigmoid(logit_BxTx1.astype(jnp.float32))
+            chosen_BxTxR = jnp.concatenate([chosen_BxTxR, after.astype(chosen_BxTxR.dtype)], -1)
+            weight_BxTxR = jnp.concatenate([weight_BxTxR, jnp.broadcast_to(share_BxTx1, more)], -1)
         return chosen_BxTxR, weight_BxTxR.astype(self.dtype)
 
 

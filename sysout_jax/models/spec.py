@@ -64,6 +64,13 @@ class ExpertsSpec:
     used: int
     normalised: bool = True
     """The weights of the chosen ones are divided by their sum."""
+    shared: int = 0
+    """So many more, after the others, that every token goes through; all of them weighted by one gate's σ. A wide one counts as several."""
+
+    @property
+    def total(self) -> int:
+        """Shared ones included."""
+        return self.count + self.shared
 
 
 @dataclass(frozen=True)
@@ -84,12 +91,12 @@ class MlpSpec:
     @property
     def rows(self) -> int:
         """R: in how many experts a token has values; 1 without experts."""
-        return 1 if self.experts is None else self.experts.used
+        return 1 if self.experts is None else self.experts.used + self.experts.shared
 
     @property
     def channels(self) -> int:
         """Inputs of W_down, those of all experts together."""
-        return self.width * (1 if self.experts is None else self.experts.count)
+        return self.width * (1 if self.experts is None else self.experts.total)
 
     @property
     def expert_width(self) -> int | None:
@@ -188,7 +195,7 @@ class LayerSpec:
         shared = self.parallel and self.mlp_norm is None
         mlp_reads = reads if shared else None if self.mlp_norm is None else "mlp_norm"
         into = ["gate", "up"] if self.mlp.gated else ["up"]
-        count = 1 if self.mlp.experts is None else self.mlp.experts.count
+        count = 1 if self.mlp.experts is None else self.mlp.experts.total
         return (
             *qkv,
             Matrix("o", "attn/o_proj", None),

@@ -129,7 +129,7 @@ def reduce_x_down(mlp: MlpSpec, taps: dict[str, jax.Array], top: int) -> dict[st
         return reduce_activations(taps["x_down"], top)
     x_BxTxRxF, chosen_BxTxR = taps["x_down"].astype(jnp.float32), taps["expert"]
     B, T, R, F = x_BxTxRxF.shape
-    count = mlp.experts.count
+    count = mlp.experts.total
     found = reduce_activations(x_BxTxRxF.reshape(B, T * R, F), top)
     expert_BxTR = chosen_BxTxR.reshape(B, T * R)
 

@@ -46,6 +46,7 @@ _SECOND = {"layer_types": ["full_attention", "sliding_attention"], "sliding_wind
 _HEAD_DIM = {"head_dim": 10}
 _LONG = {"type": "longrope", "long_factor": [1.5, 3.0], "short_factor": [1.0, 1.25]}
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+_QWEN_EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
 _EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 
 CASES = {
@@ -122,6 +123,17 @@ CASES = {
     "olmo3-default-layers": Case("olmo3", _NEW | _HEADS | _TIED | {"sliding_window": WINDOW, "num_hidden_layers": 4}),
     "mixtral": Case("mixtral", _NEW | _EXPERTS),
     "mixtral-window": Case("mixtral", _NEW | _ODD | _TIED | _EXPERTS | {"sliding_window": WINDOW, "num_experts_per_tok": 3}),
+    "qwen2_moe": Case("qwen2_moe", _NEW | _QWEN_EXPERTS | {"shared_expert_intermediate_size": 16}),
+    "qwen2_moe-normalised": Case(
+        "qwen2_moe",
+        _NEW | _ODD | _TIED | _QWEN_EXPERTS | {"shared_expert_intermediate_size": 8, "norm_topk_prob": True, "qkv_bias": False, "num_experts_per_tok": 4},
+    ),
+    "qwen3_moe": Case("qwen3_moe", _NEW | _HEAD_DIM | _QWEN_EXPERTS | {"norm_topk_prob": True}),
+    "qwen3_moe-window": Case(
+        "qwen3_moe",
+        _NEW | _ODD | _TIED | _QWEN_EXPERTS
+        | {"head_dim": 8, "attention_bias": True, "use_sliding_window": True, "sliding_window": WINDOW, "num_experts_per_tok": 1},
+    ),
 }  # fmt: skip
 
 #: The last linear layer of each family's MLP.
@@ -173,7 +185,15 @@ def computed(model: Any, tokens: np.ndarray) -> dict[str, np.ndarray]:
         x, chosen, _ = args
         each = torch.einsum("td,trfd->trf", x, module.gate_up_proj[chosen])
         gate, up = each.chunk(2, -1)
-        seen["x_down"].append((module.act_fn(gate) * up).reshape(BATCH, LENGTH, *up.shape[1:]))
+        rows = module.act_fn(gate) * up
+        if "shared" in seen:
+            rows = torch.cat(
+                [rows, seen.pop("shared")[0].reshape(len(rows), -1, rows.shape[-1])], 1
+            )
+        seen["x_down"].append(rows.reshape(BATCH, LENGTH, *rows.shape[1:]))
+
+    def keep_shared(module, args):
+        seen["shared"] = [args[0]]
 
     layers = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))
     for block in layers:
@@ -182,6 +202,9 @@ def computed(model: Any, tokens: np.ndarray) -> dict[str, np.ndarray]:
         experts = [m for n, m in modules.items() if n.endswith(".experts")]
         if experts:
             experts[0].register_forward_pre_hook(keep_experts)
+            shared = [m for n, m in modules.items() if n.endswith("shared_expert.down_proj")]
+            for down in shared:
+                down.register_forward_pre_hook(keep_shared)
             continue
         (down,) = [m for n, m in modules.items() if _DOWN.search(n) and "attn" not in n]
         down.register_forward_pre_hook(keep_input)

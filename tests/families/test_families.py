@@ -112,7 +112,7 @@ def test_carriers_of_the_mlp_add_up(name):
     params = lm.params["layer_0"]
     x = taps[writer.input][0]
     if spec.mlp.experts:  # the rows of the chosen experts, weighted, at their channels
-        wide = np.zeros((*x.shape[:2], spec.mlp.experts.count, x.shape[-1]), np.float32)
+        wide = np.zeros((*x.shape[:2], spec.mlp.experts.total, x.shape[-1]), np.float32)
         weighted = x * taps["expert_weight"][0][..., None]
         np.put_along_axis(wide, taps["expert"][0][..., None], weighted, axis=2)
         x = wide.reshape(*x.shape[:2], -1)

@@ -1,0 +1,67 @@
+"""Qwen 3 with experts: Qwen 3 with a mixture in place of every MLP (Yang et al. 2025)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from sysout_jax.checks import Flag, shown
+from sysout_jax.config import RULES
+from sysout_jax.convert.fields import Fields
+from sysout_jax.errors import InputError
+from sysout_jax.families import qwen3
+from sysout_jax.families.family import Family, Layout
+from sysout_jax.families.mixtral import ExpertsConfig, expert_names
+from sysout_jax.families.reading import read_rotary, read_windows
+from sysout_jax.models.spec import LayerSpec, NormSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Qwen3MoeConfig(ExpertsConfig):
+    """Mixtral's; q and k are normalised before they turn."""
+
+    family: str = "qwen3_moe"
+
+    def layer(self, l: int) -> LayerSpec:
+        plain = super().layer(l)
+        heads = dataclasses.replace(plain.heads, norm=NormSpec(self.norm_eps))
+        return dataclasses.replace(plain, heads=heads)
+
+
+def read(fields: Fields) -> Qwen3MoeConfig:
+    bias = fields.take("attention_bias", Flag(), False)
+    used = fields.take("use_sliding_window", Flag(), False)
+    plain = read_experts(fields, 128, 8)
+    if not used:
+        fields.take_any("sliding_window")  # 0 in some files
+    windows = read_windows(fields, plain["num_layers"], [True] * plain["num_layers"], used)
+    return Qwen3MoeConfig(**plain, **windows, qkv_bias=bias, o_bias=bias)
+
+
+def read_experts(fields: Fields, count: int, used: int) -> dict[str, Any]:
+    """What Qwen's mixtures share, with their defaults; the MLP of layers without experts has `intermediate_size`, of which there are none."""
+    fields.read_aliases({"num_local_experts": "num_experts"})
+    fields.must_be("hidden_act", "silu")
+    fields.must_be("decoder_sparse_step", 1)
+    dense = fields.take_any("mlp_only_layers", [])
+    if dense != []:
+        raise InputError(
+            f"mlp_only_layers is {shown(dense)}; layers without experts among others are not implemented, expected an empty list"
+        )
+    plain = read_rotary(fields)
+    return plain | {
+        "d_ff": fields.take("moe_intermediate_size", RULES["d_ff"]),
+        "num_experts": fields.take("num_experts", RULES["num_experts"], count),
+        "experts_used": fields.take("num_experts_per_tok", RULES["experts_used"], used),
+        "normalised": fields.take("norm_topk_prob", Flag(), False),
+    }
+
+
+_PARTS = {part: f"{part}_proj" for part in ("gate", "up", "down")}
+EXPERT_NAMES = expert_names("mlp.gate", "mlp.experts", _PARTS)
+_NORMS = {ours: stored for ours, stored in qwen3.NAMES.items() if ours.endswith("_norm/scale")}
+FAMILY = Family(
+    Qwen3MoeConfig,
+    {"qwen3_moe": Layout(read, EXPERT_NAMES | _NORMS, "model.", classes=("Qwen3MoeForCausalLM",))},
+)
