@@ -42,8 +42,13 @@ def _head_dim(config: ModelConfig) -> int:
 
 
 def _halves_from_pairs(x_KDhxD: np.ndarray, config: ModelConfig) -> np.ndarray:
-    D, half = x_KDhxD.shape[1], _head_dim(config) // 2
-    return x_KDhxD.reshape(-1, half, 2, D).transpose(3, 0, 2, 1).reshape(D, -1)
+    D, Dh, turning = x_KDhxD.shape[1], _head_dim(config), _turning(config)
+    if turning < Dh:
+        order = np.concatenate(
+            [np.arange(0, turning, 2), np.arange(1, turning, 2), np.arange(turning, Dh)]
+        )
+        return x_KDhxD.reshape(-1, Dh, D)[:, order].reshape(-1, D).T
+    return x_KDhxD.reshape(-1, Dh // 2, 2, D).transpose(3, 0, 2, 1).reshape(D, -1)
 
 
 def _halves_from_pairs_1d(x_KDh: np.ndarray, config: ModelConfig) -> np.ndarray:
@@ -55,8 +60,15 @@ def _pairs_from_halves_1d(x_KDh: np.ndarray, config: ModelConfig) -> np.ndarray:
 
 
 def _pairs_from_halves(x_DxKDh: np.ndarray, config: ModelConfig) -> np.ndarray:
+    if _turning(config) < _head_dim(config):
+        raise NotImplementedError("heads that turn in part are only read from neighbouring pairs")
     D, half = x_DxKDh.shape[0], _head_dim(config) // 2
     return x_DxKDh.reshape(D, -1, 2, half).transpose(1, 3, 2, 0).reshape(-1, D)
+
+
+def _turning(config: ModelConfig) -> int:
+    rotary = config.layer(0).rotary
+    return _head_dim(config) if rotary is None else rotary.dims
 
 
 #: The very same array.

@@ -8,12 +8,14 @@ from sysout_jax.checks import Word, check, shown
 from sysout_jax.config import ModelConfig, RopeScaling, built
 from sysout_jax.errors import InputError
 from sysout_jax.families import (
+    cohere,
     falcon,
     gemma,
     gemma2,
     gemma3,
     gpt2,
     gpt_neox,
+    gptj,
     llama,
     mixtral,
     mpt,
@@ -55,6 +57,8 @@ FAMILIES: dict[str, Family] = {
     "qwen3_moe": qwen3_moe.FAMILY,
     "gemma3": gemma3.FAMILY,
     "olmo3": olmo3.FAMILY,
+    "gptj": gptj.FAMILY,
+    "cohere": cohere.FAMILY,
 }
 #: `model_type` of a config.json → its layout.
 LAYOUTS: dict[str, Layout] = {

@@ -177,6 +177,8 @@ class Decoder(nn.Module):
             x_BxTxD = self.final_norm(x_BxTxD)
         tied = self.cfg.tied_embeddings
         logits_BxTxV = self.embed.attend(x_BxTxD) if tied else self.lm_head(x_BxTxD)
+        if ends.head_scale is not None:
+            logits_BxTxV = logits_BxTxV * ends.head_scale
         if ends.softcap is not None:
             logits_BxTxV = ends.softcap * jnp.tanh(logits_BxTxV / ends.softcap)
         return logits_BxTxV

@@ -235,5 +235,7 @@ class EndsSpec:
     embed_scale: float | None = None
     """Embeddings are multiplied by it, rounded to the compute dtype (Gemma: √D)."""
     head_bias: bool = False
+    head_scale: float | None = None
+    """Logits are multiplied by it (Cohere)."""
     softcap: float | None = None
     """Logits stay within ± this (Gemma 2)."""

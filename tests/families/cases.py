@@ -46,6 +46,14 @@ _SECOND = {"layer_types": ["full_attention", "sliding_attention"], "sliding_wind
 _HEAD_DIM = {"head_dim": 10}
 _LONG = {"type": "longrope", "long_factor": [1.5, 3.0], "short_factor": [1.0, 1.25]}
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+_GPTJ = {
+    "vocab_size": VOCAB,
+    "n_embd": 24,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": CONTEXT,
+    "rotary_dim": 4,
+}
 _QWEN_EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
 _EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 
@@ -134,10 +142,14 @@ CASES = {
         _NEW | _ODD | _TIED | _QWEN_EXPERTS
         | {"head_dim": 8, "attention_bias": True, "use_sliding_window": True, "sliding_window": WINDOW, "num_experts_per_tok": 1},
     ),
+    "gptj": Case("gptj", _GPTJ),
+    "gptj-all-turn": Case("gptj", _GPTJ | {"n_embd": 30, "n_head": 3, "rotary_dim": 10, "n_inner": 20, "activation_function": "relu"}),
+    "cohere": Case("cohere", _NEW | _TIED),
+    "cohere-biases": Case("cohere", _NEW | _ODD | {"attention_bias": True, "logit_scale": 0.5}),
 }  # fmt: skip
 
 #: The last linear layer of each family's MLP.
-_DOWN = re.compile(r"(down_proj|fc2|c_proj|dense_4h_to_h)$")
+_DOWN = re.compile(r"(down_proj|fc2|fc_out|c_proj|dense_4h_to_h)$")
 
 
 def random_tokens(seed: int) -> np.ndarray:

@@ -12,6 +12,8 @@ from sysout_jax.convert.hf_config import read_config
 REAL = {
     "mixtral-8x7b-v0.1": {"family": "mixtral", "num_experts": 8, "experts_used": 2, "d_ff": 14336, "num_layers": 32, "num_kv_heads": 8, "rope_theta": 1e6, "sliding_window": None, "normalised": True},
     "qwen3-30b-a3b": {"family": "qwen3_moe", "num_experts": 128, "experts_used": 8, "d_ff": 768, "normalised": True, "num_layers": 48, "head_dim": 128, "sliding_window": None},
+    "gpt-j-6b": {"family": "gptj", "num_layers": 28, "d_ff": 16384, "head_dim": 256, "rotary_dims": 64, "vocab_size": 50400, "activation": "gelu_tanh", "tied_embeddings": False},
+    "aya-23-8b": {"family": "cohere", "d_ff": 14336, "num_kv_heads": 8, "head_scale": 0.0625, "tied_embeddings": True, "norm_eps": 1e-5},
     "gemma-3-1b-it": {"family": "gemma3", "num_layers": 26, "num_kv_heads": 1, "head_dim": 256, "rope_theta": 1e6, "local_rope_theta": 1e4, "sliding_window": 512, "attention_scale": 1 / 16, "tied_embeddings": True},
     "olmo-3.1-32b-instruct": {"family": "olmo3", "num_layers": 64, "num_heads": 40, "rope_theta": 5e5, "local_rope_theta": 5e5, "sliding_window": 4096, "vocab_size": 100278},
     "phi-3.5-mini-instruct": {"family": "phi3", "context_length": 131072, "sliding_window": 262144, "head_dim": 96, "rotary_dims": None},

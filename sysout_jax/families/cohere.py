@@ -1,0 +1,61 @@
+"""Cohere (Command R, Aya 23): attention and MLP side by side after one norm, scaled logits. Normalised queries and keys are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from sysout_jax.checks import Flag
+from sysout_jax.config import RULES
+from sysout_jax.convert.fields import Fields
+from sysout_jax.convert.forms import PAIRED, PAIRED_LINEAR
+from sysout_jax.families import llama
+from sysout_jax.families.family import Family, Layout
+from sysout_jax.families.llama import LlamaConfig
+from sysout_jax.families.reading import read_rotary
+from sysout_jax.models.spec import EndsSpec, LayerSpec, NormSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohereConfig(LlamaConfig):
+    """LLaMA's, with LayerNorms that have no biases."""
+
+    family: str = "cohere"
+    tied_embeddings: bool = True
+    head_scale: float | None = None
+
+    def norm(self) -> NormSpec:
+        return NormSpec(self.norm_eps, centred=True)
+
+    def layer(self, l: int) -> LayerSpec:
+        plain = super().layer(l)
+        return dataclasses.replace(plain, attn_norm=self.norm(), mlp_norm=None, parallel=True)
+
+    def ends(self) -> EndsSpec:
+        return EndsSpec(self.norm(), head_scale=self.head_scale)
+
+
+def read(fields: Fields) -> CohereConfig:
+    fields.must_be("hidden_act", "silu")
+    fields.must_be("use_qk_norm", False)
+    bias = fields.take("attention_bias", Flag(), False)
+    return CohereConfig(
+        **read_rotary(fields, "layer_norm_eps", eps_default=1e-5, tied=True),
+        qkv_bias=bias,
+        o_bias=bias,
+        head_scale=fields.take("logit_scale", RULES["head_scale"], 0.0625),
+    )
+
+
+#: Its rotary positions turn neighbouring pairs.
+_PAIRED = {
+    f"layer_{{l}}/attn/{part}_proj/{kind}": dataclasses.replace(
+        llama.NAMES[f"layer_{{l}}/attn/{part}_proj/{kind}"], form=form
+    )
+    for part in "qk"
+    for kind, form in (("kernel", PAIRED_LINEAR), ("bias", PAIRED))
+}
+NAMES = llama.NAMES | _PAIRED
+FAMILY = Family(
+    CohereConfig, {"cohere": Layout(read, NAMES, "model.", classes=("CohereForCausalLM",))}
+)
