@@ -22,7 +22,7 @@ AttentionName = Literal[
 ]
 ATTENTION: tuple[str, ...] = get_args(AttentionName)
 
-ActivationName = Literal["silu", "gelu", "gelu_tanh", "relu"]
+ActivationName = Literal["silu", "gelu", "gelu_tanh", "quick_gelu", "relu"]
 ACTIVATIONS: tuple[str, ...] = get_args(ActivationName)
 
 _FACTOR = Real(1e-3, 1e6)
@@ -34,6 +34,7 @@ RULES: dict[str, Rule] = {
     "rotary_dims": OrNone(Whole(2, 2**16)),
     "parallel": Flag(),
     "mlp_norm": Flag(),
+    "gate_limit": OrNone(Real(1e-6, 1e6)),
     "clip_qkv": OrNone(Real(1e-6, 1e6)),
     "softcap": OrNone(Real(1e-6, 1e6)),
     "final_softcap": OrNone(Real(1e-6, 1e6)),

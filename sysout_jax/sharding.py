@@ -43,6 +43,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"scale_proj/kernel", P("fsdp", "tensor")),  # (D, H)
     (r"scale_proj/bias", P("tensor")),
     (r"(k|v)_extra", P("tensor", None)),  # (H, Dh)
+    (r"attn/sink", P("tensor")),  # (H,)
 )
 #: What every device holds whole.
 COPIED = (
@@ -50,7 +51,7 @@ COPIED = (
     r"lm_head/bias",
     r"(o|down)_proj/bias",
     r"_proj/input_(kept|scale)",  # of quantised inputs
-    r"mlp/(router|shared_gate)",
+    r"mlp/(router|router_bias|shared_gate)",
 )
 FUSED = ("qkv_proj", 3)  # the one linear layer whose outputs are several equal parts side by side
 

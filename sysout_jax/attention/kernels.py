@@ -75,6 +75,18 @@ def resolve_kernel(
     return kernel
 
 
+def with_rows(kernel: str, dtype: Any, spec: AttentionSpec) -> str:
+    """The kernel, which must give lse with its gradient; `auto` is one that does. ValueError for another."""
+    name = resolve_kernel(kernel, dtype, spec=spec)
+    if KERNELS[name].rows:
+        return name
+    if kernel == "auto":
+        return "blockwise"
+    raise ValueError(
+        f"attention kernel {kernel!r} gives no log-sum-exp, which a learned sink needs; use auto, blockwise or reference"
+    )
+
+
 def _reason(kernel: str, platform: str, dtype: Any, spec: AttentionSpec) -> str | None:
     """Why a kernel cannot compute that there, or None."""
     missing = spec.features - KERNELS[kernel].computes

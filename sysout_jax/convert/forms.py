@@ -143,6 +143,37 @@ INTO_EXPERTS = Form(LINEAR.shapes, _transpose, _transpose, axis=1)
 OUT_OF_EXPERTS = Form(LINEAR.shapes, _transpose, _transpose, axis=0)
 
 
+def _experts(x: np.ndarray) -> np.ndarray:
+    return x.transpose(1, 0, 2).reshape(x.shape[1], -1)
+
+
+def alternating(part: int) -> Form:
+    """Every second output of all experts, from the `part`-th on, stored as (E, D, 2F), biases as (E, 2F)."""
+
+    def ours(x: np.ndarray, config: ModelConfig) -> np.ndarray:
+        half = x[..., part::2]
+        return half.reshape(-1) if x.ndim == 2 else _experts(half)
+
+    def shapes(shape: Shape, config: ModelConfig) -> tuple[Shape, ...]:
+        count = _expert_count(config)
+        return ((count, *shape[:-1], 2 * shape[-1] // count),)
+
+    return Form(shapes, ours, _not_written)
+
+
+def _expert_count(config: ModelConfig) -> int:
+    experts = config.layer(0).mlp.experts
+    return 1 if experts is None else experts.total
+
+
+#: What goes out of all experts, stored as (E, F, D).
+STACKED = Form(
+    lambda shape, config: ((_expert_count(config), shape[0] // _expert_count(config), shape[1]),),
+    lambda x, config: x.reshape(-1, x.shape[-1]),
+    _not_written,
+)
+
+
 @dataclass(frozen=True)
 class Stored:
     """Where a parameter lies in a foreign checkpoint and in which form; `otherwise` is where in files that have no `name`.

@@ -15,6 +15,7 @@ from sysout_jax.families import (
     gemma3,
     gpt2,
     gpt_neox,
+    gpt_oss,
     gptj,
     llama,
     mixtral,
@@ -59,6 +60,7 @@ FAMILIES: dict[str, Family] = {
     "olmo3": olmo3.FAMILY,
     "gptj": gptj.FAMILY,
     "cohere": cohere.FAMILY,
+    "gpt_oss": gpt_oss.FAMILY,
 }
 #: `model_type` of a config.json → its layout.
 LAYOUTS: dict[str, Layout] = {

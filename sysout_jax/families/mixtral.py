@@ -38,7 +38,7 @@ class ExpertsConfig(LlamaConfig):
     def layer(self, l: int) -> LayerSpec:
         plain = super().layer(l)
         experts = ExpertsSpec(
-            self.num_experts, self.experts_used, self.normalised, self.shared_experts
+            self.num_experts, self.experts_used, self.normalised, shared=self.shared_experts
         )
         return dataclasses.replace(plain, mlp=dataclasses.replace(plain.mlp, experts=experts))
 

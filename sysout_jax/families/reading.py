@@ -17,6 +17,7 @@ ACTIVATIONS: dict[str, ActivationName] = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu": "gelu",
+    "quick_gelu": "quick_gelu",
     "silu": "silu",
     "relu": "relu",
 }

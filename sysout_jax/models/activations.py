@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sysout_jax.models.spec import MlpSpec
+
 
 def _activation(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
     """An elementwise function that is computed in float32, or float64 where x is, and returned in the dtype of x.
@@ -61,6 +63,12 @@ def silu(x: jax.Array) -> jax.Array:
 
 
 @_activation
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """x σ(1.702 x), the sigmoid approximation of GELU (Hendrycks & Gimpel 2016)."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+@_activation
 def relu(x: jax.Array) -> jax.Array:
     """max(x, 0)."""
     return jax.nn.relu(x)
@@ -70,5 +78,18 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": silu,
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
+    "quick_gelu": quick_gelu,
     "relu": relu,
 }
+
+
+def down_input(mlp: MlpSpec, gate: jax.Array | None, up: jax.Array) -> jax.Array:
+    """x_down; `gate` is None without one."""
+    activation = ACTIVATIONS[mlp.activation]
+    if gate is None:
+        return activation(up)
+    if mlp.limit is not None:
+        gate, up = jnp.minimum(gate, mlp.limit), jnp.clip(up, -mlp.limit, mlp.limit)
+    if mlp.up_offset:
+        up = up + mlp.up_offset
+    return activation(gate) * up

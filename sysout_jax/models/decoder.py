@@ -8,7 +8,7 @@ from flax import linen as nn
 from sysout_jax.capture import tap
 from sysout_jax.config import ModelConfig
 from sysout_jax.linear import INIT, dense, fused_dense, residual_init
-from sysout_jax.models.activations import ACTIVATIONS
+from sysout_jax.models.activations import down_input
 from sysout_jax.models.experts import ExpertMlp
 from sysout_jax.models.layers import Norm, attend_and_tap, rotary_frequencies, rotate
 from sysout_jax.models.spec import LayerSpec, NormSpec
@@ -73,14 +73,13 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxTxD):
-        mlp = self.spec.mlp
-        activation = ACTIVATIONS[mlp.activation]
+        mlp, gate_BxTxF = self.spec.mlp, None
 
         if mlp.gated:
             gate_BxTxF = dense(self, mlp.width, "gate_proj", mlp.up_bias)(x_BxTxD)
             tap(self, "gate", gate_BxTxF)
         up_BxTxF = dense(self, mlp.width, "up_proj", mlp.up_bias)(x_BxTxD)
-        x_down_BxTxF = activation(gate_BxTxF) * up_BxTxF if mlp.gated else activation(up_BxTxF)
+        x_down_BxTxF = down_input(mlp, gate_BxTxF, up_BxTxF)
         tap(self, "mlp_in", x_BxTxD)
         tap(self, "up", up_BxTxF)
         tap(self, "x_down", x_down_BxTxF)

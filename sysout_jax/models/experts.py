@@ -16,7 +16,7 @@ from flax import linen as nn
 from sysout_jax.capture import tap
 from sysout_jax.config import ModelConfig
 from sysout_jax.linear import INIT, matrix_product, residual_init
-from sysout_jax.models.activations import ACTIVATIONS
+from sysout_jax.models.activations import down_input
 from sysout_jax.models.spec import LayerSpec
 
 
@@ -27,6 +27,7 @@ class IntoExperts(nn.Module):
     experts: int
     dtype: jnp.dtype
     param_dtype: jnp.dtype
+    use_bias: bool = False
 
     @nn.compact
     def __call__(self, x_BxTxD, chosen_BxTxR):
@@ -41,7 +42,11 @@ class IntoExperts(nn.Module):
             return jnp.where(here_BxTxRx1, y_BxTxF[:, :, None], rows_BxTxRxF), None
 
         none = jnp.zeros((*chosen_BxTxR.shape, F), self.dtype)
-        return jax.lax.scan(one, none, jnp.arange(self.experts))[0]
+        rows_BxTxRxF = jax.lax.scan(one, none, jnp.arange(self.experts))[0]
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.experts * F,), self.param_dtype)
+            rows_BxTxRxF = rows_BxTxRxF + bias.astype(self.dtype).reshape(-1, F)[chosen_BxTxR]
+        return rows_BxTxRxF
 
 
 class OutOfExperts(nn.Module):
@@ -52,6 +57,7 @@ class OutOfExperts(nn.Module):
     dtype: jnp.dtype
     param_dtype: jnp.dtype
     kernel_init: Callable[..., jax.Array]
+    use_bias: bool = False
 
     @nn.compact
     def __call__(self, x_BxTxRxF, chosen_BxTxR, weight_BxTxR):
@@ -70,7 +76,13 @@ class OutOfExperts(nn.Module):
             return total_BxTxD + weight_BxTx1.astype(wide) * y_BxTxD, None
 
         none = jnp.zeros((*x_BxTxRxF.shape[:2], self.features), wide)
-        return jax.lax.scan(one, none, jnp.arange(self.experts))[0].astype(self.dtype)
+        y_BxTxD = jax.lax.scan(one, none, jnp.arange(self.experts))[0]
+        if self.use_bias:
+            sizes = (self.experts, self.features)
+            bias_ExD = self.param("bias", nn.initializers.zeros, sizes, self.param_dtype)
+            weighted = weight_BxTxR.astype(wide)[..., None] * bias_ExD.astype(wide)[chosen_BxTxR]
+            y_BxTxD = y_BxTxD + weighted.sum(2)
+        return y_BxTxD.astype(self.dtype)
 
 
 class ExpertMlp(nn.Module):
@@ -85,16 +97,15 @@ class ExpertMlp(nn.Module):
     def __call__(self, x_BxTxD):
         mlp, experts = self.spec.mlp, self.spec.mlp.experts
         assert experts is not None
-        activation = ACTIVATIONS[mlp.activation]
 
         def into(name: str):
             sizes = (mlp.width, experts.total, self.dtype, self.param_dtype)
-            return IntoExperts(*sizes, name=name)(x_BxTxD, chosen_BxTxR)
+            return IntoExperts(*sizes, mlp.up_bias, name=name)(x_BxTxD, chosen_BxTxR)
 
         chosen_BxTxR, weight_BxTxR = self._route(x_BxTxD)
         gate = into("gate_proj") if mlp.gated else None
         up = into("up_proj")
-        x_down_BxTxRxF = activation(up) if gate is None else activation(gate) * up
+        x_down_BxTxRxF = down_input(mlp, gate, up)
         if gate is not None:
             tap(self, "gate", gate)
         tap(self, "mlp_in", x_BxTxD)
@@ -104,7 +115,7 @@ class ExpertMlp(nn.Module):
         tap(self, "expert_weight", weight_BxTxR)
         init = residual_init(self.cfg.num_layers)
         sizes = (self.cfg.d_model, experts.total, self.dtype, self.param_dtype)
-        down = OutOfExperts(*sizes, init, name="down_proj")
+        down = OutOfExperts(*sizes, init, mlp.down_bias, name="down_proj")
         return down(x_down_BxTxRxF, chosen_BxTxR, weight_BxTxR)
 
     def _route(self, x_BxTxD) -> tuple[jax.Array, jax.Array]:
@@ -113,6 +124,10 @@ class ExpertMlp(nn.Module):
         assert experts is not None
         router = self.param("router", INIT, (x_BxTxD.shape[-1], experts.count), self.param_dtype)
         logits_BxTxE = matrix_product(x_BxTxD, router.astype(x_BxTxD.dtype))
+        if experts.router_bias:
+            zeros = nn.initializers.zeros
+            bias_E = self.param("router_bias", zeros, (experts.count,), self.param_dtype)
+            logits_BxTxE = logits_BxTxE + bias_E.astype(logits_BxTxE.dtype)[None, None]
         share_BxTxE = jax.nn.softmax(logits_BxTxE.astype(jnp.float32), axis=-1)
         weight_BxTxR, chosen_BxTxR = jax.lax.top_k(share_BxTxE, experts.used)
         if experts.normalised:

@@ -10,8 +10,11 @@ import numpy as np
 from flax import linen as nn
 
 from sysout_jax.attention import VARIANTS, attention_map, attention_spec
+from sysout_jax.attention.extra_key import per_head
+from sysout_jax.attention.kernels import with_rows
 from sysout_jax.capture import tap
 from sysout_jax.config import RopeScaling
+from sysout_jax.linear import INIT
 from sysout_jax.models.spec import NormSpec
 
 
@@ -160,10 +163,17 @@ def attend_and_tap(
     cfg = module.cfg
     variant = VARIANTS[cfg.attention]
     spec = attention_spec(cfg, module.spec.attention, q_BxTxHxDh.shape[1])
+    if module.spec.heads.sink:
+        kernel = with_rows(kernel, q_BxTxHxDh.dtype, spec)
     attended, scale_BxHxT = variant(
         module, x_BxTxD, q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh, kernel, spec
     )
     out_BxTxHxDh, lse_BxHxT, sums_BxHxS = attended
+    if module.spec.heads.sink:
+        assert lse_BxHxT is not None
+        sink_H = module.param("sink", INIT, (q_BxTxHxDh.shape[2],), module.param_dtype)
+        scale_BxHxT = jax.nn.sigmoid(lse_BxHxT - sink_H.astype(lse_BxHxT.dtype)[None, :, None])
+        out_BxTxHxDh = per_head(scale_BxHxT, out_BxTxHxDh)
     tap(module, "q", q_BxTxHxDh)
     tap(module, "k", k_BxTxKxDh)
     tap(module, "v", v_BxTxKxDh)

@@ -51,6 +51,8 @@ class HeadsSpec:
     """One norm for every head's Dh numbers (Qwen 3), or for all heads together (OLMo 2)."""
     clip: float | None = None
     """q, k and v are cut to ± this (OLMo 1, MPT)."""
+    sink: bool = False
+    """A learned logit b per head takes part in the softmax without a value: what attention gives is multiplied by 1 − σ(b − lse) (gpt-oss)."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class ExpertsSpec:
     used: int
     normalised: bool = True
     """The weights of the chosen ones are divided by their sum."""
+    router_bias: bool = False
     shared: int = 0
     """So many more, after the others, that every token goes through; all of them weighted by one gate's σ. A wide one counts as several."""
 
@@ -87,6 +90,15 @@ class MlpSpec:
     up_bias: bool = False
     down_bias: bool = False
     experts: ExpertsSpec | None = None
+    limit: float | None = None
+    """The gate is cut to at most this, `up` to ± this (gpt-oss)."""
+    up_offset: float = 0.0
+    """Added to `up` before it is multiplied (gpt-oss: 1)."""
+
+    @property
+    def linear_in_up(self) -> bool:
+        """Is x_down a multiple of `up`?"""
+        return self.gated and self.limit is None and not self.up_offset
 
     @property
     def rows(self) -> int:
@@ -204,7 +216,7 @@ class LayerSpec:
             Matrix(
                 "down",
                 "mlp/down_proj",
-                "mlp/up_proj" if self.mlp.gated else None,
+                "mlp/up_proj" if self.mlp.linear_in_up else None,
                 experts=count,
                 expert_axis=0,
             ),

@@ -146,6 +146,11 @@ CASES = {
     "gptj-all-turn": Case("gptj", _GPTJ | {"n_embd": 30, "n_head": 3, "rotary_dim": 10, "n_inner": 20, "activation_function": "relu"}),
     "cohere": Case("cohere", _NEW | _TIED),
     "cohere-biases": Case("cohere", _NEW | _ODD | {"attention_bias": True, "logit_scale": 0.5}),
+    "gpt_oss": Case("gpt_oss", _NEW | _EXPERTS | {"head_dim": 8, "sliding_window": WINDOW, "swiglu_limit": 0.7, "rope_scaling": _YARN}),
+    "gpt_oss-no-biases": Case(
+        "gpt_oss",
+        _NEW | _ODD | _TIED | _SECOND | _EXPERTS | {"head_dim": 10, "attention_bias": False, "rope_scaling": _YARN | {"truncate": False}},
+    ),
 }  # fmt: skip
 
 #: The last linear layer of each family's MLP.
@@ -195,9 +200,13 @@ def computed(model: Any, tokens: np.ndarray) -> dict[str, np.ndarray]:
     def keep_experts(module, args):
         """A row for every chosen expert, (B, T, R, F)."""
         x, chosen, _ = args
-        each = torch.einsum("td,trfd->trf", x, module.gate_up_proj[chosen])
-        gate, up = each.chunk(2, -1)
-        rows = module.act_fn(gate) * up
+        if hasattr(module, "gate_up_proj_bias"):
+            each = torch.einsum("td,trdf->trf", x, module.gate_up_proj[chosen])
+            rows = module._apply_gate(each + module.gate_up_proj_bias[chosen])
+        else:
+            each = torch.einsum("td,trfd->trf", x, module.gate_up_proj[chosen])
+            gate, up = each.chunk(2, -1)
+            rows = module.act_fn(gate) * up
         if "shared" in seen:
             rows = torch.cat(
                 [rows, seen.pop("shared")[0].reshape(len(rows), -1, rows.shape[-1])], 1

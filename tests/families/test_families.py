@@ -49,7 +49,10 @@ def test_equals_transformers(name, tmp_path):
     model, tokens = transformers_model(CASES[name], 0), random_tokens(0)
     want = computed(model, tokens)
     lm = so.load(save(model, tmp_path / "model"))
-    logits, taps = so.capture(lm, tokens, ("h", "x_down", "attn_map"))
+    sinks = ["attn_scale"] if lm.config.layer(0).heads.sink else []
+    logits, taps = so.capture(lm, tokens, ("h", "x_down", "attn_map", *sinks))
+    if sinks:  # theirs leaves to the sink what ours has as a scale
+        taps["attn_map"] = taps["attn_map"] * taps.pop("attn_scale")[..., None]
     for what, found in {"logits": logits, **taps}.items():
         scale = max(1.0, float(np.abs(want[what]).max()))
         assert found.shape == want[what].shape, what
@@ -117,7 +120,10 @@ def test_carriers_of_the_mlp_add_up(name):
         np.put_along_axis(wide, taps["expert"][0][..., None], weighted, axis=2)
         x = wide.reshape(*x.shape[:2], -1)
     written = x @ np.asarray(spec.matrix(writer.matrix).of(params))
-    written = written + np.asarray(params["mlp"]["down_proj"].get("bias", 0.0))
+    bias = np.asarray(params["mlp"]["down_proj"].get("bias", 0.0))
+    if bias.ndim == 2:
+        bias = (taps["expert_weight"][0][..., None] * bias[taps["expert"][0]]).sum(2)
+    written = written + bias
     gain = taps[writer.gain][0] if writer.gain else 1.0
     scale = np.abs(taps[writer.added][0]).max()
     np.testing.assert_allclose(gain * written, taps[writer.added][0], atol=1e-5 * scale)

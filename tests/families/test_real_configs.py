@@ -14,12 +14,14 @@ REAL = {
     "qwen3-30b-a3b": {"family": "qwen3_moe", "num_experts": 128, "experts_used": 8, "d_ff": 768, "normalised": True, "num_layers": 48, "head_dim": 128, "sliding_window": None},
     "gpt-j-6b": {"family": "gptj", "num_layers": 28, "d_ff": 16384, "head_dim": 256, "rotary_dims": 64, "vocab_size": 50400, "activation": "gelu_tanh", "tied_embeddings": False},
     "aya-23-8b": {"family": "cohere", "d_ff": 14336, "num_kv_heads": 8, "head_scale": 0.0625, "tied_embeddings": True, "norm_eps": 1e-5},
+    "gpt-oss-20b": {"family": "gpt_oss", "num_experts": 32, "experts_used": 4, "d_ff": 2880, "sliding_window": 128, "gate_limit": 7.0, "qkv_bias": True, "head_dim": 64, "rope_theta": 150_000.0},
     "gemma-3-1b-it": {"family": "gemma3", "num_layers": 26, "num_kv_heads": 1, "head_dim": 256, "rope_theta": 1e6, "local_rope_theta": 1e4, "sliding_window": 512, "attention_scale": 1 / 16, "tied_embeddings": True},
     "olmo-3.1-32b-instruct": {"family": "olmo3", "num_layers": 64, "num_heads": 40, "rope_theta": 5e5, "local_rope_theta": 5e5, "sliding_window": 4096, "vocab_size": 100278},
     "phi-3.5-mini-instruct": {"family": "phi3", "context_length": 131072, "sliding_window": 262144, "head_dim": 96, "rotary_dims": None},
 }  # fmt: skip
 #: directory → kind, factor, original context, magnitude of its scaled positions
 SCALED = {
+    "gpt-oss-20b": ("yarn", 32.0, 4096, 1.3465735902799727),
     "olmo-3.1-32b-instruct": ("yarn", 8.0, 8192, 1.2079441541679836),
     "phi-3.5-mini-instruct": ("longrope", 32.0, 4096, 1.190238),
 }

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sysout_jax.models.activations import gelu, gelu_tanh, silu
+from sysout_jax.models.activations import gelu, gelu_tanh, quick_gelu, silu
 
 POINTS = [-12.0, -9.0, -6.0, -5.5, -5.0, -4.0, -3.5, -3.0, -2.5, -2.0, -1.0, -0.1, 0.0, 0.1, 1.0]
 POINTS += [2.0, 4.0, 6.0, 12.0]
@@ -52,7 +52,16 @@ def silu_slope(x: float) -> float:
     return sigmoid(x) + x * sigmoid(x) * sigmoid(-x)
 
 
+def quick_value(x: float) -> float:
+    return x * sigmoid(1.702 * x)
+
+
+def quick_slope(x: float) -> float:
+    return sigmoid(1.702 * x) + 1.702 * x * sigmoid(1.702 * x) * sigmoid(-1.702 * x)
+
+
 TRUTH = {
+    quick_gelu: (quick_value, quick_slope),
     gelu: (gelu_value, gelu_slope),
     gelu_tanh: (tanh_value, tanh_slope),
     silu: (silu_value, silu_slope),

@@ -112,9 +112,10 @@ def _runs(
     for name in dict.fromkeys(methods):
         method = METHODS[name]
         spec = lm.config.layer(0)
-        if method.smooth == "up" and not spec.mlp.gated:
+        if method.smooth == "up" and not spec.mlp.linear_in_up:
+            between = "a limit" if spec.mlp.gated else spec.mlp.activation.upper()
             notes.append(
-                f"No {method.label}: {spec.mlp.activation.upper()} lies between up and down projection of {lm.name}."
+                f"No {method.label}: {between} lies between up and down projection of {lm.name}."
             )
         elif method.smooth and not any(
             matrix.fed_by in ("attn_norm", "mlp_norm") for matrix in spec.matrices
