@@ -147,6 +147,10 @@ def _experts(x: np.ndarray) -> np.ndarray:
     return x.transpose(1, 0, 2).reshape(x.shape[1], -1)
 
 
+def _not_written(x: np.ndarray, config: ModelConfig) -> np.ndarray:
+    raise NotImplementedError("this form is read only; its family has no export")
+
+
 def alternating(part: int) -> Form:
     """Every second output of all experts, from the `part`-th on, stored as (E, D, 2F), biases as (E, 2F)."""
 
