@@ -111,9 +111,7 @@ def plan_analysis(config: TrainConfig, topology: str) -> Plan:
         x_BxTxD = jax.ShapeDtypeStruct(
             (sequences, length, config.model.d_model), jnp.float32, sharding=place(BATCH, mesh)
         )
-        traced = block_step.trace(
-            block, ObserveStatistics(block.spec.mlp), None, params, x_BxTxD, None
-        )
+        traced = block_step.trace(block, ObserveStatistics(block.spec), None, params, x_BxTxD, None)
         weights = parameter_count(layer)
         one_layer = dataclasses.replace(config.model, num_layers=1)
         flops = flops_per_token(one_layer, weights, length) / 3  # forward only

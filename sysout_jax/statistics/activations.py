@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -14,6 +15,7 @@ from sysout_jax.numerics.order import median_of_magnitudes
 from sysout_jax.numerics.sweeps import count, in_blocks
 from sysout_jax.outliers import definitions as rules
 from sysout_jax.outliers.definitions import TAUS
+from sysout_jax.statistics.statistic import TOP, Statistic
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def reduce_activations(x_BxTxC: jax.Array, top: int) -> dict[str, jax.Array]:
     }
 
 
-def reduce_x_down(mlp: MlpSpec, taps: dict[str, jax.Array], top: int) -> dict[str, jax.Array]:
+def reduce_x_down(mlp: MlpSpec, taps: Mapping[str, jax.Array], top: int) -> dict[str, jax.Array]:
     """`reduce_activations` of tap `x_down`; with experts over the values that there are: the rows of every token's chosen experts.
 
     Channels are those of all experts, `expert · F + unit`; the mean square of one is over the tokens that go through its expert.
@@ -191,7 +193,7 @@ def channel_label(channel: int, expert_width: int | None) -> str:
 
 
 def join_activations(
-    layers: list[dict[str, np.ndarray]], top: int, expert_width: int | None = None
+    layers: Sequence[dict[str, np.ndarray]], top: int, expert_width: int | None = None
 ) -> ActivationStats:
     """Per-sequence reductions of all layers to statistics over all sequences, in float64."""
     columns: dict[str, list] = {}
@@ -235,3 +237,29 @@ def join_activations(
             columns.setdefault(name, []).append(value)
     stacked = {name: np.stack(values) for name, values in columns.items()}
     return ActivationStats(**stacked, expert_width=expert_width)
+
+
+_COLUMNS = """top_values top_signs top_sequences top_tokens top_channels mean median ratio massive
+neuron_kurtosis excess_kurtosis nonfinite first_nonfinite""".split()
+
+
+def _columns(stats: ActivationStats) -> dict[str, np.ndarray]:
+    return {name: getattr(stats, name) for name in _COLUMNS}
+
+
+H = Statistic(
+    "h",
+    taps=("h",),
+    reduce=lambda spec, taps: reduce_activations(taps["h"], TOP),
+    row=lambda layer: layer.seen["h"],
+    join=lambda rows, config: join_activations(rows, TOP),
+    columns=_columns,
+)
+X_DOWN = Statistic(
+    "x_down",
+    taps=("x_down",),
+    reduce=lambda spec, taps: reduce_x_down(spec.mlp, taps, TOP),
+    row=lambda layer: layer.seen["x_down"],
+    join=lambda rows, config: join_activations(rows, TOP, config.layer(0).mlp.expert_width),
+    columns=_columns,
+)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sysout_jax.outliers import definitions as rules
+from sysout_jax.statistics.statistic import Layer, Statistic
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def reduce_attention(
     }
 
 
-def join_attention(layers: list[dict[str, np.ndarray]]) -> AttentionStats:
+def join_attention(layers: Sequence[dict[str, np.ndarray]]) -> AttentionStats:
     """Stack the rows of all layers."""
     return AttentionStats(
         **{name: np.stack([layer[name] for layer in layers]) for name in layers[0]}
@@ -85,3 +88,27 @@ def near_zero_updates(attn_out_BxTxD: jax.Array, h_mid_BxTxD: jax.Array) -> jax.
     finite = jnp.isfinite(update) & jnp.isfinite(stream)
     near = rules.is_near_zero(update, stream) & finite
     return near.sum(-1) / jnp.maximum(finite.sum(-1), 1).astype(jnp.float32)
+
+
+def _row(layer: Layer) -> dict[str, np.ndarray]:
+    h = layer.seen["h"]
+    outliers_NxT = rules.exceeds(h["token_max"], h["mean"][:, None], layer.tau)
+    return reduce_attention(layer.seen["attention"]["sums"], outliers_NxT, layer.tau)
+
+
+def _columns(stats: AttentionStats) -> dict[str, Any]:
+    names = "sink_rate outlier_keys overlap overlap_code iou iou_code nonfinite".split()
+    return {name: getattr(stats, name) for name in names} | {
+        "first_token_share": stats.cumulative[:, :, 0] / stats.cumulative.shape[-1],
+        "code_outlier_tokens": stats.code_outlier_tokens.sum(axis=(1, 2)),
+    }
+
+
+STATISTIC = Statistic(
+    "attention",
+    taps=("attn_sums",),
+    reduce=lambda spec, taps: {"sums": taps["attn_sums"]},
+    row=_row,
+    join=lambda rows, config: join_attention(rows),
+    columns=_columns,
+)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import numpy as np
 from sysout_jax.models.spec import LayerSpec
 from sysout_jax.numerics.sweeps import count, in_blocks
 from sysout_jax.outliers.definitions import TAUS, exceeds, ratio
+from sysout_jax.statistics.statistic import Statistic
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def _reduce(kernel_IxO: jax.Array) -> dict[str, jax.Array]:
 
 
 def join_weights(
-    layers: list[dict[str, dict[str, np.ndarray]]], modules: tuple[str, ...]
+    layers: Sequence[dict[str, dict[str, np.ndarray]]], modules: tuple[str, ...]
 ) -> WeightStats:
     """Stack the reductions of all layers."""
 
@@ -110,3 +113,20 @@ def join_weights(
         },
         nonfinite=table(lambda m: m["nonfinite"]),
     )
+
+
+def _columns(stats: WeightStats) -> dict[str, Any]:
+    names = "modules column_ratio column row_ratio row nonfinite".split()
+    counts = {f"{tau:g}": stats.counts[..., i] for i, tau in enumerate(TAUS)}
+    return {name: getattr(stats, name) for name in names} | {"counts": counts}
+
+
+STATISTIC = Statistic(
+    "weights",
+    taps=(),
+    row=lambda layer: jax.device_get(reduce_weights(layer.spec, layer.params)),
+    join=lambda rows, config: join_weights(
+        rows, tuple(matrix.name for matrix in config.layer(0).matrices)
+    ),
+    columns=_columns,
+)

@@ -3,11 +3,14 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import sysout_jax as so
 from sysout_jax.outliers.definitions import TAUS
+from sysout_jax.statistics.collect import STATISTICS
+from sysout_jax.statistics.statistic import Statistic
 from tests.outliers import rules
 from tests.random_models import RANDOM, random_model
 
@@ -234,3 +237,28 @@ def _leaves(value) -> list:
     if isinstance(value, dict):
         return [leaf for each in value.values() for leaf in _leaves(each)]
     return [np.asarray(value)]
+
+
+def test_a_new_statistic_is_one_entry(monkeypatch):
+    """It reads what the others read, and lands in `Stats` and in the JSON; one whose taps a model lacks is left out."""
+    lm = random_model("llama-mqa", 0)
+    tokens = np.random.default_rng(0).integers(0, lm.config.vocab_size, (3, 20))
+    lengths = Statistic(
+        "lengths",
+        taps=("h", "h_mid"),
+        reduce=lambda spec, taps: {"mean": jnp.linalg.norm(taps["h"], axis=-1).mean(-1)},
+        row=lambda layer: {"mean": layer.seen["lengths"]["mean"].mean()},
+        join=lambda rows, config: np.array([row["mean"] for row in rows]),
+        columns=lambda lengths: {"mean": lengths},
+    )
+    monkeypatch.setitem(STATISTICS, "lengths", lengths)
+    without = dataclasses.replace(lengths, name="none", taps=("down_gain",))
+    monkeypatch.setitem(STATISTICS, "none", without)
+    jax.clear_caches()  # what was compiled knows the old entries
+    stats = so.collect(lm, tokens, TAU)
+    _, taps = so.capture(lm, tokens, ("h",))
+    want = np.linalg.norm(taps["h"], axis=-1).mean((1, 2))
+    np.testing.assert_allclose(stats.gathered["lengths"], want, rtol=1e-5)
+    assert stats.to_dict()["lengths"]["mean"] == pytest.approx(want.tolist(), rel=1e-5)
+    assert "none" not in stats.gathered and {"h", "weights"} < stats.gathered.keys()
+    jax.clear_caches()
