@@ -54,9 +54,8 @@ def check_verifiable(source: Path) -> None:
     try:
         config = transformers.AutoConfig.from_pretrained(source, local_files_only=True)
         known = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
-    except (
-        Exception
-    ):  # the library raises dozens of types, all of which mean that it does not know it
+    except Exception:
+        # the library raises dozens of types, all of which mean that it does not know it
         known = False
     if not known:
         raise InputError(
@@ -65,7 +64,10 @@ def check_verifiable(source: Path) -> None:
 
 
 def verify(lm: LanguageModel, source: Path) -> Verified:
-    """Compute what was written (`lm`) and its source on (3, 64) random tokens, or as many as the model takes; InputError when transformers does not open the source."""
+    """Compute what was written (`lm`) and its source on (3, 64) random tokens, or as many as the model takes.
+
+    Raises InputError when transformers does not open the source.
+    """
     import transformers
 
     length = min(LENGTH, lm.config.context_length)
