@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict
 from sysout_jax.checkpoints.narrowing import Narrowing
 from sysout_jax.checks import shown
 from sysout_jax.config import ModelConfig
-from sysout_jax.convert.forms import Form, Shape
+from sysout_jax.convert.forms import Form, Shape, expert_count
 from sysout_jax.convert.hf_config import read_config
 from sysout_jax.convert.names import stored_names
 from sysout_jax.convert.safetensors import SafetensorsSource
@@ -130,11 +130,12 @@ def _tokenizer_fields(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, An
 
 
 class _Part(NamedTuple):
-    """A parameter of ours that fills a tensor of theirs, or a part of it."""
+    """A parameter of ours that fills a tensor of theirs, or a part of it; of one stored expert by expert, an expert's share."""
 
     path: str
     shape: Shape
     form: Form
+    expert: int
 
 
 class _Planned(NamedTuple):
@@ -149,13 +150,15 @@ def _plan(config: ModelConfig, export: Export) -> dict[str, list[_Planned]]:
     """The tensors of each group."""
     shapes = expected_shapes(config)
     tensors: dict[str, dict[str, _Planned]] = {group: {} for group in groups(config)}
-    for path, stored in stored_names(config.family, shapes).items():
+    layout = next(iter(FAMILIES[config.family].layouts))
+    for path, stored in stored_names(layout, shapes).items():
         if stored.otherwise and export.otherwise(config):
             stored = stored.otherwise
-        part = _Part(path, shapes[path], stored.form)
         shape = stored.form.shapes(shapes[path], config)[0]
-        planned = _Planned(stored.name, shape, [])
-        tensors[path.partition("/")[0]].setdefault(stored.name, planned).parts.append(part)
+        held = tensors[path.partition("/")[0]]
+        for expert, name in enumerate(stored.names(config)):
+            part = _Part(path, shapes[path], stored.form, expert)
+            held.setdefault(name, _Planned(name, shape, [])).parts.append(part)
     return {group: list(held.values()) for group, held in tensors.items()}
 
 
@@ -172,9 +175,14 @@ def _arrays(
         held = flatten_dict({group: source.read(group, dtype)}, sep="/")
         for _, whole_shape, parts in tensors:
             whole = np.empty(whole_shape, dtype) if len(parts) > 1 else None
-            for path, shape, form in parts:
+            for path, shape, form, expert in parts:
                 array = np.asarray(held[path]) if path in held else np.zeros(shape, dtype)
-                written[path] = fingerprint(array)
+                if expert == 0:
+                    written[path] = fingerprint(array)
+                if form.axis is not None:
+                    width = shape[form.axis] // expert_count(config)
+                    array = np.moveaxis(array, form.axis, 0)[expert * width : (expert + 1) * width]
+                    array = np.moveaxis(array, 0, form.axis)
                 theirs = form.theirs(array, config)
                 if whole is not None and form.slot:
                     room = form.slot(whole, config)

@@ -96,7 +96,11 @@ def _transformers(source: Path, tokens_BxT: np.ndarray, layers: int) -> tuple[An
     transformers.logging.disable_progress_bar()
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+            source,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            experts_implementation="eager",
+            local_files_only=True,
         ).eval()
     except Exception as error:  # dozens of types; the conversion itself is done
         raise InputError(

@@ -15,7 +15,7 @@ from sysout_jax.families import gguf_reading, llama
 from sysout_jax.families.family import Export, Family, Gguf, Layout
 from sysout_jax.families.gemma import TANH, GemmaConfig, read_gguf_plain
 from sysout_jax.families.reading import read_activation, read_rotary, read_windows, windows
-from sysout_jax.families.writing import activation_name, layer_windows, norm_fields, rotary_fields
+from sysout_jax.families.writing import activation_name, layer_windows, rotary_fields
 from sysout_jax.models.spec import EndsSpec, LayerSpec
 
 if TYPE_CHECKING:
@@ -71,15 +71,20 @@ def read(fields: Fields) -> Gemma2Config:
 
 
 def write(config: Gemma2Config) -> dict[str, Any]:
-    scalar = (config.attention_scale or 1.0) ** -2
     act = activation_name(config.activation, TANH)
+    plain = write_plain(config, "gemma2", "Gemma2ForCausalLM")
+    return plain | {"hidden_act": act, "attn_logit_softcapping": config.softcap}
+
+
+def write_plain(config: Gemma2Config, kind: str, architecture: str) -> dict[str, Any]:
+    """What Gemma 2 and 3 call alike."""
+    scalar = (config.attention_scale or 1.0) ** -2
     return {
-        **rotary_fields(config, "gemma2", "Gemma2ForCausalLM"),
-        **norm_fields(config, act),
-        "hidden_activation": act,
+        **rotary_fields(config, kind, architecture),
+        "rms_norm_eps": config.norm_eps,
+        "hidden_activation": activation_name(config.activation, TANH),
         "attention_bias": config.qkv_bias,
         "query_pre_attn_scalar": round(scalar) if abs(scalar - round(scalar)) < 1e-6 else scalar,
-        "attn_logit_softcapping": config.softcap,
         "final_logit_softcapping": config.final_softcap,
         **layer_windows(config),
     }

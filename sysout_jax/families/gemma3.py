@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from sysout_jax.checks import Flag, Real, Whole
 from sysout_jax.config import RULES
 from sysout_jax.convert.fields import Fields
 from sysout_jax.convert.forms import Stored
 from sysout_jax.families import gemma2
-from sysout_jax.families.family import Family, Layout
+from sysout_jax.families.family import Export, Family, Layout
 from sysout_jax.families.gemma2 import Gemma2Config
 from sysout_jax.families.reading import (
     read_activation,
@@ -54,6 +55,11 @@ def read(fields: Fields) -> Gemma3Config:
     )
 
 
+def write(config: Gemma3Config) -> dict[str, Any]:
+    plain = gemma2.write_plain(config, "gemma3_text", "Gemma3ForCausalLM")
+    return plain | {"rope_local_base_freq": config.local_rope_theta}
+
+
 NAMES = gemma2.NAMES | {
     "layer_{l}/attn/q_norm/scale": Stored("model.layers.{l}.self_attn.q_norm.weight"),
     "layer_{l}/attn/k_norm/scale": Stored("model.layers.{l}.self_attn.k_norm.weight"),
@@ -76,4 +82,5 @@ FAMILY = Family(
             read, NAMES, "model.", classes=("Gemma3ForCausalLM",), defaults=_DEFAULTS
         )
     },
+    Export(write, gemma2.with_their_scale),
 )

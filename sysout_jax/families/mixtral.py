@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from sysout_jax.config import RULES
 from sysout_jax.convert.fields import Fields
 from sysout_jax.convert.forms import INTO_EXPERTS, OUT_OF_EXPERTS, Stored, linear
 from sysout_jax.errors import InputError
 from sysout_jax.families import llama
-from sysout_jax.families.family import Family, Layout
+from sysout_jax.families.family import Export, Family, Layout
 from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.families.reading import read_rotary
+from sysout_jax.families.writing import norm_fields, rotary_fields
 from sysout_jax.models.spec import ExpertsSpec, LayerSpec
 
 
@@ -61,6 +63,16 @@ def read(fields: Fields) -> MixtralConfig:
     )
 
 
+def write(config: MixtralConfig) -> dict[str, Any]:
+    return {
+        **rotary_fields(config, "mixtral", "MixtralForCausalLM"),
+        **norm_fields(config, "silu"),
+        "sliding_window": config.sliding_window,
+        "num_local_experts": config.num_experts,
+        "num_experts_per_tok": config.experts_used,
+    }
+
+
 def expert_names(router: str, experts: str, parts: dict[str, str]) -> dict[str, Stored]:
     """LLaMA's with a router and experts below those names in place of the MLP; `parts` are our gate, up, down ← theirs."""
     names = {k: v for k, v in llama.NAMES.items() if not k.startswith("layer_{l}/mlp/")}
@@ -77,5 +89,7 @@ NAMES = expert_names(
     {"gate": "w1", "up": "w3", "down": "w2"},
 )
 FAMILY = Family(
-    MixtralConfig, {"mixtral": Layout(read, NAMES, "model.", classes=("MixtralForCausalLM",))}
+    MixtralConfig,
+    {"mixtral": Layout(read, NAMES, "model.", classes=("MixtralForCausalLM",))},
+    Export(write),
 )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from sysout_jax.checks import Flag
 from sysout_jax.config import RULES
 from sysout_jax.convert.fields import Fields
-from sysout_jax.families import olmo2
-from sysout_jax.families.family import Family, Layout
+from sysout_jax.families import llama, olmo2
+from sysout_jax.families.family import Export, Family, Layout
 from sysout_jax.families.olmo2 import Olmo2Config
 from sysout_jax.families.reading import read_local_theta, read_rotary, read_windows
+from sysout_jax.families.writing import layer_windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,19 @@ def read(fields: Fields) -> Olmo3Config:
     return Olmo3Config(**plain, **windows, local_rope_theta=local, qkv_bias=bias, o_bias=bias)
 
 
+def write(config: Olmo3Config) -> dict[str, Any]:
+    plain = olmo2.write(config) | {"model_type": "olmo3", "architectures": ["Olmo3ForCausalLM"]}
+    theta, scaling = plain.pop("rope_theta"), plain.pop("rope_scaling")
+    # said of all layers at once, transformers takes it for those without a window only
+    positions = {
+        "full_attention": {"rope_type": "default", "rope_theta": theta, **(scaling or {})},
+        "sliding_attention": {"rope_type": "default", "rope_theta": config.local_rope_theta},
+    }
+    return plain | layer_windows(config) | {"rope_parameters": positions}
+
+
 FAMILY = Family(
-    Olmo3Config, {"olmo3": Layout(read, olmo2.NAMES, "model.", classes=("Olmo3ForCausalLM",))}
+    Olmo3Config,
+    {"olmo3": Layout(read, olmo2.NAMES, "model.", classes=("Olmo3ForCausalLM",))},
+    Export(write, llama.with_their_biases),
 )

@@ -34,12 +34,15 @@ def read(fields: Fields) -> Phi3Config:
 
 
 def write(config: Phi3Config) -> dict[str, Any]:
+    scaling = config.rope_scaling
+    long = scaling is not None and scaling.kind in ("yarn", "longrope")
+    original = scaling.original_context if scaling and long else config.context_length
     return {
         **rotary_fields(config, "phi3", "Phi3ForCausalLM"),
         **norm_fields(config, "silu"),
         **turning(config),
         "sliding_window": config.sliding_window,
-        "original_max_position_embeddings": config.context_length,
+        "original_max_position_embeddings": original,
         "pad_token_id": None,  # the class's own lies beyond a small vocabulary
     }
 

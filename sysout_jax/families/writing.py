@@ -54,9 +54,9 @@ def _rope_scaling(config: RotaryConfig) -> dict[str, Any] | None:
     scaling = config.rope_scaling
     if scaling is None:
         return None
-    if scaling.kind not in ("linear", "llama3"):
+    if scaling.kind == "factors":
         raise InputError(
-            "rotary positions with a divisor for every pair have no name in transformers; expected linear or llama3 scaling, "
+            "rotary positions with a divisor for every pair have no name in transformers; expected another scaling, "
             "use --format orbax"
         )
     fields: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
@@ -64,6 +64,14 @@ def _rope_scaling(config: RotaryConfig) -> dict[str, Any] | None:
         fields |= {
             "low_freq_factor": scaling.low_freq_factor,
             "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_context,
         }
+    if scaling.kind == "yarn":
+        fields |= {name: getattr(scaling, name) for name in ("beta_fast", "beta_slow", "truncate")}
+    if scaling.kind == "longrope":
+        fields |= {"long_factor": scaling.factors, "short_factor": scaling.short_factors}
+        fields = {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
+    if scaling.kind in ("yarn", "longrope"):
+        fields["attention_factor"] = scaling.magnitude
+    if scaling.kind != "linear":
+        fields["original_max_position_embeddings"] = scaling.original_context
     return fields

@@ -23,7 +23,12 @@ def export(lm: so.LanguageModel, out: Path) -> Path:
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_case_can_be_said(name):
-    assert check_exportable(config_of(name)) is FAMILIES[config_of(name).family].export
+    family = FAMILIES[config_of(name).family]
+    if family.export is None:
+        with pytest.raises(so.InputError, match="not written for transformers; use --format orbax"):
+            check_exportable(config_of(name))
+    else:
+        assert check_exportable(config_of(name)) is family.export
 
 
 @pytest.mark.parametrize(
@@ -42,6 +47,8 @@ def test_there_and_back(name, tmp_path):
     transformers = pytest.importorskip("transformers")
     import torch
 
+    if FAMILIES[config_of(name).family].export is None:
+        pytest.skip(f"{config_of(name).family} is not written for transformers")
     src = save(transformers_model(CASES[name], 0), tmp_path / "src")
     there = so.load(src)
     back = so.load(export(there, tmp_path / "back"))
@@ -54,7 +61,9 @@ def test_there_and_back(name, tmp_path):
     if hasattr(there.config, "rope_theta"):
         there.config = dataclasses.replace(there.config, rope_theta=50.0)
     out = export(there, tmp_path / "out")
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        out, experts_implementation="eager", output_loading_info=True
+    )
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     tokens = random_tokens(0)
     with torch.no_grad():
