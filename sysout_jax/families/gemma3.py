@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sysout_jax.checks import Flag, Real, Whole
 from sysout_jax.config import RULES
 from sysout_jax.convert.fields import Fields
 from sysout_jax.convert.forms import Stored
-from sysout_jax.families import gemma2
-from sysout_jax.families.family import Export, Family, Layout
+from sysout_jax.families import gemma2, gguf_reading
+from sysout_jax.families.family import Export, Family, Gguf, Layout
 from sysout_jax.families.gemma2 import Gemma2Config
 from sysout_jax.families.reading import (
     read_activation,
     read_local_theta,
     read_rotary,
     read_windows,
+    windows,
 )
 from sysout_jax.models.spec import LayerSpec
+
+if TYPE_CHECKING:
+    from sysout_jax.convert.gguf_file import GgufFile
+
+LAYERS_27B = 62
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +66,24 @@ def write(config: Gemma3Config) -> dict[str, Any]:
     return plain | {"rope_local_base_freq": config.local_rope_theta}
 
 
+def read_gguf(file: GgufFile, fields: Fields) -> Gemma3Config:
+    """Five layers with a window, then one without; those with one turn by 10,000 where no key says otherwise.
+
+    The scale of attention is in no file: 1/√Dh, and with the 62 layers of 27B 1/√(D/H) (llama.cpp; Gemma team 2025).
+    """
+    plain = gguf_reading.read_rotary(file, fields, gguf_reading.RMS_EPS, theta=1e6)
+    layers = plain["num_layers"]
+    width = plain["d_model"] // plain["num_heads"] if layers == LAYERS_27B else plain["head_dim"]
+    window = fields.take("attention.sliding_window", RULES["sliding_window"], None)
+    return Gemma3Config(
+        **plain,
+        **windows(window, [(l + 1) % 6 != 0 for l in range(layers)]),
+        local_rope_theta=fields.take("rope.freq_base_swa", RULES["rope_theta"], 10_000.0),
+        attention_scale=float(width) ** -0.5,
+        final_softcap=fields.take("final_logit_softcapping", RULES["final_softcap"], None),
+    )
+
+
 NAMES = gemma2.NAMES | {
     "layer_{l}/attn/q_norm/scale": Stored("model.layers.{l}.self_attn.q_norm.weight"),
     "layer_{l}/attn/k_norm/scale": Stored("model.layers.{l}.self_attn.k_norm.weight"),
@@ -83,4 +107,5 @@ FAMILY = Family(
         )
     },
     Export(write, gemma2.with_their_scale),
+    {"gemma3": Gguf(read_gguf, gguf_reading.GEMMA_NAMES)},
 )

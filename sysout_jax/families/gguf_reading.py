@@ -84,7 +84,9 @@ def read_sizes(file: GgufFile, fields: Fields, eps: str) -> dict[str, Any]:
     }
 
 
-def read_rotary(file: GgufFile, fields: Fields, eps: str, partial: bool = False) -> dict[str, Any]:
+def read_rotary(
+    file: GgufFile, fields: Fields, eps: str, partial: bool = False, theta: float = 10_000.0
+) -> dict[str, Any]:
     """The fields of `RotaryConfig` but windows; of a family whose heads may turn in part, or must not."""
     fields.must_be("expert_count", 0)
     plain = read_sizes(file, fields, eps)
@@ -100,7 +102,7 @@ def read_rotary(file: GgufFile, fields: Fields, eps: str, partial: bool = False)
         **plain,
         "num_kv_heads": fields.take("attention.head_count_kv", RULES["num_kv_heads"], heads),
         "head_dim": head_dim,
-        "rope_theta": fields.take("rope.freq_base", RULES["rope_theta"], 10_000.0),
+        "rope_theta": fields.take("rope.freq_base", RULES["rope_theta"], theta),
         "rope_scaling": _rope_scaling(file, fields, dims),
     }
 

@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 Tensors = dict[str, np.ndarray]
-_ARCHITECTURES = {"mistral": "llama", "phi": "phi2", "gpt_neox": "gptneox"}
+_ARCHITECTURES = {"gemma3_text": "gemma3", "mistral": "llama", "phi": "phi2", "gpt_neox": "gptneox"}
 
 
 def architecture(config: dict) -> str:
@@ -103,12 +103,13 @@ def _add_keys(writer: gguf.GGUFWriter, config: dict) -> None:
     writer.add_head_count_kv(kv_heads)
     head_dim = config.get("head_dim") or width // heads
     rope = config.get("rope_parameters") or {}
+    rope = rope.get("full_attention", rope)
     if arch not in ("falcon", "phi2", "gptneox", "stablelm", "gemma", "gemma2"):
         writer.add_rope_freq_base(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
     if rope.get("rope_type") == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
-    if arch in ("llama", "qwen3", "gemma", "gemma2"):
+    if arch in ("llama", "qwen3", "gemma", "gemma2", "gemma3"):
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
     if arch in ("llama", "phi2", "phi3", "gptneox", "stablelm"):
@@ -122,6 +123,13 @@ def _add_keys(writer: gguf.GGUFWriter, config: dict) -> None:
     if arch == "phi3":
         writer.add_rope_scaling_orig_ctx_len(config["original_max_position_embeddings"])
         writer.add_sliding_window(config["sliding_window"] or 0)
+    if arch == "gemma3":
+        writer.add_sliding_window(config["sliding_window"])
+        local = config["rope_parameters"]["sliding_attention"]["rope_theta"]
+        if local != 10_000:
+            writer.add_rope_freq_base_swa(local)
+        if config["final_logit_softcapping"] is not None:
+            writer.add_final_logit_softcapping(config["final_logit_softcapping"])
     if arch == "gemma2":
         writer.add_sliding_window(config["sliding_window"])
         writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
@@ -147,7 +155,7 @@ def write_gguf(
     for name, value in (keys or {}).items():
         getattr(writer, name)(value)
     tensors = hf_tensors(hf)
-    if architecture(config).startswith("gemma"):
+    if architecture(config) in ("gemma", "gemma2"):
         tensors.pop("lm_head.weight", None)
     stored = dict(to_gguf(name, w, config, permute) for name, w in tensors.items())
     for name, w in change(stored).items():

@@ -32,6 +32,8 @@ CHANGES = {
     "gemma": {},
     "gemma-mqa": {"attention_bias": False, "tie_word_embeddings": True},
     "gemma2": {"query_pre_attn_scalar": 10},
+    "gemma3": {"query_pre_attn_scalar": 10, "num_hidden_layers": 6, "layer_types": None},
+    "gemma3-linear": {"query_pre_attn_scalar": 8, "num_hidden_layers": 7, "layer_types": None},
     "falcon": {"ffn_hidden_size": 64},
     "falcon-new": {"ffn_hidden_size": 64, "bias": False},
     "falcon-one-norm": {"ffn_hidden_size": 64},
