@@ -192,7 +192,7 @@ def test_unknown_architecture(hf_copy):
 @pytest.mark.parametrize(
     ("case", "setting", "named"),
     [
-        ("llama-mha", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'"),
+        ("llama-mha", {"rope_parameters": {"rope_type": "spiral", "factor": 4.0}}, "'spiral'"),
         ("llama-mha", {"rope_parameters": ..., "rope_scaling": {"type": "dynamic"}}, "'dynamic'"),
         ("llama-mha", {"rope_parameters": {"rope_type": "linear"}}, "factor"),
         (
