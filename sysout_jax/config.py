@@ -67,6 +67,7 @@ RULES: dict[str, Rule] = {
     "beta_slow": _FACTOR,
     "truncate": Flag(),
     "magnitude": _FACTOR,
+    "query_growth": Real(0, 1e3),
     "local_rope_theta": OrNone(Real(1, 1e15)),
     "attention": Word(ATTENTION),
     "sigmoid_bias": Word(("context", "length")),
@@ -102,6 +103,8 @@ class RopeScaling:
     """Of `yarn`: the first and last blended pair are rounded outwards to whole numbers."""
     magnitude: float = 1.0
     """What turns is multiplied by it, of kinds `yarn` and `longrope` only."""
+    query_growth: float = 0.0
+    """Queries at position t are multiplied by 1 + this · log(1 + ⌊t / original_context⌋) (Ministral 3)."""
 
     def __post_init__(self) -> None:
         _check(self, "config field rope_scaling.")

@@ -30,7 +30,9 @@ def read_config(fields: dict[str, Any], source: str, accept: Collection[str] = (
     """
     model_type, prefix = _model_type(fields), ""
     inner = fields.get("text_config")
-    if model_type not in LAYOUTS and isinstance(inner, dict) and _model_type(inner) in LAYOUTS:
+    # some files name the text model's type outside, too
+    outside = model_type not in LAYOUTS or "vocab_size" not in fields
+    if outside and isinstance(inner, dict) and _model_type(inner) in LAYOUTS:
         model_type, prefix = _model_type(inner), "text_config."
         tied = {k: v for k, v in fields.items() if k == "tie_word_embeddings"}
         fields = {**LAYOUTS[model_type or ""].defaults, **tied, **inner}

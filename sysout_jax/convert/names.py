@@ -45,8 +45,10 @@ TABLES: dict[str, Mapping[str, Stored]] = {
     **{f"gguf-{name}": gguf.names for name, gguf in ARCHITECTURES.items()},
 }
 
-#: Buffers that older checkpoints carry and that hold no parameters: causal masks and rotary tables.
-BUFFERS = re.compile(r"(\.attn(ention)?\.(bias|masked_bias)|\.rotary_emb\.inv_freq)$")
+#: Buffers that older checkpoints carry and that hold no parameters: causal masks and rotary tables; layers that predict further tokens (MiMo).
+BUFFERS = re.compile(
+    r"(\.attn(ention)?\.(bias|masked_bias)|\.rotary_emb\.inv_freq)$|^model\.mtp_layers\."
+)
 
 
 def stored_names(layout: str, ours: Iterable[str]) -> dict[str, Stored]:

@@ -17,6 +17,7 @@ from sysout_jax.families import (
     gpt_neox,
     gpt_oss,
     gptj,
+    internlm2,
     llama,
     mixtral,
     mpt,
@@ -61,6 +62,7 @@ FAMILIES: dict[str, Family] = {
     "gptj": gptj.FAMILY,
     "cohere": cohere.FAMILY,
     "gpt_oss": gpt_oss.FAMILY,
+    "internlm2": internlm2.FAMILY,
 }
 #: `model_type` of a config.json → its layout.
 LAYOUTS: dict[str, Layout] = {

@@ -75,6 +75,11 @@ def read_gguf(file: GgufFile, fields: Fields) -> LlamaConfig:
     return LlamaConfig(**plain, **gguf_reading.read_biases(file))
 
 
+def read_ministral3(fields: Fields) -> LlamaConfig:
+    window = fields.take("sliding_window", RULES["sliding_window"], None)
+    return dataclasses.replace(read(fields), sliding_window=window)
+
+
 def write(config: LlamaConfig) -> dict[str, Any]:
     own = norm_fields(config, "silu")
     if config.sliding_window is None:
@@ -140,6 +145,9 @@ FAMILY = Family(
                 "max_position_embeddings": 131072,
                 "sliding_window": 4096,
             },
+        ),
+        "ministral3": Layout(
+            read_ministral3, NAMES, "model.", classes=("Ministral3ForCausalLM",), defaults=_SIZES
         ),
     },
     Export(write, with_their_biases),

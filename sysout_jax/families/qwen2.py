@@ -33,6 +33,13 @@ def read(fields: Fields) -> Qwen2Config:
     return Qwen2Config(**plain, **read_qwen_windows(fields, plain["num_layers"]))
 
 
+def read_mimo(fields: Fields) -> Qwen2Config:
+    """MiMo is Qwen 2 with layers that predict further tokens, which are left out (Xiaomi 2025)."""
+    fields.must_be("attention_bias", True)
+    fields.take_any("num_nextn_predict_layers")
+    return read(fields)
+
+
 def read_qwen_windows(fields: Fields, num_layers: int) -> dict:
     """Off unless `use_sliding_window`; then in the layers from `max_window_layers` on."""
     used = fields.take("use_sliding_window", Flag(), False)
@@ -63,7 +70,10 @@ def with_their_biases(config: Qwen2Config) -> Qwen2Config:
 
 FAMILY = Family(
     Qwen2Config,
-    {"qwen2": Layout(read, llama.NAMES, "model.", classes=("Qwen2ForCausalLM",))},
+    {
+        "qwen2": Layout(read, llama.NAMES, "model.", classes=("Qwen2ForCausalLM",)),
+        "mimo": Layout(read_mimo, llama.NAMES, "model.", classes=("MiMoForCausalLM",)),
+    },
     Export(write, with_their_biases),
     {"qwen2": Gguf(read_gguf, gguf_reading.NAMES)},
 )

@@ -95,7 +95,8 @@ def read_rope(
         fraction = scaling.take(part, _FRACTION, fields.take(part, _FRACTION, fraction))
         dims = int(head_dim * fraction)
         plain["rotary_dims"] = None if dims == head_dim else dims
-    kind = scaling.take_any("rope_type", scaling.take_any("type", "default"))
+    kind = scaling.take_any("type", "default")
+    kind = scaling.take_any("rope_type", kind)
     if kind == "linear":
         plain["rope_scaling"] = RopeScaling(kind="linear", factor=_factor(scaling, "factor"))
     elif kind == "llama3":
@@ -111,9 +112,11 @@ def read_rope(
         factor = float(scaling.take("factor", RULES["factor"], context / original))
         read = _read_yarn if kind == "yarn" else _read_longrope
         plain["rope_scaling"] = read(scaling, factor, original)
+    elif kind == "dynamic":
+        scaling.take("factor", RULES["factor"])  # stretches beyond the context, where we do not go
     elif kind != "default":
         raise InputError(
-            f"rope scaling {shown(kind)} is not implemented; expected default, linear, llama3, yarn or longrope"
+            f"rope scaling {shown(kind)} is not implemented; expected default, linear, llama3, yarn, longrope or dynamic"
         )
     scaling.take_any(name)
     scaling.check_nothing_left()
@@ -136,6 +139,7 @@ def _read_yarn(scaling: Fields, factor: float, original: int) -> RopeScaling:
         beta_slow=float(scaling.take("beta_slow", RULES["factor"], 1.0)),
         truncate=scaling.take("truncate", RULES["truncate"], True),
         magnitude=float(scaling.take("attention_factor", RULES["factor"], magnitude)),
+        query_growth=float(scaling.take("llama_4_scaling_beta", RULES["query_growth"], 0.0)),
     )
 
 

@@ -10,7 +10,7 @@ from sysout_jax.config import ModelConfig
 from sysout_jax.linear import INIT, dense, fused_dense, residual_init
 from sysout_jax.models.activations import down_input
 from sysout_jax.models.experts import ExpertMlp
-from sysout_jax.models.layers import Norm, attend_and_tap, rotary_frequencies, rotate
+from sysout_jax.models.layers import Norm, attend_and_tap, grown, rotary_frequencies, rotate
 from sysout_jax.models.spec import LayerSpec, NormSpec
 
 
@@ -35,6 +35,8 @@ class Attention(nn.Module):
             freqs = rotary_frequencies(rotary.dims, rotary.theta, rotary.scaling, length)
             magnitude = 1.0 if rotary.scaling is None else rotary.scaling.magnitude
             q, k = rotate(q, freqs, magnitude), rotate(k, freqs, magnitude)
+            if rotary.scaling is not None and rotary.scaling.query_growth:
+                q = grown(q, rotary.scaling)
         mixed = attend_and_tap(self, x_BxTxD, q, k, v, self.kernel)
         init = residual_init(self.cfg.num_layers)
         tap(self, "attn_in", x_BxTxD)

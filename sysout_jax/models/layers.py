@@ -153,6 +153,13 @@ def rotate(x_BxTxHxDh: jax.Array, freqs: np.ndarray, magnitude: float = 1.0) -> 
     return jnp.concatenate(turned, axis=-1).astype(x_BxTxHxDh.dtype)
 
 
+def grown(q_BxTxHxDh: jax.Array, scaling: RopeScaling) -> jax.Array:
+    """Queries made longer from one multiple of the original context to the next, see `RopeScaling.query_growth`."""
+    spans_T = np.arange(q_BxTxHxDh.shape[1]) // scaling.original_context
+    growth_T = 1 + scaling.query_growth * np.log(1 + spans_T)
+    return q_BxTxHxDh * jnp.asarray(growth_T, q_BxTxHxDh.dtype)[None, :, None, None]
+
+
 def attend_and_tap(
     module: nn.Module, x_BxTxD, q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh, kernel: str
 ) -> jax.Array:

@@ -23,7 +23,7 @@ class Case(NamedTuple):
     settings: dict[str, Any]
 
 
-_NEW = {
+NEW = {
     "vocab_size": VOCAB,
     "hidden_size": 16,
     "intermediate_size": 24,
@@ -37,9 +37,9 @@ _HEADS = {"num_attention_heads": 4, "num_key_value_heads": 4}
 _ODD = {"hidden_size": 30, "num_attention_heads": 3, "num_key_value_heads": 1}  # heads of 10
 _TIED = {"tie_word_embeddings": True}
 _MPT = {"vocab_size": VOCAB, "d_model": 16, "n_heads": 4, "n_layers": 2, "max_seq_len": CONTEXT}
-_OPT = {**_NEW, "ffn_dim": 24, "word_embed_proj_dim": 16}
+_OPT = {**NEW, "ffn_dim": 24, "word_embed_proj_dim": 16}
 del _OPT["intermediate_size"], _OPT["num_key_value_heads"]
-_NEOX = {k: v for k, v in _NEW.items() if k != "num_key_value_heads"}
+_NEOX = {k: v for k, v in NEW.items() if k != "num_key_value_heads"}
 _FALCON = {**_OPT, "ffn_hidden_size": 24}
 del _FALCON["ffn_dim"], _FALCON["word_embed_proj_dim"]
 _SECOND = {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": WINDOW}
@@ -58,19 +58,23 @@ _QWEN_EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_s
 _EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 
 CASES = {
-    "llama": Case("llama", _NEW),
-    "mistral-window": Case("mistral", _NEW | {"sliding_window": WINDOW, "head_dim": 4}),
-    "mistral-mqa": Case("mistral", _NEW | _ODD | {"sliding_window": 1, "head_dim": 10}),
-    "gpt2": Case("gpt2", {"vocab_size": VOCAB, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT}),
-    "qwen2": Case("qwen2", _NEW),
-    "qwen2-window": Case("qwen2", _NEW | _TIED | _HEADS | _SECOND | {"use_sliding_window": True}),
-    "qwen2-later-layers": Case(
-        "qwen2", _NEW | _ODD | {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
+    "llama": Case("llama", NEW),
+    "mistral-window": Case("mistral", NEW | {"sliding_window": WINDOW, "head_dim": 4}),
+    "mistral-mqa": Case("mistral", NEW | _ODD | {"sliding_window": 1, "head_dim": 10}),
+    "ministral3": Case(
+        "ministral3",
+        NEW | {"head_dim": 8, "rope_parameters": _YARN | {"original_max_position_embeddings": 8, "rope_theta": 1e4, "llama_4_scaling_beta": 0.5, "mscale": 1.0, "mscale_all_dim": 1.0}},
     ),
-    "qwen3": Case("qwen3", _NEW | _HEAD_DIM),
-    "qwen3-biases": Case("qwen3", _NEW | _TIED | _ODD | {"attention_bias": True, "head_dim": 8}),
-    "phi": Case("phi", _NEW | _HEADS),
-    "phi-gqa": Case("phi", _NEW | _ODD | {"partial_rotary_factor": 0.4, "hidden_act": "gelu"}),
+    "gpt2": Case("gpt2", {"vocab_size": VOCAB, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT}),
+    "qwen2": Case("qwen2", NEW),
+    "qwen2-window": Case("qwen2", NEW | _TIED | _HEADS | _SECOND | {"use_sliding_window": True}),
+    "qwen2-later-layers": Case(
+        "qwen2", NEW | _ODD | {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
+    ),
+    "qwen3": Case("qwen3", NEW | _HEAD_DIM),
+    "qwen3-biases": Case("qwen3", NEW | _TIED | _ODD | {"attention_bias": True, "head_dim": 8}),
+    "phi": Case("phi", NEW | _HEADS),
+    "phi-gqa": Case("phi", NEW | _ODD | {"partial_rotary_factor": 0.4, "hidden_act": "gelu"}),
     "opt": Case("opt", _OPT | _TIED),
     "opt-untied": Case("opt", _OPT | {"enable_bias": False, "activation_function": "gelu"}),
     "gpt_neox": Case("gpt_neox", _NEOX | {"rotary_pct": 0.5}),
@@ -88,68 +92,69 @@ CASES = {
         _FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
     ),
     "falcon-sequential": Case("falcon", _FALCON | {"multi_query": False, "parallel_attn": False}),
-    "olmo": Case("olmo", _NEW),
-    "olmo-clip": Case("olmo", _NEW | _ODD | _TIED | {"clip_qkv": 0.7, "attention_bias": True}),
-    "olmo2": Case("olmo2", _NEW),
-    "olmo2-mha": Case("olmo2", _NEW | _HEADS | _TIED),
-    "gemma": Case("gemma", _NEW | _TIED | _HEAD_DIM),
-    "gemma-mqa": Case("gemma", _NEW | _ODD | {"head_dim": 8, "attention_bias": True}),
+    "olmo": Case("olmo", NEW),
+    "olmo-clip": Case("olmo", NEW | _ODD | _TIED | {"clip_qkv": 0.7, "attention_bias": True}),
+    "olmo2": Case("olmo2", NEW),
+    "olmo2-mha": Case("olmo2", NEW | _HEADS | _TIED),
+    "gemma": Case("gemma", NEW | _TIED | _HEAD_DIM),
+    "gemma-mqa": Case("gemma", NEW | _ODD | {"head_dim": 8, "attention_bias": True}),
     "gemma2": Case(
         "gemma2",
-        _NEW | _TIED | _HEAD_DIM
+        NEW | _TIED | _HEAD_DIM
         | {"sliding_window": WINDOW, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 7},
     ),
     "gemma2-no-caps": Case(
         "gemma2",
-        _NEW | _ODD | _SECOND | {"head_dim": 8, "attn_logit_softcapping": None, "final_logit_softcapping": None},
+        NEW | _ODD | _SECOND | {"head_dim": 8, "attn_logit_softcapping": None, "final_logit_softcapping": None},
     ),
-    "phi3": Case("phi3", _NEW | {"pad_token_id": 0}),
+    "phi3": Case("phi3", NEW | {"pad_token_id": 0}),
     "phi3-partial": Case(
         "phi3",
-        _NEW | _ODD | {"pad_token_id": 0, "sliding_window": WINDOW, "partial_rotary_factor": 0.4, "tie_word_embeddings": True},
+        NEW | _ODD | {"pad_token_id": 0, "sliding_window": WINDOW, "partial_rotary_factor": 0.4, "tie_word_embeddings": True},
     ),
-    "stablelm": Case("stablelm", _NEW | {"partial_rotary_factor": 0.5}),
+    "stablelm": Case("stablelm", NEW | {"partial_rotary_factor": 0.5}),
     "stablelm-parallel": Case(
-        "stablelm", _NEW | _ODD | _TIED | {"use_parallel_residual": True, "use_qkv_bias": True, "partial_rotary_factor": 0.2}
+        "stablelm", NEW | _ODD | _TIED | {"use_parallel_residual": True, "use_qkv_bias": True, "partial_rotary_factor": 0.2}
     ),
-    "starcoder2": Case("starcoder2", _NEW | _TIED | {"sliding_window": WINDOW}),
-    "starcoder2-no-biases": Case("starcoder2", _NEW | _ODD | {"use_bias": False, "hidden_act": "gelu"}),
-    "phi3-longrope": Case("phi3", _NEW | {"pad_token_id": 0, "original_max_position_embeddings": LENGTH, "rope_scaling": _LONG}),
+    "starcoder2": Case("starcoder2", NEW | _TIED | {"sliding_window": WINDOW}),
+    "starcoder2-no-biases": Case("starcoder2", NEW | _ODD | {"use_bias": False, "hidden_act": "gelu"}),
+    "phi3-longrope": Case("phi3", NEW | {"pad_token_id": 0, "original_max_position_embeddings": LENGTH, "rope_scaling": _LONG}),
     "phi3-longrope-long": Case(
-        "phi3", _NEW | {"pad_token_id": 0, "original_max_position_embeddings": 8, "rope_scaling": _LONG}
+        "phi3", NEW | {"pad_token_id": 0, "original_max_position_embeddings": 8, "rope_scaling": _LONG}
     ),
-    "qwen2-yarn": Case("qwen2", _NEW | {"rope_scaling": _YARN}),
+    "qwen2-dynamic": Case("qwen2", NEW | {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}),
+    "qwen2-yarn": Case("qwen2", NEW | {"rope_scaling": _YARN}),
     "gemma3": Case(
         "gemma3_text",
-        _NEW | _TIED | _SECOND | {"head_dim": 10, "query_pre_attn_scalar": 7, "final_logit_softcapping": 3.0},
+        NEW | _TIED | _SECOND | {"head_dim": 10, "query_pre_attn_scalar": 7, "final_logit_softcapping": 3.0},
     ),
     "gemma3-linear": Case(
         "gemma3_text",
-        _NEW | _ODD | _SECOND | {"head_dim": 8, "rope_local_base_freq": 50.0, "rope_theta": 3e4, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+        NEW | _ODD | _SECOND | {"head_dim": 8, "rope_local_base_freq": 50.0, "rope_theta": 3e4, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
     ),
-    "olmo3": Case("olmo3", _NEW | _SECOND | {"rope_scaling": _YARN}),
-    "olmo3-default-layers": Case("olmo3", _NEW | _HEADS | _TIED | {"sliding_window": WINDOW, "num_hidden_layers": 4}),
-    "mixtral": Case("mixtral", _NEW | _EXPERTS),
-    "mixtral-window": Case("mixtral", _NEW | _ODD | _TIED | _EXPERTS | {"sliding_window": WINDOW, "num_experts_per_tok": 3}),
-    "qwen2_moe": Case("qwen2_moe", _NEW | _QWEN_EXPERTS | {"shared_expert_intermediate_size": 16}),
+    "olmo3": Case("olmo3", NEW | _SECOND | {"rope_scaling": _YARN}),
+    "olmo3-default-layers": Case("olmo3", NEW | _HEADS | _TIED | {"sliding_window": WINDOW, "num_hidden_layers": 4}),
+    "mixtral": Case("mixtral", NEW | _EXPERTS),
+    "mixtral-window": Case("mixtral", NEW | _ODD | _TIED | _EXPERTS | {"sliding_window": WINDOW, "num_experts_per_tok": 3}),
+    "qwen2_moe": Case("qwen2_moe", NEW | _QWEN_EXPERTS | {"shared_expert_intermediate_size": 16}),
     "qwen2_moe-normalised": Case(
         "qwen2_moe",
-        _NEW | _ODD | _TIED | _QWEN_EXPERTS | {"shared_expert_intermediate_size": 8, "norm_topk_prob": True, "qkv_bias": False, "num_experts_per_tok": 4},
+        NEW | _ODD | _TIED | _QWEN_EXPERTS | {"shared_expert_intermediate_size": 8, "norm_topk_prob": True, "qkv_bias": False, "num_experts_per_tok": 4},
     ),
-    "qwen3_moe": Case("qwen3_moe", _NEW | _HEAD_DIM | _QWEN_EXPERTS | {"norm_topk_prob": True}),
+    "qwen3_moe": Case("qwen3_moe", NEW | _HEAD_DIM | _QWEN_EXPERTS | {"norm_topk_prob": True}),
     "qwen3_moe-window": Case(
         "qwen3_moe",
-        _NEW | _ODD | _TIED | _QWEN_EXPERTS
+        NEW | _ODD | _TIED | _QWEN_EXPERTS
         | {"head_dim": 8, "attention_bias": True, "use_sliding_window": True, "sliding_window": WINDOW, "num_experts_per_tok": 1},
     ),
     "gptj": Case("gptj", _GPTJ),
     "gptj-all-turn": Case("gptj", _GPTJ | {"n_embd": 30, "n_head": 3, "rotary_dim": 10, "n_inner": 20, "activation_function": "relu"}),
-    "cohere": Case("cohere", _NEW | _TIED),
-    "cohere-biases": Case("cohere", _NEW | _ODD | {"attention_bias": True, "logit_scale": 0.5}),
-    "gpt_oss": Case("gpt_oss", _NEW | _EXPERTS | {"head_dim": 8, "sliding_window": WINDOW, "swiglu_limit": 0.7, "rope_scaling": _YARN}),
+    "cohere": Case("cohere", NEW | _TIED),
+    "cohere-biases": Case("cohere", NEW | _ODD | {"attention_bias": True, "logit_scale": 0.5}),
+    "gpt_oss": Case("gpt_oss", NEW | _EXPERTS | {"head_dim": 8, "sliding_window": WINDOW, "swiglu_limit": 0.7, "rope_scaling": _YARN}),
     "gpt_oss-no-biases": Case(
         "gpt_oss",
-        _NEW | _ODD | _TIED | _SECOND | _EXPERTS | {"head_dim": 10, "attention_bias": False, "rope_scaling": _YARN | {"truncate": False}},
+        NEW | _ODD | _TIED | _SECOND | _EXPERTS | {"head_dim": 10, "attention_bias": False, "rope_scaling": _YARN | {"truncate": False}},
     ),
 }  # fmt: skip
 

@@ -38,7 +38,8 @@ def model_of(name: str) -> so.LanguageModel:
 
 
 def test_every_family_has_a_case():
-    assert {config_of(name).family for name in CASES} == set(FAMILIES)
+    elsewhere = {"internlm2"}  # in test_other_layouts.py
+    assert {config_of(name).family for name in CASES} | elsewhere == set(FAMILIES)
 
 
 @pytest.mark.parity

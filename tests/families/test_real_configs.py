@@ -15,12 +15,16 @@ REAL = {
     "gpt-j-6b": {"family": "gptj", "num_layers": 28, "d_ff": 16384, "head_dim": 256, "rotary_dims": 64, "vocab_size": 50400, "activation": "gelu_tanh", "tied_embeddings": False},
     "aya-23-8b": {"family": "cohere", "d_ff": 14336, "num_kv_heads": 8, "head_scale": 0.0625, "tied_embeddings": True, "norm_eps": 1e-5},
     "gpt-oss-20b": {"family": "gpt_oss", "num_experts": 32, "experts_used": 4, "d_ff": 2880, "sliding_window": 128, "gate_limit": 7.0, "qkv_bias": True, "head_dim": 64, "rope_theta": 150_000.0},
+    "internlm2-7b-native-format": {"family": "internlm2", "num_kv_heads": 8, "d_ff": 14336, "rope_theta": 1e6, "vocab_size": 92544},
+    "mimo-7b-base": {"family": "qwen2", "num_layers": 36, "head_dim": 128, "rope_theta": 640_000.0, "sliding_window": None, "qkv_bias": True, "o_bias": False},
+    "ministral3-3b-2512": {"family": "llama", "num_layers": 26, "head_dim": 128, "d_model": 3072, "rope_theta": 1e6, "sliding_window": None, "tied_embeddings": True},
     "gemma-3-1b-it": {"family": "gemma3", "num_layers": 26, "num_kv_heads": 1, "head_dim": 256, "rope_theta": 1e6, "local_rope_theta": 1e4, "sliding_window": 512, "attention_scale": 1 / 16, "tied_embeddings": True},
     "olmo-3.1-32b-instruct": {"family": "olmo3", "num_layers": 64, "num_heads": 40, "rope_theta": 5e5, "local_rope_theta": 5e5, "sliding_window": 4096, "vocab_size": 100278},
     "phi-3.5-mini-instruct": {"family": "phi3", "context_length": 131072, "sliding_window": 262144, "head_dim": 96, "rotary_dims": None},
 }  # fmt: skip
 #: directory → kind, factor, original context, magnitude of its scaled positions
 SCALED = {
+    "ministral3-3b-2512": ("yarn", 16.0, 16384, 1.0),
     "gpt-oss-20b": ("yarn", 32.0, 4096, 1.3465735902799727),
     "olmo-3.1-32b-instruct": ("yarn", 8.0, 8192, 1.2079441541679836),
     "phi-3.5-mini-instruct": ("longrope", 32.0, 4096, 1.190238),

@@ -1,0 +1,79 @@
+"""Layouts that transformers has no class for: the tensors of a LLaMA or Qwen 2 under their names."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+from safetensors.numpy import save_file
+
+import sysout_jax as so
+from tests.families.cases import NEW, random_tokens
+from tests.families.test_families import model_of
+
+
+def _written(directory, fields: dict, tensors: dict[str, np.ndarray]):
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(fields))
+    contiguous = {name: np.ascontiguousarray(np.asarray(x)) for name, x in tensors.items()}
+    save_file(contiguous, directory / "model.safetensors")
+    return so.load(directory)
+
+
+def _same_logits(lm, other):
+    tokens = random_tokens(7)
+    want, found = (so.capture(model, tokens, ())[0] for model in (other, lm))
+    np.testing.assert_allclose(found, want, atol=1e-5 * np.abs(want).max())
+
+
+def test_internlm2(tmp_path):
+    plain = model_of("llama")
+    config, params = plain.config, plain.params
+    tensors = {
+        "model.tok_embeddings.weight": params["embed"]["embedding"],
+        "model.norm.weight": params["final_norm"]["scale"],
+        "output.weight": params["lm_head"]["kernel"].T,
+    }
+    H, K, Dh = config.num_heads, config.num_kv_heads, config.head_dim
+    for l in range(config.num_layers):
+        layer, name = params[f"layer_{l}"], f"model.layers.{l}"
+        q, k, v = (np.asarray(layer["attn"][f"{p}_proj"]["kernel"]).T for p in "qkv")
+        rows = []
+        for g in range(K):  # the query heads of a key head, the key, the value
+            rows += [q[g * H // K * Dh : (g + 1) * H // K * Dh]]
+            rows += [k[g * Dh : (g + 1) * Dh], v[g * Dh : (g + 1) * Dh]]
+        tensors |= {
+            f"{name}.attention.wqkv.weight": np.concatenate(rows),
+            f"{name}.attention.wo.weight": layer["attn"]["o_proj"]["kernel"].T,
+            f"{name}.attention_norm.weight": layer["attn_norm"]["scale"],
+            f"{name}.ffn_norm.weight": layer["mlp_norm"]["scale"],
+            f"{name}.feed_forward.w1.weight": layer["mlp"]["gate_proj"]["kernel"].T,
+            f"{name}.feed_forward.w2.weight": layer["mlp"]["down_proj"]["kernel"].T,
+            f"{name}.feed_forward.w3.weight": layer["mlp"]["up_proj"]["kernel"].T,
+        }
+    lm = _written(tmp_path / "model", NEW | {"model_type": "internlm2", "bias": False}, tensors)
+    assert lm.config.family == "internlm2"
+    _same_logits(lm, plain)
+
+
+def test_mimo(tmp_path):
+    """Layers that predict further tokens are left out."""
+    plain = model_of("qwen2")
+    tensors = {}
+    for part, name in (("embed", "model.embed_tokens"), ("final_norm", "model.norm")):
+        tensors[f"{name}.weight"] = next(iter(plain.params[part].values()))
+    tensors["lm_head.weight"] = plain.params["lm_head"]["kernel"].T
+    names = {"attn": "self_attn", "mlp": "mlp"}
+    for l in range(plain.num_layers):
+        layer, name = plain.params[f"layer_{l}"], f"model.layers.{l}"
+        tensors[f"{name}.input_layernorm.weight"] = layer["attn_norm"]["scale"]
+        tensors[f"{name}.post_attention_layernorm.weight"] = layer["mlp_norm"]["scale"]
+        for group, theirs in names.items():
+            for matrix, parts in layer[group].items():
+                tensors[f"{name}.{theirs}.{matrix}.weight"] = parts["kernel"].T
+                if "bias" in parts:
+                    tensors[f"{name}.{theirs}.{matrix}.bias"] = parts["bias"]
+    tensors["model.mtp_layers.0.input_layernorm.weight"] = np.ones(plain.config.d_model, "f")
+    fields = NEW | {"model_type": "mimo", "attention_bias": True, "num_nextn_predict_layers": 1}
+    lm = _written(tmp_path / "model", fields, {k: np.asarray(v) for k, v in tensors.items()})
+    _same_logits(lm, plain)
