@@ -159,3 +159,15 @@ def test_compression_of_experts():
 def test_more_experts_than_there_are():
     with pytest.raises(InputError, match="experts_used 9 must be at most num_experts 4"):
         dataclasses.replace(config_of("mixtral"), experts_used=9)
+
+
+@pytest.mark.slow
+def test_interventions_find_the_weight_in_its_expert():
+    lm, plant, _ = planted_mixture(2)
+    edited = so.intervene(
+        lm, plant.tokens(2, 96), what=("zero",), where=("birth", "weight"), seeds=2
+    )
+    assert edited.found and edited.baseline.outliers.value > 0
+    for outcome in edited.outcomes:
+        whole = edited.baseline.outliers.value if outcome.target == "control" else 0
+        assert outcome.outliers.value == whole
