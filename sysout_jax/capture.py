@@ -21,7 +21,7 @@ TAPS = {
     "expert": "(B, T, R) int: the experts that a token goes through, those of largest weight first; x_down, gate and up are then (B, T, R, F)",
     "expert_weight": "(B, T, R) what their outputs are multiplied with",
     "down": "(B, T, D) what the MLP adds to the residual stream",
-    "down_gain": "(B, T, D) what a norm after the MLP multiplies W_down x_down with; only with such a norm",
+    "down_gain": "(B, T, D) what a norm or a scale after the MLP multiplies W_down x_down with; only with one",
     "q": "(B, T, H, Dh) queries as they meet the keys (after rotation)",
     "k": "(B, T, K, Dh) keys as they meet the queries (after rotation)",
     "v": "(B, T, K, Dh) values",

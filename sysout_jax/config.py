@@ -38,6 +38,8 @@ RULES: dict[str, Rule] = {
     "clip_qkv": OrNone(Real(1e-6, 1e6)),
     "softcap": OrNone(Real(1e-6, 1e6)),
     "final_softcap": OrNone(Real(1e-6, 1e6)),
+    "embed_scale": OrNone(Real(1e-6, 1e6)),
+    "residual_scale": OrNone(Real(1e-6, 1e6)),
     "head_scale": OrNone(Real(1e-6, 1e6)),
     "attention_scale": OrNone(Real(1e-6, 1e6)),
     "alibi_max": Real(1e-3, 1e3),

@@ -19,6 +19,7 @@ from sysout_jax.families import (
     gptj,
     internlm2,
     llama,
+    minicpm,
     mixtral,
     mpt,
     olmo,
@@ -63,6 +64,7 @@ FAMILIES: dict[str, Family] = {
     "cohere": cohere.FAMILY,
     "gpt_oss": gpt_oss.FAMILY,
     "internlm2": internlm2.FAMILY,
+    "minicpm": minicpm.FAMILY,
 }
 #: `model_type` of a config.json → its layout.
 LAYOUTS: dict[str, Layout] = {

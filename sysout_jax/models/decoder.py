@@ -107,6 +107,8 @@ class Block(nn.Module):
         mlp = kind(self.cfg, spec, self.dtype, self.param_dtype, name="mlp")
         read_BxTxD = self._norm(spec.attn_norm, "attn_norm", x_BxTxD)
         attn_out_BxTxD = self._norm(spec.attn_post_norm, "attn_post_norm", attn(read_BxTxD))
+        if spec.residual_scale is not None:
+            attn_out_BxTxD = attn_out_BxTxD * spec.residual_scale
         tap(self, "attn_out", attn_out_BxTxD)
         if not spec.parallel:
             x_BxTxD = x_BxTxD + attn_out_BxTxD
@@ -115,6 +117,9 @@ class Block(nn.Module):
             read_BxTxD = self._norm(spec.mlp_norm, "mlp_norm", x_BxTxD)
         written_BxTxD = mlp(read_BxTxD)
         down_BxTxD = self._norm(spec.mlp_post_norm, "mlp_post_norm", written_BxTxD, "down_gain")
+        if spec.residual_scale is not None:
+            down_BxTxD = down_BxTxD * spec.residual_scale
+            tap(self, "down_gain", jnp.full_like(down_BxTxD, spec.residual_scale))
         tap(self, "down", down_BxTxD)
         if spec.parallel:
             x_BxTxD = x_BxTxD + attn_out_BxTxD

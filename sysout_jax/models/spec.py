@@ -164,7 +164,7 @@ class Writer:
     input: str
     added: str
     gain: str | None = None
-    """What a norm after the matrix multiplies each of its outputs with, (B, T, D)."""
+    """What each of the matrix's outputs is multiplied with, by a norm or a scale after it, (B, T, D)."""
     weight: str | None = None
     """What the router multiplies each chosen expert with, (B, T, R)."""
 
@@ -184,6 +184,8 @@ class LayerSpec:
     attn_post_norm: NormSpec | None = None
     mlp_post_norm: NormSpec | None = None
     parallel: bool = False
+    residual_scale: float | None = None
+    """Both parts are multiplied by it before they are added (MiniCPM)."""
     attention: AttentionSpec = PLAIN
     rotary: Rotary | None = None
 
@@ -229,7 +231,8 @@ class LayerSpec:
     @property
     def writers(self) -> tuple[Writer, ...]:
         """In the order in which they add."""
-        gain = None if self.mlp_post_norm is None else "down_gain"
+        gains = self.mlp_post_norm is not None or self.residual_scale is not None
+        gain = "down_gain" if gains else None
         weight = None if self.mlp.experts is None else "expert_weight"
         return (
             Writer("attention", "o", "attn_heads", "attn_out"),

@@ -26,6 +26,25 @@ def _same_logits(lm, other):
     np.testing.assert_allclose(found, want, atol=1e-5 * np.abs(want).max())
 
 
+def _tensors_of(plain: so.LanguageModel) -> dict[str, np.ndarray]:
+    """Its parameters under the names of transformers' LLaMA."""
+    tensors = {}
+    for part, name in (("embed", "model.embed_tokens"), ("final_norm", "model.norm")):
+        tensors[f"{name}.weight"] = next(iter(plain.params[part].values()))
+    tensors["lm_head.weight"] = plain.params["lm_head"]["kernel"].T
+    names = {"attn": "self_attn", "mlp": "mlp"}
+    for l in range(plain.num_layers):
+        layer, name = plain.params[f"layer_{l}"], f"model.layers.{l}"
+        tensors[f"{name}.input_layernorm.weight"] = layer["attn_norm"]["scale"]
+        tensors[f"{name}.post_attention_layernorm.weight"] = layer["mlp_norm"]["scale"]
+        for group, theirs in names.items():
+            for matrix, parts in layer[group].items():
+                tensors[f"{name}.{theirs}.{matrix}.weight"] = parts["kernel"].T
+                if "bias" in parts:
+                    tensors[f"{name}.{theirs}.{matrix}.bias"] = parts["bias"]
+    return {name: np.asarray(x) for name, x in tensors.items()}
+
+
 def test_internlm2(tmp_path):
     plain = model_of("llama")
     config, params = plain.config, plain.params
@@ -59,21 +78,42 @@ def test_internlm2(tmp_path):
 def test_mimo(tmp_path):
     """Layers that predict further tokens are left out."""
     plain = model_of("qwen2")
-    tensors = {}
-    for part, name in (("embed", "model.embed_tokens"), ("final_norm", "model.norm")):
-        tensors[f"{name}.weight"] = next(iter(plain.params[part].values()))
-    tensors["lm_head.weight"] = plain.params["lm_head"]["kernel"].T
-    names = {"attn": "self_attn", "mlp": "mlp"}
-    for l in range(plain.num_layers):
-        layer, name = plain.params[f"layer_{l}"], f"model.layers.{l}"
-        tensors[f"{name}.input_layernorm.weight"] = layer["attn_norm"]["scale"]
-        tensors[f"{name}.post_attention_layernorm.weight"] = layer["mlp_norm"]["scale"]
-        for group, theirs in names.items():
-            for matrix, parts in layer[group].items():
-                tensors[f"{name}.{theirs}.{matrix}.weight"] = parts["kernel"].T
-                if "bias" in parts:
-                    tensors[f"{name}.{theirs}.{matrix}.bias"] = parts["bias"]
+    tensors = _tensors_of(plain)
     tensors["model.mtp_layers.0.input_layernorm.weight"] = np.ones(plain.config.d_model, "f")
     fields = NEW | {"model_type": "mimo", "attention_bias": True, "num_nextn_predict_layers": 1}
-    lm = _written(tmp_path / "model", fields, {k: np.asarray(v) for k, v in tensors.items()})
+    lm = _written(tmp_path / "model", fields, tensors)
     _same_logits(lm, plain)
+
+
+def test_minicpm(tmp_path):
+    """Its scales are those of a LLaMA whose embedding, output projections and head are larger or smaller; what reports read of an MLP adds up."""
+    plain = model_of("llama")
+    lm = _written(
+        tmp_path / "model",
+        NEW | {"model_type": "minicpm", "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 4, "rope_scaling": {"type": "dynamic", "factor": 4.0}},
+        _tensors_of(plain),
+    )  # fmt: skip
+    scale = 1.4 / plain.num_layers**0.5
+
+    def times(params: dict, factor: float, *path: str) -> dict:
+        key, *rest = path
+        inner = times(params[key], factor, *rest) if rest else params[key] * factor
+        return params | {key: inner}
+
+    edits = {
+        "embed": lambda p: times(p, 12.0, "embedding"),
+        "lm_head": lambda p: times(p, 4 / plain.config.d_model, "kernel"),
+    }
+    for l in range(plain.num_layers):
+        edits[f"layer_{l}"] = lambda p: times(
+            times(p, scale, "attn", "o_proj", "kernel"), scale, "mlp", "down_proj", "kernel"
+        )
+    _same_logits(lm, plain.with_edits(edits))
+    tokens = random_tokens(8)
+    _, taps = so.capture(lm, tokens, ("x_down", "down", "down_gain"))
+    kernel = np.asarray(lm.params["layer_0"]["mlp"]["down_proj"]["kernel"])
+    added = taps["down_gain"][0] * (taps["x_down"][0] @ kernel)
+    np.testing.assert_allclose(added, taps["down"][0], atol=1e-5 * np.abs(added).max())
+    report = so.lifecycle(lm, tokens, 4.0)
+    life = report if report.found else report.candidate
+    assert life.birth.events

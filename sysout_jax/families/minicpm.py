@@ -1,0 +1,51 @@
+"""MiniCPM: LLaMA with scales on embeddings, on what every layer adds, and on logits (Hu et al. 2024)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from sysout_jax.checks import Real, Whole
+from sysout_jax.config import RULES
+from sysout_jax.convert.fields import Fields
+from sysout_jax.families import llama
+from sysout_jax.families.family import Family, Layout
+from sysout_jax.families.llama import LlamaConfig
+from sysout_jax.families.reading import read_rotary
+from sysout_jax.models.spec import EndsSpec, LayerSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiniCPMConfig(LlamaConfig):
+    """LLaMA's, with three scales; None: 1."""
+
+    family: str = "minicpm"
+    embed_scale: float | None = None
+    residual_scale: float | None = None
+    head_scale: float | None = None
+
+    def layer(self, l: int) -> LayerSpec:
+        return dataclasses.replace(super().layer(l), residual_scale=self.residual_scale)
+
+    def ends(self) -> EndsSpec:
+        plain = super().ends()
+        return dataclasses.replace(plain, embed_scale=self.embed_scale, head_scale=self.head_scale)
+
+
+def read(fields: Fields) -> MiniCPMConfig:
+    fields.must_be("hidden_act", "silu")
+    plain = read_rotary(fields, tied=True)
+    depth = fields.take("scale_depth", Real(1e-3, 1e3), 1.0)
+    base = fields.take("dim_model_base", Whole(), 1)
+    return MiniCPMConfig(
+        **plain,
+        embed_scale=fields.take("scale_emb", RULES["embed_scale"], 1.0),
+        residual_scale=depth / plain["num_layers"] ** 0.5,
+        head_scale=base / plain["d_model"],
+    )
+
+
+FAMILY = Family(
+    MiniCPMConfig,
+    {"minicpm": Layout(read, llama.NAMES, "model.", classes=("MiniCPMForCausalLM",))},
+)
