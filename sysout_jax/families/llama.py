@@ -80,6 +80,12 @@ def read_ministral3(fields: Fields) -> LlamaConfig:
     return dataclasses.replace(read(fields), sliding_window=window)
 
 
+def read_internlm(fields: Fields) -> LlamaConfig:
+    """InternLM 1 has one setting for the biases of attention."""
+    bias = fields.take("bias", Flag(), True)
+    return dataclasses.replace(read(fields), qkv_bias=bias, o_bias=bias)
+
+
 def write(config: LlamaConfig) -> dict[str, Any]:
     own = norm_fields(config, "silu")
     if config.sliding_window is None:
@@ -146,6 +152,7 @@ FAMILY = Family(
                 "sliding_window": 4096,
             },
         ),
+        "internlm": Layout(read_internlm, NAMES, "model.", classes=("InternLMForCausalLM",)),
         "ministral3": Layout(
             read_ministral3, NAMES, "model.", classes=("Ministral3ForCausalLM",), defaults=_SIZES
         ),

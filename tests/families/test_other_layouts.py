@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 from safetensors.numpy import save_file
 
 import sysout_jax as so
+from sysout_jax.convert.hf_config import read_config
+from sysout_jax.errors import InputError
 from tests.families.cases import NEW, random_tokens
 from tests.families.test_families import model_of
 
@@ -26,22 +29,24 @@ def _same_logits(lm, other):
     np.testing.assert_allclose(found, want, atol=1e-5 * np.abs(want).max())
 
 
-def _tensors_of(plain: so.LanguageModel) -> dict[str, np.ndarray]:
+def _tensors_of(
+    plain: so.LanguageModel, parts: tuple[str, ...] = ("attn", "mlp")
+) -> dict[str, np.ndarray]:
     """Its parameters under the names of transformers' LLaMA."""
     tensors = {}
-    for part, name in (("embed", "model.embed_tokens"), ("final_norm", "model.norm")):
-        tensors[f"{name}.weight"] = next(iter(plain.params[part].values()))
+    for end, name in (("embed", "model.embed_tokens"), ("final_norm", "model.norm")):
+        tensors[f"{name}.weight"] = next(iter(plain.params[end].values()))
     tensors["lm_head.weight"] = plain.params["lm_head"]["kernel"].T
-    names = {"attn": "self_attn", "mlp": "mlp"}
+    names = {part: {"attn": "self_attn", "mlp": "mlp"}[part] for part in parts}
     for l in range(plain.num_layers):
         layer, name = plain.params[f"layer_{l}"], f"model.layers.{l}"
         tensors[f"{name}.input_layernorm.weight"] = layer["attn_norm"]["scale"]
         tensors[f"{name}.post_attention_layernorm.weight"] = layer["mlp_norm"]["scale"]
         for group, theirs in names.items():
-            for matrix, parts in layer[group].items():
-                tensors[f"{name}.{theirs}.{matrix}.weight"] = parts["kernel"].T
-                if "bias" in parts:
-                    tensors[f"{name}.{theirs}.{matrix}.bias"] = parts["bias"]
+            for matrix, held in layer[group].items():
+                tensors[f"{name}.{theirs}.{matrix}.weight"] = held["kernel"].T
+                if "bias" in held:
+                    tensors[f"{name}.{theirs}.{matrix}.bias"] = held["bias"]
     return {name: np.asarray(x) for name, x in tensors.items()}
 
 
@@ -117,3 +122,33 @@ def test_minicpm(tmp_path):
     report = so.lifecycle(lm, tokens, 4.0)
     life = report if report.found else report.candidate
     assert life.birth.events
+
+
+def test_internlm_is_llama_with_biases():
+    one = read_config(NEW | {"model_type": "internlm", "bias": True}, "c").config
+    assert one == read_config(NEW | {"model_type": "llama", "attention_bias": True}, "c").config
+
+
+def test_experts_that_are_missing_or_of_another_shape(tmp_path):
+    """Every expert's tensor is looked for, by its name."""
+    lm = model_of("mixtral")
+    tensors = _tensors_of(lm, ("attn",))
+    E, moe = lm.config.num_experts, "model.layers.{l}.block_sparse_moe"
+    for l in range(lm.num_layers):
+        mlp, name = lm.params[f"layer_{l}"]["mlp"], moe.format(l=l)
+        tensors[f"{name}.gate.weight"] = np.asarray(mlp["router"]).T
+        for theirs, ours in (("w1", "gate"), ("w3", "up"), ("w2", "down")):
+            kernel = np.asarray(mlp[f"{ours}_proj"]["kernel"])
+            for e, part in enumerate(np.split(kernel, E, axis=0 if ours == "down" else 1)):
+                tensors[f"{name}.experts.{e}.{theirs}.weight"] = part.T
+    fields = NEW | {"model_type": "mixtral", "num_local_experts": E, "num_experts_per_tok": 2}
+    _same_logits(_written(tmp_path / "whole", fields, tensors), lm)
+    odd = "model.layers.1.block_sparse_moe.experts.3.w2.weight"
+    left = {name: x for name, x in tensors.items() if name != odd}
+    with pytest.raises(InputError, match=f"missing tensors: {odd}; was"):
+        _written(tmp_path / "missing", fields, left)
+    with pytest.raises(InputError, match=r"w2.weight is \(16, 23\), the config implies \(16, 24\)"):
+        _written(tmp_path / "narrow", fields, tensors | {odd: tensors[odd][:, 1:]})
+    with pytest.raises(InputError, match=r"unexpected tensors: .*experts.4.w2.weight"):
+        more = odd.replace("experts.3", "experts.4")
+        _written(tmp_path / "more", fields, tensors | {more: tensors[odd]})
