@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict
 from sysout_jax.checkpoints.narrowing import Narrowing
 from sysout_jax.checks import shown
 from sysout_jax.config import ModelConfig
-from sysout_jax.convert.forms import Form, Shape, expert_count
+from sysout_jax.convert.forms import Form, Shape
 from sysout_jax.convert.hf_config import read_config
 from sysout_jax.convert.names import stored_names
 from sysout_jax.convert.safetensors import SafetensorsSource
@@ -97,12 +97,12 @@ def check_exportable(config: ModelConfig) -> Export:
     export = FAMILIES[config.family].export
     if export is None:
         raise InputError(
-            f"models of family {config.family} are not written for transformers; use --format orbax"
+            f"models of family {config.family} are not written for transformers; write it as an Orbax directory"
         )
     if config.attention != "default":
         raise InputError(
             f"attention {config.attention!r} has no class in transformers, which would compute plain softmax attention; "
-            "expected a model with default attention, use --format orbax"
+            "expected a model with default attention, write it as an Orbax directory"
         )
     whole = export.whole(config)
     read = read_config(export.fields(whole), "config.json").config
@@ -112,7 +112,7 @@ def check_exportable(config: ModelConfig) -> Export:
         given = some(f"{name} = {shown(getattr(whole, name))}" for name in lost)
         raise InputError(
             f"{given} cannot be said in a config.json of family {config.family}, so transformers would compute another model; "
-            "use --format orbax"
+            "write it as an Orbax directory"
         )
     return export
 
@@ -130,12 +130,13 @@ def _tokenizer_fields(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, An
 
 
 class _Part(NamedTuple):
-    """A parameter of ours that fills a tensor of theirs, or a part of it; of one stored expert by expert, an expert's share."""
+    """A parameter of ours that fills a tensor of theirs, or a part of it; of one stored expert by expert, an expert's rows."""
 
     path: str
     shape: Shape
     form: Form
-    expert: int
+    rows: slice
+    """Along the form's axis."""
 
 
 class _Planned(NamedTuple):
@@ -154,11 +155,14 @@ def _plan(config: ModelConfig, export: Export) -> dict[str, list[_Planned]]:
     for path, stored in stored_names(layout, shapes).items():
         if stored.otherwise and export.otherwise(config):
             stored = stored.otherwise
-        shape = stored.form.shapes(shapes[path], config)[0]
         held = tensors[path.partition("/")[0]]
-        for expert, name in enumerate(stored.names(config)):
-            part = _Part(path, shapes[path], stored.form, expert)
-            held.setdefault(name, _Planned(name, shape, [])).parts.append(part)
+        axis, first = stored.form.axis, 0
+        for name, ours in stored.parts(shapes[path], config).items():
+            end = first + (ours[axis] if axis is not None else 0)
+            part = _Part(path, shapes[path], stored.form, slice(first, end))
+            planned = _Planned(name, stored.form.shapes(ours, config)[0], [])
+            held.setdefault(name, planned).parts.append(part)
+            first = end
     return {group: list(held.values()) for group, held in tensors.items()}
 
 
@@ -175,14 +179,12 @@ def _arrays(
         held = flatten_dict({group: source.read(group, dtype)}, sep="/")
         for _, whole_shape, parts in tensors:
             whole = np.empty(whole_shape, dtype) if len(parts) > 1 else None
-            for path, shape, form, expert in parts:
+            for path, shape, form, rows in parts:
                 array = np.asarray(held[path]) if path in held else np.zeros(shape, dtype)
-                if expert == 0:
+                if rows.start == 0:
                     written[path] = fingerprint(array)
                 if form.axis is not None:
-                    width = shape[form.axis] // expert_count(config)
-                    array = np.moveaxis(array, form.axis, 0)[expert * width : (expert + 1) * width]
-                    array = np.moveaxis(array, 0, form.axis)
+                    array = array[(slice(None),) * form.axis + (rows,)]
                 theirs = form.theirs(array, config)
                 if whole is not None and form.slot:
                     room = form.slot(whole, config)

@@ -111,7 +111,7 @@ def write(config: MptConfig) -> dict[str, Any]:
     if config.alibi_max != 8:
         raise InputError(
             f"slopes down to 2^-{config.alibi_max:g} are not computed in transformers, whose class has 2^-8 always; "
-            "use --format orbax"
+            "write it as an Orbax directory"
         )
     return {
         "architectures": ["MptForCausalLM"],

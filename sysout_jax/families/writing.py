@@ -57,7 +57,7 @@ def _rope_scaling(config: RotaryConfig) -> dict[str, Any] | None:
     if scaling.kind == "factors":
         raise InputError(
             "rotary positions with a divisor for every pair have no name in transformers; expected another scaling, "
-            "use --format orbax"
+            "write it as an Orbax directory"
         )
     fields: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
     if scaling.kind == "llama3":

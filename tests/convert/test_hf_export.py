@@ -169,7 +169,7 @@ def test_memory_holds_one_group(tmp_path):
 )
 def test_variants_have_no_class_in_transformers(tmp_path, attention):
     config = dataclasses.replace(MODELS["gpt2"], attention=attention)
-    with pytest.raises(so.InputError, match=f"{attention}.*use --format orbax"):
+    with pytest.raises(so.InputError, match=f"{attention}.*write it as an Orbax directory"):
         save_hugging_face(tmp_path / "out", config, InMemory({}), "float32")
     assert not everything_below(tmp_path)
 
@@ -266,6 +266,6 @@ def test_what_does_not_read_back_is_no_success(damage, tmp_path, monkeypatch):
 )
 def test_what_no_class_computes_is_refused(changes, tmp_path):
     lm = random_model(dataclasses.replace(MODELS["llama-gqa-tied"], head_dim=8, **changes))
-    with pytest.raises(so.InputError, match="transformers.*; .*use --format orbax"):
+    with pytest.raises(so.InputError, match="transformers.*; .*write it as an Orbax directory"):
         export(lm, tmp_path / "out")
     assert not (tmp_path / "out").exists()

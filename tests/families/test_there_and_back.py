@@ -21,11 +21,20 @@ def export(lm: so.LanguageModel, out: Path) -> Path:
     return out
 
 
+#: Their rotary positions have a setting that the class which the export names does not read.
+UNSAID = ("ministral3",)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_every_case_can_be_said(name):
     family = FAMILIES[config_of(name).family]
-    if family.export is None:
-        with pytest.raises(so.InputError, match="not written for transformers; use --format orbax"):
+    if name in UNSAID:
+        with pytest.raises(so.InputError, match="rope_scaling .* cannot be said in a config.json"):
+            check_exportable(config_of(name))
+    elif family.export is None:
+        with pytest.raises(
+            so.InputError, match="not written for transformers; write it as an Orbax directory"
+        ):
             check_exportable(config_of(name))
     else:
         assert check_exportable(config_of(name)) is family.export
@@ -36,7 +45,7 @@ def test_every_case_can_be_said(name):
 )
 def test_what_transformers_computes_otherwise_is_refused(name, changes):
     config = dataclasses.replace(config_of(name), **changes)
-    with pytest.raises(so.InputError, match="transformers.*; use --format orbax"):
+    with pytest.raises(so.InputError, match="transformers.*; write it as an Orbax directory"):
         check_exportable(config)
 
 
@@ -47,8 +56,10 @@ def test_there_and_back(name, tmp_path):
     transformers = pytest.importorskip("transformers")
     import torch
 
-    if FAMILIES[config_of(name).family].export is None:
-        pytest.skip(f"{config_of(name).family} is not written for transformers")
+    if name in UNSAID or FAMILIES[config_of(name).family].export is None:
+        pytest.skip(
+            f"{config_of(name).family} , as {name} says it, is not written for transformers"
+        )
     src = save(transformers_model(CASES[name], 0), tmp_path / "src")
     there = so.load(src)
     back = so.load(export(there, tmp_path / "back"))
