@@ -193,7 +193,7 @@ def test_unknown_architecture(hf_copy):
     ("case", "setting", "named"),
     [
         ("llama-mha", {"rope_parameters": {"rope_type": "spiral", "factor": 4.0}}, "'spiral'"),
-        ("llama-mha", {"rope_parameters": ..., "rope_scaling": {"type": "dynamic"}}, "'dynamic'"),
+        ("llama-mha", {"rope_parameters": ..., "rope_scaling": {"type": "new"}}, "'new'"),
         ("llama-mha", {"rope_parameters": {"rope_type": "linear"}}, "factor"),
         (
             "llama-mha",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from sysout_jax.config import ModelConfig
 from sysout_jax.convert.fields import Fields, naming
 from sysout_jax.errors import InputError
 from sysout_jax.families import LAYOUTS
+from sysout_jax.printable import printable_name, some
 
 _CLASSES = {name: kind for kind, layout in LAYOUTS.items() for name in layout.classes}
 
@@ -38,7 +40,7 @@ def read_config(fields: dict[str, Any], source: str, accept: Collection[str] = (
         fields = {**LAYOUTS[model_type or ""].defaults, **tied, **inner}
     if model_type not in LAYOUTS:
         raise InputError(
-            f"{source}: architecture {_architecture(fields)} is unknown; expected one of {', '.join(LAYOUTS)}"
+            f"{source}: architecture {_architecture(fields)} is unknown; expected one of {some(_nearest(fields))}"
         )
     taken = Fields(fields, prefix, accept)
     with naming(source):
@@ -56,6 +58,13 @@ def _model_type(fields: Mapping[str, Any]) -> str | None:
     classes = fields.get("architectures")
     named = classes[0] if isinstance(classes, list) and classes else None
     return _CLASSES.get(named) if isinstance(named, str) else None
+
+
+def _nearest(fields: Mapping[str, Any]) -> list[str]:
+    """All names that are known, those that look like the file's first."""
+    given = printable_name(str(fields.get("model_type") or ""))
+    near = difflib.get_close_matches(given, LAYOUTS, 3)
+    return [*near, *(name for name in LAYOUTS if name not in near)]
 
 
 def _architecture(fields: Mapping[str, Any]) -> str:
