@@ -18,7 +18,9 @@ from tests.parameters import mostly_endurance
 
 pytestmark = pytest.mark.optimised
 
-DEFAULT = set(so.TAPS) - {"attn_scale", "down_gain"}  # which only variants and other families have
+#: What only variants and other families have.
+ELSEWHERE = {"attn_scale", "down_gain", "expert", "expert_weight"}
+DEFAULT = set(so.TAPS) - ELSEWHERE
 FAMILY_TAPS = {"llama": DEFAULT, "gpt2": DEFAULT - {"gate"}}
 MODELS = [
     ("llama", "float32"),

@@ -11,7 +11,7 @@ from tests.families.cases import random_tokens
 from tests.families.test_families import config_of
 from tests.random_models import random_params
 
-TAU, LAYER, DIM, VALUE = 20.0, 0, 3, 500.0
+TAU, LAYER, DIM, VALUE = 8.0, 0, 3, 500.0
 #: What is special about each.
 WIRINGS = {
     "gpt2": "no gate",
