@@ -1,8 +1,10 @@
-"""The only writer of the `intermediates` collection, and the list of names that it may hold."""
+"""The only writer of the `intermediates` collection, the list of names that it may hold, and the one way to write into a model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 
 import jax
 from flax import linen as nn
@@ -34,12 +36,36 @@ TAPS = {
 }
 
 
-def tap(module: nn.Module, name: str, value: jax.Array | Callable[[], jax.Array]) -> None:
-    """Record `value` under `name` in the module's intermediates; without that collection do nothing.
+#: `hook(name, value) -> value`: what a model goes on with in place of what it computed; the value as it is for all other names.
+Hook = Callable[[str, jax.Array], jax.Array]
+_HOOK: ContextVar[Hook | None] = ContextVar("hook", default=None)
 
-    A callable is evaluated only when somebody records, so that a large intermediate (an attention map) is not even traced
-    otherwise. A name can be written once per call; a second write raises ValueError.
+
+@contextlib.contextmanager
+def hooked(hook: Hook | None) -> Iterator[None]:
+    """Within, every tap of a model that is traced here gives what `hook` makes of it, and records that."""
+    token = _HOOK.set(hook)
+    try:
+        yield
+    finally:
+        _HOOK.reset(token)
+
+
+def tap(module: nn.Module, name: str, value: jax.Array) -> jax.Array:
+    """Record `value` under `name` in the module's intermediates, and give it back for the model to go on with.
+
+    Within `hooked` it is what the hook makes of it. Without that collection nothing is recorded. A name can be written once per call; a
+    second write raises ValueError.
     """
+    hook = _HOOK.get()
+    if hook is not None and not module.is_initializing():
+        value = hook(name, value)
+    record(module, name, lambda: value)
+    return value
+
+
+def record(module: nn.Module, name: str, value: Callable[[], jax.Array]) -> None:
+    """Record what the model does not go on with. It is computed only when somebody records: an attention map is not even traced otherwise."""
     if name not in TAPS:
         raise ValueError(f"tap {name!r} is not in capture.TAPS; add it there with its shape")
     if not module.is_mutable_collection(COLLECTION) or module.is_initializing():
@@ -50,8 +76,7 @@ def tap(module: nn.Module, name: str, value: jax.Array | Callable[[], jax.Array]
             raise ValueError(f"tap {name!r} was written twice in {module.scope and module.path}")
         return new
 
-    array = value() if callable(value) else value
-    module.sow(COLLECTION, name, array, reduce_fn=write_once, init_fn=lambda: None)
+    module.sow(COLLECTION, name, value(), reduce_fn=write_once, init_fn=lambda: None)
 
 
 def flatten_taps(intermediates: dict) -> dict[str, jax.Array]:

@@ -38,8 +38,9 @@ from sysout_jax.weights import groups
 #: `observe(x_in, taps, extra) -> pytree of arrays with leading axis B`; pure, traced once. One with settings is a frozen dataclass with
 #: `__call__`: equal for equal settings, so that jit compiles it once.
 Observe = Callable[[jax.Array, dict[str, jax.Array], Any], Any]
-#: `edit(h, extra) -> h`: what a layer's output (B, T, D) is replaced by; pure, traced once. `extra` decides in which layers it acts.
-Edit = Callable[[jax.Array, Any], jax.Array]
+#: `write(name, value, extra) -> value`: what a layer goes on with at its tap of that name, the value itself at all others; pure, traced
+#: once. `extra` decides in which layers it acts.
+Write = Callable[[str, jax.Array, Any], jax.Array]
 
 STEP_TOKENS = 4096  # tokens per step by default; a step works through its sequences one by one
 #: One thread for all passes: every new one would leave a malloc arena behind, some 20 MB per pass.
@@ -88,14 +89,14 @@ class Stream:
         self,
         observe: Observe | Sequence[Observe],
         extra: Sequence[Any] | None = None,
-        edit: Edit | None = None,
+        write: Write | None = None,
         first: int = 0,
     ) -> Iterator[tuple[int, dict, Any]]:
         """Push everything through the next layer; yield (layer, its parameters, observations joined over sequences).
 
         `observe` is one for all layers, or one for each.
-        `extra[l]` goes to `observe` and `edit` of layer l; its arrays have the sequence as leading axis and are cut like the
-        batches. The edited output is what the next layer reads and what `observe` finds as tap `h`. Consuming the iterator
+        `extra[l]` goes to `observe` and `write` of layer l; its arrays have the sequence as leading axis and are cut like the
+        batches. What is written is what the model goes on with and what `observe` finds. Consuming the iterator
         drives the computation; afterwards `hidden` holds the last layer's output. With `first`, `hidden` is the input of that
         layer and those before it are left out.
         """
@@ -115,7 +116,7 @@ class Stream:
                 for i, x in enumerate(self.hidden):
                     part = None if extra is None else _slice(extra[layer], start, len(x))
                     self.hidden[i], found, bad = block_step(
-                        block, observes[layer], edit, params, x, part
+                        block, observes[layer], write, params, x, part
                     )
                     seen.append(jax.device_get(found))
                     self._watch.add(layer, bad)
@@ -201,14 +202,14 @@ class _Raw:
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def block_step(block, observe: Observe, edit: Edit | None, params: dict, x_BxTxD, extra):
+def block_step(block, observe: Observe, write: Write | None, params: dict, x_BxTxD, extra):
     """One layer on one batch: its output (B, T, D), what was observed, and what is not finite (`count_activations`); leading axis B."""
 
     def one_each(x_SxTxD, extra):
-        y, state = block.apply({"params": params}, x_SxTxD, mutable=[cap.COLLECTION])
+        hook = None if write is None else lambda name, value: write(name, value, extra)
+        with cap.hooked(hook):
+            y, state = block.apply({"params": params}, x_SxTxD, mutable=[cap.COLLECTION])
         taps = cap.flatten_taps(state[cap.COLLECTION])
-        if edit is not None:
-            y = taps["h"] = edit(y, extra)
         return y, per_device(watch, (BATCH, BATCH, BATCH), BATCH)(x_SxTxD, taps, extra)
 
     def watch(x_SxTxD, taps, extra):

@@ -10,8 +10,9 @@ import pytest
 from flax import linen as nn
 
 import sysout_jax as so
-from sysout_jax.capture import COLLECTION, flatten_taps, tap
+from sysout_jax.capture import COLLECTION, flatten_taps, hooked, record, tap
 from sysout_jax.config import ATTENTION
+from sysout_jax.engine import Stream, observe_nothing
 from sysout_jax.models import parameter_shapes
 from tests.models.random_models import CONFIGS, random_model, random_tokens
 from tests.parameters import mostly_endurance
@@ -184,9 +185,57 @@ def test_nothing_is_recorded_or_computed_unasked():
     class Lazy(nn.Module):
         @nn.compact
         def __call__(self, x):
-            tap(self, "attn_map", explode)
+            record(self, "attn_map", explode)
             return x
 
     assert Lazy().apply({}, 1.0) == 1.0
     with pytest.raises(AssertionError):
         Lazy().apply({}, 1.0, mutable=[COLLECTION])
+
+
+#: What a model goes on with, so that a hook may replace it.
+WRITABLE = set(so.TAPS) - {"lse", "attn_map", "attn_sums", "attn_scale", "down_gain"}
+
+
+@pytest.mark.parametrize("name", ["llama-mqa-tied", "gpt2"])
+def test_a_hook_is_what_the_model_goes_on_with(name):
+    lm, tokens = random_model(name, 1), random_tokens(1)
+    plain, _ = so.capture(lm, tokens, ())
+    seen = set()
+
+    def changed(name: str | None):
+        def hook(tap_name, value):
+            seen.add(tap_name)
+            return value * 0.5 if tap_name == name else value
+
+        with hooked(hook):
+            return np.asarray(lm.module.apply({"params": lm.params}, tokens))
+
+    unhooked = np.asarray(lm.module.apply({"params": lm.params}, tokens))
+    assert changed(None).tobytes() == unhooked.tobytes()
+    assert seen == WRITABLE & FAMILY_TAPS[lm.config.family]
+    for tap_name in sorted(seen):
+        assert np.abs(changed(tap_name) - unhooked).max() > 1e-4, tap_name
+    np.testing.assert_allclose(so.capture(lm, tokens, ())[0], plain)  # nothing is left of it
+
+
+def test_a_head_without_output_is_one_without_rows_of_the_projection():
+    lm, tokens = random_model("llama", 2), random_tokens(2)
+    head, Dh = 1, lm.config.head_dim
+
+    def write(name, value, extra):
+        return value.at[:, :, head].set(0.0) if name == "attn_heads" else value
+
+    stream = Stream(lm, tokens)
+    for _ in stream.layers(observe_nothing, write=write):
+        pass
+
+    def without_rows(params):
+        kernel = np.array(params["attn"]["o_proj"]["kernel"])
+        kernel[head * Dh : (head + 1) * Dh] = 0.0
+        return params | {
+            "attn": params["attn"] | {"o_proj": {**params["attn"]["o_proj"], "kernel": kernel}}
+        }
+
+    edited = lm.with_edits({f"layer_{l}": without_rows for l in range(lm.num_layers)})
+    np.testing.assert_allclose(stream.logits(), so.capture(edited, tokens, ())[0], atol=1e-5)

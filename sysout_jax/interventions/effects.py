@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from sysout_jax.engine import Edit, Stream
+from sysout_jax.engine import Stream, Write
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import Nonfinite, finite_or
 from sysout_jax.outliers.definitions import exceeds
@@ -42,14 +42,14 @@ def measure(
     marked: np.ndarray,
     tau: float,
     *,
-    edit: Edit | None = None,
+    write: Write | None = None,
     extra: Sequence[Any] | None = None,
 ) -> Measured:
-    """Run `tokens` (N, T) through the model and look at attention on `marked` (N, T) bool; `edit` and `extra` as `Stream.layers`
+    """Run `tokens` (N, T) through the model and look at attention on `marked` (N, T) bool; `write` and `extra` as `Stream.layers`
     takes them."""
     stream = Stream(lm, tokens)
     outliers, attention = [], []
-    for _, _, seen in stream.layers(_observe, extra, edit):
+    for _, _, seen in stream.layers(_observe, extra, write):
         outliers.append(exceeds(seen["token_max"], seen["mean"][:, None], tau).sum(1))
         attention.append((finite_or(seen["sums"]) * marked[:, None]).sum(2).T)
     length = tokens.shape[1]

@@ -102,7 +102,7 @@ def read_elements(
 
 
 def edits(elements: Elements, values_LxK: np.ndarray, shape: tuple[int, int]) -> list[dict]:
-    """What `set_elements` needs in each layer to write `values` into the active elements of tokens of `shape` (N, T)."""
+    """What `write_elements` needs in each layer to write `values` into the active elements of tokens of `shape` (N, T)."""
     slot, width = _slots(elements.places, shape[0])
     packed = _packed(elements.places, slot, (shape[0], width), shape[1])
     layers = []
@@ -115,8 +115,10 @@ def edits(elements: Elements, values_LxK: np.ndarray, shape: tuple[int, int]) ->
     return layers
 
 
-def set_elements(h_BxTxD: jax.Array, extra: dict[str, jax.Array]) -> jax.Array:
-    """The edit: h[b, tokens[b, k], dims[b, k]] = values[b, k]; a token beyond the sequence sets nothing."""
+def write_elements(name: str, h_BxTxD: jax.Array, extra: dict[str, jax.Array]) -> jax.Array:
+    """The `Write` of elements: h[b, tokens[b, k], dims[b, k]] = values[b, k]; a token beyond the sequence sets nothing."""
+    if name != "h":
+        return h_BxTxD
     rows = jnp.arange(len(h_BxTxD))[:, None]
     values = extra["values"].astype(h_BxTxD.dtype)
     return h_BxTxD.at[rows, extra["tokens"], extra["dims"]].set(values, mode="drop")

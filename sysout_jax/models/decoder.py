@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from flax import linen as nn
 
-from sysout_jax.capture import tap
+from sysout_jax.capture import record, tap
 from sysout_jax.config import ModelConfig
 from sysout_jax.linear import INIT, dense, fused_dense, residual_init
 from sysout_jax.models.activations import down_input
@@ -25,6 +25,7 @@ class Attention(nn.Module):
     def __call__(self, x_BxTxD):
         heads = self.spec.heads
 
+        x_BxTxD = tap(self, "attn_in", x_BxTxD)
         q, k, v = self._project(x_BxTxD)
         if heads.clip is not None:
             q, k, v = (jnp.clip(part, -heads.clip, heads.clip) for part in (q, k, v))
@@ -39,7 +40,6 @@ class Attention(nn.Module):
                 q = grown(q, rotary.scaling)
         mixed = attend_and_tap(self, x_BxTxD, q, k, v, self.kernel)
         init = residual_init(self.cfg.num_layers)
-        tap(self, "attn_in", x_BxTxD)
         return dense(self, self.cfg.d_model, "o_proj", heads.o_bias, init)(mixed)
 
     def _project(self, x_BxTxD):
@@ -77,14 +77,12 @@ class Mlp(nn.Module):
     def __call__(self, x_BxTxD):
         mlp, gate_BxTxF = self.spec.mlp, None
 
+        x_BxTxD = tap(self, "mlp_in", x_BxTxD)
         if mlp.gated:
             gate_BxTxF = dense(self, mlp.width, "gate_proj", mlp.up_bias)(x_BxTxD)
-            tap(self, "gate", gate_BxTxF)
-        up_BxTxF = dense(self, mlp.width, "up_proj", mlp.up_bias)(x_BxTxD)
-        x_down_BxTxF = down_input(mlp, gate_BxTxF, up_BxTxF)
-        tap(self, "mlp_in", x_BxTxD)
-        tap(self, "up", up_BxTxF)
-        tap(self, "x_down", x_down_BxTxF)
+            gate_BxTxF = tap(self, "gate", gate_BxTxF)
+        up_BxTxF = tap(self, "up", dense(self, mlp.width, "up_proj", mlp.up_bias)(x_BxTxD))
+        x_down_BxTxF = tap(self, "x_down", down_input(mlp, gate_BxTxF, up_BxTxF))
         init = residual_init(self.cfg.num_layers)
         return dense(self, self.cfg.d_model, "down_proj", mlp.down_bias, init)(x_down_BxTxF)
 
@@ -109,23 +107,21 @@ class Block(nn.Module):
         attn_out_BxTxD = self._norm(spec.attn_post_norm, "attn_post_norm", attn(read_BxTxD))
         if spec.residual_scale is not None:
             attn_out_BxTxD = attn_out_BxTxD * spec.residual_scale
-        tap(self, "attn_out", attn_out_BxTxD)
+        attn_out_BxTxD = tap(self, "attn_out", attn_out_BxTxD)
         if not spec.parallel:
-            x_BxTxD = x_BxTxD + attn_out_BxTxD
-            tap(self, "h_mid", x_BxTxD)
+            x_BxTxD = tap(self, "h_mid", x_BxTxD + attn_out_BxTxD)
         if not spec.parallel or spec.mlp_norm is not None:
             read_BxTxD = self._norm(spec.mlp_norm, "mlp_norm", x_BxTxD)
         written_BxTxD = mlp(read_BxTxD)
         down_BxTxD = self._norm(spec.mlp_post_norm, "mlp_post_norm", written_BxTxD, "down_gain")
         if spec.residual_scale is not None:
             down_BxTxD = down_BxTxD * spec.residual_scale
-            tap(self, "down_gain", jnp.full_like(down_BxTxD, spec.residual_scale))
-        tap(self, "down", down_BxTxD)
+            gain = spec.residual_scale
+            record(self, "down_gain", lambda: jnp.full_like(written_BxTxD, gain))
+        down_BxTxD = tap(self, "down", down_BxTxD)
         if spec.parallel:
             x_BxTxD = x_BxTxD + attn_out_BxTxD
-        x_BxTxD = x_BxTxD + down_BxTxD
-        tap(self, "h", x_BxTxD)
-        return x_BxTxD
+        return tap(self, "h", x_BxTxD + down_BxTxD)
 
     def _norm(self, norm: NormSpec | None, name: str, x_BxTxD, gain: str = ""):
         """The norm of x, or x; what it multiplies x with is tapped as `gain`."""
@@ -134,7 +130,7 @@ class Block(nn.Module):
         module = Norm(norm, self.dtype, self.param_dtype, name=name)
         y_BxTxD = module(x_BxTxD)
         if gain:
-            tap(self, gain, lambda: module.gain(x_BxTxD))
+            record(self, gain, lambda: module.gain(x_BxTxD))
         return y_BxTxD
 
 

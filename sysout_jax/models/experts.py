@@ -102,17 +102,13 @@ class ExpertMlp(nn.Module):
             sizes = (mlp.width, experts.total, self.dtype, self.param_dtype)
             return IntoExperts(*sizes, mlp.up_bias, name=name)(x_BxTxD, chosen_BxTxR)
 
+        x_BxTxD = tap(self, "mlp_in", x_BxTxD)
         chosen_BxTxR, weight_BxTxR = self._route(x_BxTxD)
-        gate = into("gate_proj") if mlp.gated else None
-        up = into("up_proj")
-        x_down_BxTxRxF = down_input(mlp, gate, up)
-        if gate is not None:
-            tap(self, "gate", gate)
-        tap(self, "mlp_in", x_BxTxD)
-        tap(self, "up", up)
-        tap(self, "x_down", x_down_BxTxRxF)
-        tap(self, "expert", chosen_BxTxR)
-        tap(self, "expert_weight", weight_BxTxR)
+        chosen_BxTxR = tap(self, "expert", chosen_BxTxR)
+        weight_BxTxR = tap(self, "expert_weight", weight_BxTxR)
+        gate = tap(self, "gate", into("gate_proj")) if mlp.gated else None
+        up = tap(self, "up", into("up_proj"))
+        x_down_BxTxRxF = tap(self, "x_down", down_input(mlp, gate, up))
         init = residual_init(self.cfg.num_layers)
         sizes = (self.cfg.d_model, experts.total, self.dtype, self.param_dtype)
         down = OutOfExperts(*sizes, init, mlp.down_bias, name="down_proj")

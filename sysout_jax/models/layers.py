@@ -12,7 +12,7 @@ from flax import linen as nn
 from sysout_jax.attention import VARIANTS, attention_map, attention_spec
 from sysout_jax.attention.extra_key import per_head
 from sysout_jax.attention.kernels import with_rows
-from sysout_jax.capture import tap
+from sysout_jax.capture import record, tap
 from sysout_jax.config import RopeScaling
 from sysout_jax.linear import INIT
 from sysout_jax.models.spec import NormSpec
@@ -169,6 +169,9 @@ def attend_and_tap(
     """
     cfg = module.cfg
     variant = VARIANTS[cfg.attention]
+    q_BxTxHxDh = tap(module, "q", q_BxTxHxDh)
+    k_BxTxKxDh = tap(module, "k", k_BxTxKxDh)
+    v_BxTxKxDh = tap(module, "v", v_BxTxKxDh)
     spec = attention_spec(cfg, module.spec.attention, q_BxTxHxDh.shape[1])
     if module.spec.heads.sink:
         kernel = with_rows(kernel, q_BxTxHxDh.dtype, spec)
@@ -181,19 +184,17 @@ def attend_and_tap(
         sink_H = module.param("sink", INIT, (q_BxTxHxDh.shape[2],), module.param_dtype)
         scale_BxHxT = jax.nn.sigmoid(lse_BxHxT - sink_H.astype(lse_BxHxT.dtype)[None, :, None])
         out_BxTxHxDh = per_head(scale_BxHxT, out_BxTxHxDh)
-    tap(module, "q", q_BxTxHxDh)
-    tap(module, "k", k_BxTxKxDh)
-    tap(module, "v", v_BxTxKxDh)
     if lse_BxHxT is not None:
-        tap(module, "lse", lse_BxHxT)
+        record(module, "lse", lambda: lse_BxHxT)
     if sums_BxHxS is not None:
-        tap(module, "attn_sums", sums_BxHxS)
-        tap(
+        record(module, "attn_sums", lambda: sums_BxHxS)
+        record(
             module,
             "attn_map",
             lambda: attention_map(q_BxTxHxDh, k_BxTxKxDh, lse_BxHxT, spec),
         )
     if scale_BxHxT is not None:
-        tap(module, "attn_scale", scale_BxHxT)
-    tap(module, "attn_heads", out_BxTxHxDh)
+        lazy = scale_BxHxT if callable(scale_BxHxT) else lambda: scale_BxHxT
+        record(module, "attn_scale", lazy)
+    out_BxTxHxDh = tap(module, "attn_heads", out_BxTxHxDh)
     return out_BxTxHxDh.reshape(*out_BxTxHxDh.shape[:2], -1)

@@ -19,7 +19,7 @@ from sysout_jax.interventions.elements import (
     draw_others,
     edits,
     read_elements,
-    set_elements,
+    write_elements,
 )
 from sysout_jax.interventions.weights import edit_down_weights
 from sysout_jax.numerics.intervals import RESAMPLES, bootstrap_weights, interval
@@ -178,7 +178,7 @@ def test_edited_model_equals_blocks_applied_by_hand(case, where, what, target):
         count, found = bench.run(run, donated)
     only = elements.only(life.birth.layers) if where == "birth" else elements
     assert count == only.active.sum()
-    got = run_layers(lm, tokens, edit=written["edit"], extra=written["extra"])
+    got = run_layers(lm, tokens, write=written["write"], extra=written["extra"])
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-5 * np.abs(want).max())
     outliers = [[rules.activation_outliers(s, life.tau).any(-1).sum() for s in x] for x in want]
     near = np.abs(np.abs(want) / np.abs(want).mean((2, 3), keepdims=True) - life.tau).min() < 1e-3
@@ -207,10 +207,10 @@ def test_nothing_to_edit_changes_no_bit(case):
     plain = run_layers(lm, tokens)
     idle = Elements(bench.outliers.places, np.zeros_like(bench.outliers.active))
     extra = edits(idle, np.ones(idle.active.shape), tokens.shape)
-    np.testing.assert_array_equal(run_layers(lm, tokens, edit=set_elements, extra=extra), plain)
+    np.testing.assert_array_equal(run_layers(lm, tokens, write=write_elements, extra=extra), plain)
     own = edits(bench.outliers, bench.values, tokens.shape)  # every outlier keeps its value
-    np.testing.assert_array_equal(run_layers(lm, tokens, edit=set_elements, extra=own), plain)
-    again = measure(lm, tokens, bench.marked, bench.life.tau, edit=set_elements, extra=extra)
+    np.testing.assert_array_equal(run_layers(lm, tokens, write=write_elements, extra=own), plain)
+    again = measure(lm, tokens, bench.marked, bench.life.tau, write=write_elements, extra=extra)
     for name, want in vars(bench.baseline).items():
         np.testing.assert_array_equal(getattr(again, name), want)
 
@@ -222,7 +222,7 @@ def test_an_edit_reaches_the_next_layer_and_observers_only_from_its_layer_on(cas
     active = np.zeros((lm.num_layers, 2), bool)
     active[layer] = True
     extra = edits(Elements(places, active), np.full((lm.num_layers, 2), 7.5), tokens.shape)
-    plain, found = run_layers(lm, tokens), run_layers(lm, tokens, edit=set_elements, extra=extra)
+    plain, found = run_layers(lm, tokens), run_layers(lm, tokens, write=write_elements, extra=extra)
     np.testing.assert_array_equal(found[:layer], plain[:layer])
     assert (found[layer, *places.T] == 7.5).all()
     changed = np.zeros(plain.shape[1:], bool)

@@ -19,7 +19,7 @@ from sysout_jax.interventions.elements import (
     edits,
     find_outliers,
     read_elements,
-    set_elements,
+    write_elements,
 )
 from sysout_jax.interventions.weights import Entries, edit_down_weights, random_weights
 from sysout_jax.language_model import LanguageModel
@@ -129,7 +129,7 @@ class Bench:
             self.tokens,
             self.marked,
             self.life.tau,
-            edit=set_elements,
+            write=write_elements,
             extra=edits(elements, values, self.tokens.shape),
         )
         return int(elements.active.sum()), found
