@@ -28,7 +28,7 @@ from contest import median, ratio, take_turns
 from tqdm import tqdm
 
 import sysout_jax as so
-from sysout_jax.convert.hf_export import save_hugging_face
+from sysout_jax.checkpoints.formats.hf_export import save_hugging_face
 from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.families.sizes import MODEL_SIZES
 from sysout_jax.models import parameter_shapes

@@ -3,49 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
 from sysout_jax.calls import check_texts
-from sysout_jax.checkpoints import checkpoint
+from sysout_jax.checkpoints.formats import gguf, hugging_face, llama2c, nanogpt, orbax
+from sysout_jax.checkpoints.formats.format import Opened
 from sysout_jax.checks import shown
-from sysout_jax.config import ModelConfig
-from sysout_jax.convert import llama2c_tokenizer
-from sysout_jax.convert.gguf import open_gguf
-from sysout_jax.convert.gguf_file import is_gguf
-from sysout_jax.convert.gguf_tokenizer import read_gguf_tokenizer
-from sysout_jax.convert.hf_config import read_config
-from sysout_jax.convert.hf_tokenizer import MERGES, PIECES, read_hf_tokenizer
-from sysout_jax.convert.llama2c import BOS_ID, is_llama2c, open_llama2c
-from sysout_jax.convert.llama2c_tokenizer import read_tokenizer_bin
-from sysout_jax.convert.nanogpt import open_nanogpt
-from sysout_jax.convert.safetensors import SafetensorsSource
-from sysout_jax.convert.torch_file import is_torch_file
-from sysout_jax.data import tokenizers
-from sysout_jax.data.tokenizers import Tokenizer, read_bos_id
 from sysout_jax.errors import InputError
 from sysout_jax.language_model import DTYPES, LanguageModel
 from sysout_jax.printable import printable, printable_name
-from sysout_jax.storage.serialise import read_json_object
-from sysout_jax.weights import StoredWeights
 
-HF_CONFIG = "config.json"
-#: Files of a hub repository that a model may need.
-FETCHED = ["*.json", "model*.safetensors", MERGES, PIECES]
-
-
-class Opened(NamedTuple):
-    """What a checkpoint holds, whatever its format."""
-
-    config: ModelConfig
-    source: StoredWeights
-    bos_id: int | None
-    tokenizer: Tokenizer | None
-    accepted: tuple[str, ...] = ()
+#: Every kind of checkpoint that opens; the first that recognises a path has it.
+FORMATS = (orbax.FORMAT, hugging_face.FORMAT, gguf.FORMAT, nanogpt.FORMAT, llama2c.FORMAT)
 
 
 def load(
@@ -113,88 +87,6 @@ def open_checkpoint(path: Path, accept: Collection[str] = ()) -> Opened:
     )
 
 
-def _open_orbax(path: Path, accept: Collection[str]) -> Opened:
-    found = checkpoint.locate(path)
-    assert found is not None
-    held, written = None, None
-    if found.is_of_run:
-        found, held, written = checkpoint.open_run(path)
-    config, bos_id = checkpoint.read_config(found.home)
-    if found.is_of_run:
-        source = checkpoint.OrbaxSource(found.params, config, written, held)
-    else:
-        source = checkpoint.open_converted(found.home, config)
-    accepted = checkpoint.read_accepted(found.home)
-    return Opened(config, source, bos_id, _tokenizer(found.home, bos_id), accepted)
-
-
-def _open_hugging_face(path: Path, accept: Collection[str]) -> Opened:
-    file = path / HF_CONFIG
-    fields = read_json_object(file, "download it again")
-    layout, config, accepted = read_config(fields, str(file), accept)
-    bos_id = read_bos_id(fields, config.vocab_size, str(file))
-    source = SafetensorsSource(path, layout, config)
-    tokenizer = read_hf_tokenizer(path, bos_id, fields.get("model_type"))
-    if tokenizer and tokenizer.bos_id != bos_id:
-        bos_id = tokenizer.bos_id = read_bos_id(
-            {"bos_token_id": tokenizer.bos_id}, config.vocab_size, str(path)
-        )
-    return Opened(config, source, bos_id, tokenizer, accepted)
-
-
-def _open_nanogpt(path: Path, accept: Collection[str]) -> Opened:
-    config, source = open_nanogpt(path)
-    return Opened(config, source, None, _tokenizer(path.parent, None))
-
-
-def _open_llama2c(path: Path, accept: Collection[str]) -> Opened:
-    config, source = open_llama2c(path)
-    tokenizer = _tokenizer(path.parent, BOS_ID)
-    pieces = path.parent / llama2c_tokenizer.FILE
-    if tokenizer is None and os.path.lexists(pieces):
-        tokenizer = read_tokenizer_bin(pieces, config.vocab_size, BOS_ID)
-    return Opened(config, source, BOS_ID, tokenizer)
-
-
-def _open_gguf(path: Path, accept: Collection[str]) -> Opened:
-    config, source, fields, accepted = open_gguf(path, accept)
-    inside = read_gguf_tokenizer(path, fields)
-    bos_id = inside.bos_id if inside else None
-    return Opened(config, source, bos_id, _tokenizer(path.parent, bos_id) or inside, accepted)
-
-
-class Format(NamedTuple):
-    """A kind of checkpoint."""
-
-    name: str
-    recognises: Callable[[Path], bool]
-    open: Callable[[Path, Collection[str]], Opened]
-
-
-#: Every kind of checkpoint that opens; the first that recognises a path has it.
-FORMATS = (
-    Format(
-        f"a directory that python -m sysout_jax.convert or python -m train wrote ({checkpoint.CONFIG})",
-        lambda path: path.is_dir() and checkpoint.locate(path) is not None,
-        _open_orbax,
-    ),
-    Format(
-        f"a Hugging Face directory ({HF_CONFIG} and safetensors)",
-        lambda path: (path / HF_CONFIG).is_file(),
-        _open_hugging_face,
-    ),
-    Format("a GGUF file (.gguf)", is_gguf, _open_gguf),
-    Format("a nanoGPT checkpoint (ckpt.pt)", is_torch_file, _open_nanogpt),
-    Format("a llama2.c model (.bin)", is_llama2c, _open_llama2c),
-)
-
-
-def _tokenizer(directory: Path, bos_id: int | None) -> Tokenizer | None:
-    file = directory / tokenizers.FILE
-    # a dangling link is a damaged tokenizer, not a model without one
-    return Tokenizer.from_file(file, bos_id) if os.path.lexists(file) else None
-
-
 def _looks_like_hub_id(path: str) -> bool:
     parts = path.split("/")
     return len(parts) == 2 and all(part and part not in (".", "..", "~") for part in parts)
@@ -209,7 +101,9 @@ def _download(repo_id: str) -> Path:
         ) from None
     try:
         # some repositories hold the weights twice, as consolidated.safetensors, or other models in folders
-        folder = snapshot_download(repo_id, allow_patterns=FETCHED, ignore_patterns=["*/*"])
+        folder = snapshot_download(
+            repo_id, allow_patterns=hugging_face.FETCHED, ignore_patterns=["*/*"]
+        )
     except (
         Exception
     ) as error:  # the hub client raises dozens of types; to the user all mean "not fetched"

@@ -56,6 +56,20 @@ def hf_copy(tmp_path: Path) -> Callable[[str], Path]:
 
 MAPS = Path("/proc/self/maps")  # Linux
 MOST_MAPS = 15_000
+MOST_MAPS_WITHIN_A_MODULE = 40_000
+
+
+def _maps() -> int:
+    return MAPS.read_bytes().count(b"\n") if MAPS.exists() else 0
+
+
+@pytest.fixture(autouse=True)
+def _few_maps():
+    """Within a module what was compiled is kept as long as there is room."""
+    yield
+    if _maps() > MOST_MAPS_WITHIN_A_MODULE:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -69,6 +83,6 @@ def compiler(request: pytest.FixtureRequest):
     changed = jax.config.read("jax_disable_most_optimizations") == optimised
     jax.config.update("jax_disable_most_optimizations", not optimised)
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(not optimised).lower()
-    if changed or (MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS):
+    if changed or _maps() > MOST_MAPS:
         jax.clear_caches()
         gc.collect()

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 import sysout_jax as so
 from sysout_jax.attention.spec import PLAIN
-from sysout_jax.convert.hf_config import read_config
+from sysout_jax.checkpoints.formats.hf_config import read_config
 from tests.parity_cases import FIXTURES, VOCAB
 
 pytestmark = pytest.mark.optimised

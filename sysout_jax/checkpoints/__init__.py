@@ -1,1 +1,1 @@
-"""Weights that we wrote: converted directories and checkpoints of runs, as Orbax holds them."""
+"""Weights on disk: those that we wrote, as Orbax holds them, and below `formats` those of others."""

@@ -1,1 +1,1 @@
-"""Other people's checkpoints: one declarative name table per family, strict readers, and the command that converts."""
+"""The command that converts checkpoints, and its proof against transformers."""

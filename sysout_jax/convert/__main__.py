@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from sysout_jax import loading
 from sysout_jax.checkpoints import checkpoint
+from sysout_jax.checkpoints.formats.hf_export import check_exportable, save_hugging_face
 from sysout_jax.commands.arguments import parse
 from sysout_jax.commands.cli import run, say
-from sysout_jax.convert.hf_export import check_exportable, save_hugging_face
 from sysout_jax.convert.verify import Verified, check_verifiable, verify
 from sysout_jax.errors import InputError
 from sysout_jax.storage import staging

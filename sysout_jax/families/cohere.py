@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from sysout_jax.checks import Flag
 from sysout_jax.config import RULES
-from sysout_jax.convert.fields import Fields
-from sysout_jax.convert.forms import PAIRED, PAIRED_LINEAR
 from sysout_jax.families import llama
 from sysout_jax.families.family import Family, Layout
+from sysout_jax.families.fields import Fields
+from sysout_jax.families.forms import PAIRED, PAIRED_LINEAR
 from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.families.reading import read_rotary
 from sysout_jax.models.spec import EndsSpec, LayerSpec, NormSpec

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from sysout_jax.checks import Flag, OrNone, Whole
 from sysout_jax.config import RULES, ActivationName, ModelConfig
-from sysout_jax.convert.fields import Fields
-from sysout_jax.convert.forms import Form, Stored, biased, fused_qkv, layer_norm, linear
 from sysout_jax.errors import InputError
 from sysout_jax.families import gguf_reading
 from sysout_jax.families.family import Export, Family, Gguf, Layout
+from sysout_jax.families.fields import Fields
+from sysout_jax.families.forms import Form, Stored, biased, fused_qkv, layer_norm, linear
 from sysout_jax.families.reading import read_activation, read_rope
 from sysout_jax.families.rotary import RotaryConfig
 from sysout_jax.families.writing import activation_name, rotary_fields
 from sysout_jax.models.spec import EndsSpec, HeadsSpec, LayerSpec, MlpSpec, NormSpec
 
 if TYPE_CHECKING:
-    from sysout_jax.convert.gguf_file import GgufFile
+    from sysout_jax.containers.gguf_file import GgufFile
 
 
 @dataclass(frozen=True, kw_only=True)

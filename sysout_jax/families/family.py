@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sysout_jax.config import ModelConfig
-from sysout_jax.convert.fields import Fields
-from sysout_jax.convert.forms import Stored
+from sysout_jax.families.fields import Fields
+from sysout_jax.families.forms import Stored
 
 if TYPE_CHECKING:
-    from sysout_jax.convert.gguf_file import GgufFile
+    from sysout_jax.containers.gguf_file import GgufFile
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from sysout_jax.checks import Flag
 from sysout_jax.config import ActivationName
-from sysout_jax.convert.fields import Fields
 from sysout_jax.families import gguf_reading, llama
 from sysout_jax.families.family import Export, Family, Gguf, Layout
+from sysout_jax.families.fields import Fields
 from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.families.reading import read_activation, read_rotary
 from sysout_jax.families.writing import activation_name, norm_fields, rotary_fields
 from sysout_jax.models.spec import EndsSpec, LayerSpec, NormSpec
 
 if TYPE_CHECKING:
-    from sysout_jax.convert.gguf_file import GgufFile
+    from sysout_jax.containers.gguf_file import GgufFile
 
 TANH = "gelu_pytorch_tanh"
 

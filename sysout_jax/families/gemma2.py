@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 from sysout_jax.attention.spec import AttentionSpec
 from sysout_jax.checks import Flag, Real
 from sysout_jax.config import RULES
-from sysout_jax.convert.fields import Fields
-from sysout_jax.convert.forms import Stored
 from sysout_jax.families import gguf_reading, llama
 from sysout_jax.families.family import Export, Family, Gguf, Layout
+from sysout_jax.families.fields import Fields
+from sysout_jax.families.forms import Stored
 from sysout_jax.families.gemma import TANH, GemmaConfig, read_gguf_plain
 from sysout_jax.families.reading import read_activation, read_rotary, read_windows, windows
 from sysout_jax.families.writing import activation_name, layer_windows, rotary_fields
 from sysout_jax.models.spec import EndsSpec, LayerSpec
 
 if TYPE_CHECKING:
-    from sysout_jax.convert.gguf_file import GgufFile
+    from sysout_jax.containers.gguf_file import GgufFile
 
 LAYERS_27B = 46
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from sysout_jax.checks import Flag, Real, Whole
 from sysout_jax.config import RULES
-from sysout_jax.convert.fields import Fields
-from sysout_jax.convert.forms import Stored
 from sysout_jax.families import gemma2, gguf_reading
 from sysout_jax.families.family import Export, Family, Gguf, Layout
+from sysout_jax.families.fields import Fields
+from sysout_jax.families.forms import Stored
 from sysout_jax.families.gemma2 import Gemma2Config
 from sysout_jax.families.reading import (
     read_activation,
@@ -23,7 +23,7 @@ from sysout_jax.families.reading import (
 from sysout_jax.models.spec import LayerSpec
 
 if TYPE_CHECKING:
-    from sysout_jax.convert.gguf_file import GgufFile
+    from sysout_jax.containers.gguf_file import GgufFile
 
 LAYERS_27B = 62
 

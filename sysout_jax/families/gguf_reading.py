@@ -11,8 +11,9 @@ import numpy as np
 
 from sysout_jax.checks import shown
 from sysout_jax.config import RULES, RopeScaling
-from sysout_jax.convert.fields import Fields
-from sysout_jax.convert.forms import (
+from sysout_jax.errors import InputError
+from sysout_jax.families.fields import Fields
+from sysout_jax.families.forms import (
     PAIRED,
     PAIRED_LINEAR,
     WITH_ONE,
@@ -21,10 +22,9 @@ from sysout_jax.convert.forms import (
     fused,
     layer_norm,
 )
-from sysout_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from sysout_jax.convert.gguf_file import GgufFile
+    from sysout_jax.containers.gguf_file import GgufFile
 
 ROPE_FACTORS = "rope_freqs.weight"
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sysout_jax.config import RULES, ActivationName, ModelConfig
-from sysout_jax.convert.fields import Fields
-from sysout_jax.convert.forms import PER_HEAD, Stored, linear
 from sysout_jax.errors import InputError
 from sysout_jax.families import gguf_reading
 from sysout_jax.families.family import Export, Family, Gguf, Layout
+from sysout_jax.families.fields import Fields
+from sysout_jax.families.forms import PER_HEAD, Stored, linear
 from sysout_jax.families.reading import ACTIVATIONS, read_activation
 from sysout_jax.models.spec import EndsSpec, HeadsSpec, LayerSpec, MlpSpec, NormSpec
 
 if TYPE_CHECKING:
-    from sysout_jax.convert.gguf_file import GgufFile
+    from sysout_jax.containers.gguf_file import GgufFile
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from sysout_jax.checks import Flag, shown
 from sysout_jax.config import RULES
-from sysout_jax.convert.fields import Fields
-from sysout_jax.convert.forms import STACKED, Stored, alternating, linear
 from sysout_jax.errors import InputError
 from sysout_jax.families import llama
 from sysout_jax.families.family import Family, Layout
+from sysout_jax.families.fields import Fields
+from sysout_jax.families.forms import STACKED, Stored, alternating, linear
 from sysout_jax.families.mixtral import ExpertsConfig
 from sysout_jax.families.reading import read_rotary, read_windows
 from sysout_jax.models.spec import LayerSpec

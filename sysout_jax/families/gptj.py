@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from sysout_jax.checks import Whole
 from sysout_jax.config import RULES, ActivationName
-from sysout_jax.convert.fields import Fields
-from sysout_jax.convert.forms import PAIRED_LINEAR, Stored, biased, layer_norm, linear
 from sysout_jax.families.family import Family, Layout
+from sysout_jax.families.fields import Fields
+from sysout_jax.families.forms import PAIRED_LINEAR, Stored, biased, layer_norm, linear
 from sysout_jax.families.reading import read_activation
 from sysout_jax.families.rotary import RotaryConfig
 from sysout_jax.models.spec import EndsSpec, HeadsSpec, LayerSpec, MlpSpec, NormSpec

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sysout_jax.convert.fields import Fields
-from sysout_jax.convert.forms import Stored, fused, linear
 from sysout_jax.families import llama
 from sysout_jax.families.family import Family, Layout
+from sysout_jax.families.fields import Fields
+from sysout_jax.families.forms import Stored, fused, linear
 from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.families.reading import read_rotary
 

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sysout_jax.attention.spec import AttentionSpec
 from sysout_jax.checks import Flag
 from sysout_jax.config import RULES
-from sysout_jax.convert.fields import Fields
-from sysout_jax.convert.forms import Stored, linear
 from sysout_jax.families import gguf_reading
 from sysout_jax.families.family import Export, Family, Gguf, Layout
+from sysout_jax.families.fields import Fields
+from sysout_jax.families.forms import Stored, linear
 from sysout_jax.families.reading import read_rotary
 from sysout_jax.families.rotary import RotaryConfig
 from sysout_jax.families.writing import norm_fields, rotary_fields
 from sysout_jax.models.spec import EndsSpec, HeadsSpec, LayerSpec, MlpSpec, NormSpec
 
 if TYPE_CHECKING:
-    from sysout_jax.convert.gguf_file import GgufFile
+    from sysout_jax.containers.gguf_file import GgufFile
 
 
 Config = TypeVar("Config", bound="LlamaConfig")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from sysout_jax.checks import Real, Whole
 from sysout_jax.config import RULES
-from sysout_jax.convert.fields import Fields
 from sysout_jax.families import llama
 from sysout_jax.families.family import Family, Layout
+from sysout_jax.families.fields import Fields
 from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.families.reading import read_rotary
 from sysout_jax.models.spec import EndsSpec, LayerSpec

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from sysout_jax.config import RULES
-from sysout_jax.convert.fields import Fields
-from sysout_jax.convert.forms import INTO_EXPERTS, OUT_OF_EXPERTS, Stored, linear
 from sysout_jax.errors import InputError
 from sysout_jax.families import llama
 from sysout_jax.families.family import Export, Family, Layout
+from sysout_jax.families.fields import Fields
+from sysout_jax.families.forms import INTO_EXPERTS, OUT_OF_EXPERTS, Stored, linear
 from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.families.reading import read_rotary
 from sysout_jax.families.writing import norm_fields, rotary_fields

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from sysout_jax.attention.spec import AttentionSpec
 from sysout_jax.config import RULES, ModelConfig
-from sysout_jax.convert.fields import Fields
-from sysout_jax.convert.forms import Stored, fused, linear
 from sysout_jax.errors import InputError
 from sysout_jax.families import gguf_reading
 from sysout_jax.families.family import Export, Family, Gguf, Layout
+from sysout_jax.families.fields import Fields
+from sysout_jax.families.forms import Stored, fused, linear
 from sysout_jax.models.spec import EndsSpec, HeadsSpec, LayerSpec, MlpSpec, NormSpec
 
 if TYPE_CHECKING:
-    from sysout_jax.convert.gguf_file import GgufFile
+    from sysout_jax.containers.gguf_file import GgufFile
 
 
 @dataclass(frozen=True, kw_only=True)

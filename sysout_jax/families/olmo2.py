@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sysout_jax.checks import Flag
-from sysout_jax.convert.fields import Fields
-from sysout_jax.convert.forms import Stored
 from sysout_jax.families import gguf_reading, llama
 from sysout_jax.families.family import Export, Family, Gguf, Layout
+from sysout_jax.families.fields import Fields
+from sysout_jax.families.forms import Stored
 from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.families.reading import read_rotary
 from sysout_jax.families.writing import norm_fields, rotary_fields
 from sysout_jax.models.spec import LayerSpec, NormSpec
 
 if TYPE_CHECKING:
-    from sysout_jax.convert.gguf_file import GgufFile
+    from sysout_jax.containers.gguf_file import GgufFile
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ from typing import Any
 
 from sysout_jax.checks import Flag
 from sysout_jax.config import RULES
-from sysout_jax.convert.fields import Fields
 from sysout_jax.families import llama, olmo2
 from sysout_jax.families.family import Export, Family, Layout
+from sysout_jax.families.fields import Fields
 from sysout_jax.families.olmo2 import Olmo2Config
 from sysout_jax.families.reading import read_local_theta, read_rotary, read_windows
 from sysout_jax.families.writing import layer_windows

@@ -7,10 +7,10 @@ from typing import Any
 
 from sysout_jax.checks import Flag
 from sysout_jax.config import RULES, ActivationName, ModelConfig
-from sysout_jax.convert.fields import Fields
-from sysout_jax.convert.forms import Stored, biased, layer_norm, linear
 from sysout_jax.errors import InputError
 from sysout_jax.families.family import Export, Family, Layout
+from sysout_jax.families.fields import Fields
+from sysout_jax.families.forms import Stored, biased, layer_norm, linear
 from sysout_jax.families.reading import read_activation
 from sysout_jax.families.writing import activation_name
 from sysout_jax.models.spec import EndsSpec, HeadsSpec, LayerSpec, MlpSpec, NormSpec

@@ -6,18 +6,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sysout_jax.config import ActivationName
-from sysout_jax.convert.fields import Fields
-from sysout_jax.convert.forms import Stored, biased, fused, layer_norm
 from sysout_jax.errors import InputError
 from sysout_jax.families import gguf_reading
 from sysout_jax.families.family import Export, Family, Gguf, Layout
+from sysout_jax.families.fields import Fields
+from sysout_jax.families.forms import Stored, biased, fused, layer_norm
 from sysout_jax.families.reading import read_activation, read_rotary
 from sysout_jax.families.rotary import RotaryConfig
 from sysout_jax.families.writing import activation_name, norm_fields, rotary_fields, turning
 from sysout_jax.models.spec import EndsSpec, HeadsSpec, LayerSpec, MlpSpec, NormSpec
 
 if TYPE_CHECKING:
-    from sysout_jax.convert.gguf_file import GgufFile
+    from sysout_jax.containers.gguf_file import GgufFile
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sysout_jax.checks import Flag, Whole
-from sysout_jax.convert.fields import Fields
 from sysout_jax.families import gguf_reading, llama
 from sysout_jax.families.family import Export, Family, Gguf, Layout
+from sysout_jax.families.fields import Fields
 from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.families.reading import read_rotary, read_windows
 from sysout_jax.families.rotary import RotaryConfig
 from sysout_jax.families.writing import layer_windows, norm_fields, rotary_fields
 
 if TYPE_CHECKING:
-    from sysout_jax.convert.gguf_file import GgufFile
+    from sysout_jax.containers.gguf_file import GgufFile
 
 
 @dataclass(frozen=True, kw_only=True)

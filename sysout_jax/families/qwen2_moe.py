@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from sysout_jax.checks import Flag, Whole
 from sysout_jax.config import RULES
-from sysout_jax.convert.fields import Fields
-from sysout_jax.convert.forms import linear
 from sysout_jax.errors import InputError
 from sysout_jax.families.family import Family, Layout
+from sysout_jax.families.fields import Fields
+from sysout_jax.families.forms import linear
 from sysout_jax.families.mixtral import ExpertsConfig
 from sysout_jax.families.qwen3_moe import EXPERT_NAMES, read_experts
 from sysout_jax.families.reading import read_windows

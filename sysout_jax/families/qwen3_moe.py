@@ -8,10 +8,10 @@ from typing import Any
 
 from sysout_jax.checks import Flag, shown
 from sysout_jax.config import RULES
-from sysout_jax.convert.fields import Fields
 from sysout_jax.errors import InputError
 from sysout_jax.families import qwen3
 from sysout_jax.families.family import Family, Layout
+from sysout_jax.families.fields import Fields
 from sysout_jax.families.mixtral import ExpertsConfig, expert_names
 from sysout_jax.families.reading import read_rotary, read_windows
 from sysout_jax.models.spec import LayerSpec, NormSpec

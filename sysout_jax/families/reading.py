@@ -8,8 +8,8 @@ from typing import Any
 
 from sysout_jax.checks import Real, shown
 from sysout_jax.config import RULES, ActivationName, RopeScaling
-from sysout_jax.convert.fields import Fields
 from sysout_jax.errors import InputError
+from sysout_jax.families.fields import Fields
 
 _FRACTION = Real(0, 1)
 #: Their names of activation functions and ours.

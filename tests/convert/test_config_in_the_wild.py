@@ -8,8 +8,8 @@ import pytest
 
 import sysout_jax as so
 from sysout_jax.checkpoints import checkpoint
+from sysout_jax.checkpoints.formats.hf_config import read_config
 from sysout_jax.convert import __main__ as convert
-from sysout_jax.convert.hf_config import read_config
 from sysout_jax.errors import InputError, UnknownSettings
 from tests.analyze.command import call
 from tests.parity_cases import FIXTURES

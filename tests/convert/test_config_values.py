@@ -7,8 +7,8 @@ import math
 
 import pytest
 
+from sysout_jax.checkpoints.formats.hf_config import read_config
 from sysout_jax.config import RULES, config_to_dict
-from sysout_jax.convert.hf_config import read_config
 from sysout_jax.errors import InputError
 from sysout_jax.families import config_from_dict, gpt2, reading
 from sysout_jax.families.gpt2 import Gpt2Config

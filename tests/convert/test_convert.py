@@ -17,10 +17,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import sysout_jax as so
+from sysout_jax.checkpoints.formats.names import stored_names
+from sysout_jax.checkpoints.formats.safetensors import SafetensorsSource
 from sysout_jax.commands import cli
 from sysout_jax.convert import __main__ as convert
-from sysout_jax.convert.names import stored_names
-from sysout_jax.convert.safetensors import SafetensorsSource
 from sysout_jax.weights import expected_shapes, groups
 from tests.convert.command import (
     ROOT,

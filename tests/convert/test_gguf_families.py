@@ -11,8 +11,8 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 
 import sysout_jax as so
-from sysout_jax.convert.fields import Fields
 from sysout_jax.families import ARCHITECTURES, gemma2, phi3
+from sysout_jax.families.fields import Fields
 from tests.convert.gguf_writer import architecture, write_gguf
 from tests.convert.test_gguf import equal
 from tests.families.cases import CASES, Case, random_tokens, save, transformers_model

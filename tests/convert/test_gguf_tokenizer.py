@@ -9,7 +9,7 @@ import pytest
 import tokenizers
 
 import sysout_jax as so
-from sysout_jax.convert.gguf_tokenizer import read_gguf_tokenizer
+from sysout_jax.checkpoints.formats.gguf_tokenizer import read_gguf_tokenizer
 
 TEXTS = [
     "Summer is warm. Winter is cold.\n",

@@ -16,9 +16,9 @@ from safetensors.numpy import load_file
 
 import sysout_jax as so
 from sysout_jax.checkpoints import checkpoint
+from sysout_jax.checkpoints.formats.hf_export import save_hugging_face
 from sysout_jax.commands import cli
 from sysout_jax.config import ModelConfig, RopeScaling
-from sysout_jax.convert.hf_export import save_hugging_face
 from sysout_jax.errors import RunError
 from sysout_jax.families.gpt2 import Gpt2Config
 from sysout_jax.families.llama import LlamaConfig
@@ -190,7 +190,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sysout_jax.convert.hf_export._write_json", full)
+    monkeypatch.setattr("sysout_jax.checkpoints.formats.hf_export._write_json", full)
     args = ("--src", FIXTURES / "gpt2", "--out", tmp_path / "out", "--format", "hf")
     assert run_here(monkeypatch, *args) == 1  # good input, but it cannot go on
     assert "No space left on device" in capsys.readouterr().err
@@ -234,7 +234,7 @@ def test_status_of_a_wrong_format(monkeypatch, tmp_path):
 @pytest.mark.parametrize("damage", ["weights", "config"])
 def test_what_does_not_read_back_is_no_success(damage, tmp_path, monkeypatch):
     """Whatever the cause: here other numbers, or another setting, reach the disk."""
-    from sysout_jax.convert import hf_export
+    from sysout_jax.checkpoints.formats import hf_export
 
     if damage == "weights":
         write = hf_export.write_safetensors

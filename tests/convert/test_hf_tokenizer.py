@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 
 import sysout_jax as so
 from analyze.source import Source, prepare
-from sysout_jax.convert.hf_tokenizer import read_hf_tokenizer
+from sysout_jax.checkpoints.formats.hf_tokenizer import read_hf_tokenizer
 from tests.analyze.command import write_model
 from tests.convert.command import run_here
 from tests.convert.test_gguf_tokenizer import TEXTS

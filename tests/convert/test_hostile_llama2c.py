@@ -8,8 +8,8 @@ import struct
 import numpy as np
 import pytest
 
-from sysout_jax.convert.llama2c import open_llama2c
-from sysout_jax.convert.llama2c_tokenizer import read_tokenizer_bin
+from sysout_jax.checkpoints.formats.llama2c import open_llama2c
+from sysout_jax.checkpoints.formats.llama2c_tokenizer import read_tokenizer_bin
 from sysout_jax.errors import InputError, RunError
 from tests.limits import memory_below, within
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sysout_jax.convert.torch_file import TorchFile
+from sysout_jax.containers.torch_file import TorchFile
 from sysout_jax.errors import InputError, RunError
 from tests.convert.torch_writer import Raw, Tensor, view, write_torch
 from tests.limits import memory_below, within
@@ -180,7 +180,7 @@ def test_pickles_that_never_end(tmp_path, opcodes):
 )
 def test_values_of_strange_shape_are_no_tensors(tmp_path, opcodes):
     """As settings nobody looks at them; as weights they are named by their type."""
-    from sysout_jax.convert.nanogpt import open_nanogpt
+    from sysout_jax.checkpoints.formats.nanogpt import open_nanogpt
 
     for where in ("model", "model_args", "config"):
         root = {"model": WEIGHT, "model_args": {"n_layer": 1}, where: {"x": Raw(opcodes)}}
@@ -191,7 +191,7 @@ def test_values_of_strange_shape_are_no_tensors(tmp_path, opcodes):
 
 
 def test_names_that_a_terminal_would_obey(tmp_path):
-    from sysout_jax.convert.nanogpt import open_nanogpt
+    from sysout_jax.checkpoints.formats.nanogpt import open_nanogpt
 
     odd = "\x1b[2J\n\u202e" + "x" * 10**6
     for root in (

@@ -4,8 +4,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from sysout_jax.convert import layout
-from sysout_jax.convert.layout import ALIGNMENT, laid_out
+from sysout_jax.checkpoints.formats import layout
+from sysout_jax.checkpoints.formats.layout import ALIGNMENT, laid_out
 
 
 @pytest.mark.parametrize("tile", [7, 256])

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import sysout_jax as so
-from sysout_jax.convert.llama2c_tokenizer import read_tokenizer_bin
+from sysout_jax.checkpoints.formats.llama2c_tokenizer import read_tokenizer_bin
 from sysout_jax.data.tokenizers import Tokenizer
 from tests.convert.command import assert_same_model, everything_below, refusal, run_here
 

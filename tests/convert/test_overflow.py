@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 import sysout_jax as so
 from sysout_jax.checkpoints import checkpoint
-from sysout_jax.convert.hf_export import save_hugging_face
+from sysout_jax.checkpoints.formats.hf_export import save_hugging_face
 from sysout_jax.weights import InMemory
 from tests.convert.command import everything_below, run_here
 from tests.parity_cases import FIXTURES

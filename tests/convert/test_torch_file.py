@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from sysout_jax.convert.torch_file import KNOWN, TorchFile, is_torch_file
+from sysout_jax.containers.torch_file import KNOWN, TorchFile, is_torch_file
 from sysout_jax.errors import InputError, RunError
 from tests.convert.torch_writer import STORAGE_CLASS, Raw, Tensor, write_torch
 
@@ -94,7 +94,7 @@ def test_only_what_is_asked_for_is_read(tmp_path):
         ("builtins", "getattr", ()),
         ("torch", "load", ()),
         ("torch.storage", "_load_from_bytes", ()),
-        ("sysout_jax.convert.torch_file", "TorchFile", ()),
+        ("sysout_jax.containers.torch_file", "TorchFile", ()),
         ("collections", "OrderedDict.__class__", ()),
         ("", "", ()),
         ("numpy._core.multiarray", "scalar", ()),

@@ -11,8 +11,8 @@ import pytest
 
 import sysout_jax as so
 from sysout_jax.capture import COLLECTION, TAPS
+from sysout_jax.checkpoints.formats.hf_config import read_config
 from sysout_jax.config import config_to_dict
-from sysout_jax.convert.hf_config import read_config
 from sysout_jax.families import FAMILIES, config_from_dict
 from sysout_jax.models import parameter_shapes
 from sysout_jax.sharding import make_mesh, parameter_specs

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import sysout_jax as so
-from sysout_jax.convert.hf_config import read_config
+from sysout_jax.checkpoints.formats.hf_config import read_config
 from sysout_jax.errors import InputError
 from tests.families.cases import NEW, random_tokens
 from tests.families.test_families import model_of

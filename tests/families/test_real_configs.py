@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from sysout_jax.convert.hf_config import read_config
+from sysout_jax.checkpoints.formats.hf_config import read_config
 
 #: directory → what our config must say
 REAL = {

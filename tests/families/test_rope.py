@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sysout_jax.checkpoints.formats.hf_config import read_config
 from sysout_jax.config import RopeScaling
-from sysout_jax.convert.hf_config import read_config
 from sysout_jax.errors import InputError
 from sysout_jax.models.layers import rotary_frequencies
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
-from sysout_jax.convert.hf_export import check_exportable, save_hugging_face
+from sysout_jax.checkpoints.formats.hf_export import check_exportable, save_hugging_face
 from sysout_jax.families import FAMILIES
 from tests.convert.gguf_writer import hf_tensors
 from tests.families.cases import CASES, random_tokens, save, transformers_model

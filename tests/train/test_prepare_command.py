@@ -168,14 +168,14 @@ BAD_FLAGS = {
     ),
     "no tokenizer.json": (["--tokenizer", str(ROOT / "LICENSE")], "not a readable tokenizer.json"),
     "unknown separator": (["--eos", "[END]"], "'[END]' is no token"),
-    "fraction": (["--val-fraction", "1"], "--val-fraction 1"),
-    "negative fraction": (["--val-fraction", "-0.1"], "--val-fraction -0.1"),
+    "fraction": (["--val-fraction", "1"], "val_fraction 1"),
+    "negative fraction": (["--val-fraction", "-0.1"], "val_fraction -0.1"),
     "half a surrogate as separator": (["--eos", "\udcff"], "end token '\\udcff': no text"),
     "no separator": (["--eos", ""], "end token '': no text"),
     "a huge seed": (["--seed", "1" + "0" * 70], "seed 1000"),
     "a negative seed": (["--seed", "-1"], "seed -1: expected a whole number from 0"),
-    "workers": (["--workers", "0"], "--workers 0"),
-    "a million workers": (["--workers", "1000000"], "--workers 1000000: expected 1 to 256"),
+    "workers": (["--workers", "0"], "workers 0"),
+    "a million workers": (["--workers", "1000000"], "workers 1000000: expected 1 to 256"),
 }
 
 

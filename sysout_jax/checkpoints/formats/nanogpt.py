@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sysout_jax.checkpoints.formats.foreign import ForeignSource, Held
+from sysout_jax.checkpoints.formats.format import Format, Opened, tokenizer_beside
+from sysout_jax.checkpoints.formats.hf_config import read_config
+from sysout_jax.checkpoints.formats.names import PAPER_MODELS
 from sysout_jax.checks import shown
 from sysout_jax.config import AttentionName
-from sysout_jax.convert.foreign import ForeignSource, Held
-from sysout_jax.convert.hf_config import read_config
-from sysout_jax.convert.names import PAPER_MODELS
-from sysout_jax.convert.torch_file import TorchFile, TorchTensor
+from sysout_jax.containers.torch_file import TorchFile, TorchTensor, is_torch_file
 from sysout_jax.errors import InputError
 from sysout_jax.families.gpt2 import Gpt2Config
 from sysout_jax.printable import printable_name, some
@@ -118,3 +120,11 @@ def _is_tied(file: TorchFile, tensors: dict[str, TorchTensor]) -> bool:
         return True
     head, embedding = (file.read(tensors[name]) for name in (HEAD, EMBEDDING))
     return np.array_equal(head, embedding)
+
+
+def _open(path: Path, accept: Collection[str]) -> Opened:
+    config, source = open_nanogpt(path)
+    return Opened(config, source, None, tokenizer_beside(path.parent, None))
+
+
+FORMAT = Format("a nanoGPT checkpoint (ckpt.pt)", is_torch_file, _open)

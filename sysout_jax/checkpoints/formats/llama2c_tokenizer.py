@@ -9,7 +9,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers
 
-from sysout_jax.convert.sentencepiece import SPACE, implied_merges
+from sysout_jax.containers.sentencepiece import SPACE, implied_merges
 from sysout_jax.data.tokenizers import Tokenizer
 from sysout_jax.errors import InputError
 from sysout_jax.printable import printable

@@ -10,8 +10,8 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from sysout_jax.convert.forms import Shape
-from sysout_jax.convert.safetensors import DTYPES, INDEX, SINGLE
+from sysout_jax.checkpoints.formats.safetensors import DTYPES, INDEX, SINGLE
+from sysout_jax.families.forms import Shape
 
 
 class Announced(NamedTuple):

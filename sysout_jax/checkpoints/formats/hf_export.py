@@ -14,18 +14,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from sysout_jax.checkpoints.formats.hf_config import read_config
+from sysout_jax.checkpoints.formats.names import stored_names
+from sysout_jax.checkpoints.formats.safetensors import SafetensorsSource
+from sysout_jax.checkpoints.formats.safetensors_writer import Announced, write_safetensors
 from sysout_jax.checkpoints.narrowing import Narrowing
 from sysout_jax.checks import shown
 from sysout_jax.config import ModelConfig
-from sysout_jax.convert.forms import Form, Shape
-from sysout_jax.convert.hf_config import read_config
-from sysout_jax.convert.names import stored_names
-from sysout_jax.convert.safetensors import SafetensorsSource
-from sysout_jax.convert.safetensors_writer import Announced, write_safetensors
 from sysout_jax.data import tokenizers
 from sysout_jax.data.tokenizers import Tokenizer
 from sysout_jax.errors import InputError
 from sysout_jax.families import FAMILIES, Export
+from sysout_jax.families.forms import Form, Shape
 from sysout_jax.printable import some
 from sysout_jax.storage.fingerprint import fingerprint, fingerprints
 from sysout_jax.storage.serialise import read_json_object

@@ -11,13 +11,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sysout_jax.checkpoints.formats.foreign import ForeignSource, Held
+from sysout_jax.checkpoints.formats.format import Format, Opened, tokenizer_beside
+from sysout_jax.checkpoints.formats.gguf_tokenizer import read_gguf_tokenizer
 from sysout_jax.checks import shown
 from sysout_jax.config import ModelConfig
-from sysout_jax.convert.fields import Fields, naming
-from sysout_jax.convert.foreign import ForeignSource, Held
-from sysout_jax.convert.gguf_file import PLAIN, UNREADABLE, GgufFile
+from sysout_jax.containers.gguf_file import PLAIN, UNREADABLE, GgufFile, is_gguf
 from sysout_jax.errors import InputError
 from sysout_jax.families import ARCHITECTURES
+from sysout_jax.families.fields import Fields, naming
 from sysout_jax.families.gguf_reading import EMBEDDING, ROPE_FACTORS
 
 #: Keys of an architecture that say nothing about its mathematics.
@@ -98,3 +100,13 @@ def _fields(file: GgufFile, architecture: str, accept: Collection[str]) -> Field
             named[key] = value[0].item()
     kept = {key: value for key, value in named.items() if key not in _HARMLESS}
     return Fields(kept, prefix, accept)
+
+
+def _open(path: Path, accept: Collection[str]) -> Opened:
+    config, source, fields, accepted = open_gguf(path, accept)
+    inside = read_gguf_tokenizer(path, fields)
+    bos_id = inside.bos_id if inside else None
+    return Opened(config, source, bos_id, tokenizer_beside(path.parent, bos_id) or inside, accepted)
+
+
+FORMAT = Format("a GGUF file (.gguf)", is_gguf, _open)

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from sysout_jax.checks import shown
 from sysout_jax.config import ModelConfig
-from sysout_jax.convert.fields import Fields, naming
 from sysout_jax.errors import InputError
 from sysout_jax.families import LAYOUTS
+from sysout_jax.families.fields import Fields, naming
 from sysout_jax.printable import printable_name, some
 
 _CLASSES = {name: kind for kind, layout in LAYOUTS.items() for name in layout.classes}

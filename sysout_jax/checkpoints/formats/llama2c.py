@@ -7,17 +7,22 @@ Version 0 is the original layout, without a magic number and with rotary tables 
 from __future__ import annotations
 
 import math
+import os
 import struct
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from sysout_jax.checkpoints.formats import llama2c_tokenizer
+from sysout_jax.checkpoints.formats.foreign import ForeignSource, Held
+from sysout_jax.checkpoints.formats.format import Format, Opened, tokenizer_beside
+from sysout_jax.checkpoints.formats.llama2c_tokenizer import read_tokenizer_bin
 from sysout_jax.checks import check
 from sysout_jax.config import RULES
-from sysout_jax.convert.foreign import ForeignSource, Held
-from sysout_jax.convert.forms import Shape
 from sysout_jax.errors import InputError, RunError
+from sysout_jax.families.forms import Shape
 from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.models.layers import rotary_frequencies
 
@@ -196,3 +201,15 @@ def _read(path: Path, section: _Section) -> np.ndarray:
     if len(numbers) != count:
         raise RunError(f"{path}: ends within a tensor; copy or download it again")
     return numbers.reshape(section.shape)
+
+
+def _open(path: Path, accept: Collection[str]) -> Opened:
+    config, source = open_llama2c(path)
+    tokenizer = tokenizer_beside(path.parent, BOS_ID)
+    pieces = path.parent / llama2c_tokenizer.FILE
+    if tokenizer is None and os.path.lexists(pieces):
+        tokenizer = read_tokenizer_bin(pieces, config.vocab_size, BOS_ID)
+    return Opened(config, source, BOS_ID, tokenizer)
+
+
+FORMAT = Format("a llama2.c model (.bin)", is_llama2c, _open)

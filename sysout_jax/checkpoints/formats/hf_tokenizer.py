@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from sysout_jax.checkpoints.formats.gguf_tokenizer import CONTROL, NORMAL, UNUSED, USER_DEFINED
+from sysout_jax.checkpoints.formats.gguf_tokenizer import read_gguf_tokenizer as built
 from sysout_jax.checks import shown
-from sysout_jax.convert.gguf_tokenizer import CONTROL, NORMAL, UNUSED, USER_DEFINED
-from sysout_jax.convert.gguf_tokenizer import read_gguf_tokenizer as built
-from sysout_jax.convert.sentencepiece import SPACE, read_pieces
+from sysout_jax.containers.sentencepiece import SPACE, read_pieces
 from sysout_jax.data.tokenizers import FILE, MOST_BYTES, Tokenizer
 from sysout_jax.errors import InputError
 from sysout_jax.storage.files import check_readable

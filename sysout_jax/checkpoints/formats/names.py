@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterable, Mapping
 
 from sysout_jax.config import AttentionName
-from sysout_jax.convert.forms import PAIRED_LINEAR, Stored, linear
 from sysout_jax.families import ARCHITECTURES, LAYOUTS
+from sysout_jax.families.forms import PAIRED_LINEAR, Stored, linear
 
 #: The paper's model files, by the `model_type` that its train.py records in every checkpoint, and our name for each.
 PAPER_MODELS: dict[str, AttentionName] = {

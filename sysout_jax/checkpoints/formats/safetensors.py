@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from sysout_jax.checkpoints.formats.foreign import ForeignSource, Held
 from sysout_jax.checks import shown
 from sysout_jax.config import ModelConfig
-from sysout_jax.convert.foreign import ForeignSource, Held
 from sysout_jax.errors import InputError, RunError
 from sysout_jax.families import LAYOUTS
 from sysout_jax.printable import printable, printable_name, some

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy, in which half of all checkpoints are stored
 import numpy as np
 
+from sysout_jax.checkpoints.formats.layout import joined, laid_out
+from sysout_jax.checkpoints.formats.names import BUFFERS, stored_names
 from sysout_jax.config import ModelConfig
-from sysout_jax.convert.forms import Shape, Stored
-from sysout_jax.convert.layout import joined, laid_out
-from sysout_jax.convert.names import BUFFERS, stored_names
 from sysout_jax.errors import InputError
+from sysout_jax.families.forms import Shape, Stored
 from sysout_jax.printable import some
 from sysout_jax.weights import expected_shapes, nest
 

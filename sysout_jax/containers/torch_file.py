@@ -14,10 +14,10 @@ import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
 import numpy as np
 
 from sysout_jax.checks import shown
-from sysout_jax.convert.forms import Shape
-from sysout_jax.convert.pickle_reader import ForbiddenName, read_pickle
-from sysout_jax.convert.zip_archive import AGAIN, MAGIC, StoredMembers
+from sysout_jax.containers.pickle_reader import ForbiddenName, read_pickle
+from sysout_jax.containers.zip_archive import AGAIN, MAGIC, StoredMembers
 from sysout_jax.errors import InputError, RunError
+from sysout_jax.families.forms import Shape
 from sysout_jax.printable import printable, printable_name
 
 #: The storage classes that torch.save names, and their number formats.

@@ -10,7 +10,7 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from sysout_jax.convert.sentencepiece import SPACE, implied_merges
+from sysout_jax.containers.sentencepiece import SPACE, implied_merges
 from sysout_jax.data.tokenizers import Tokenizer
 from sysout_jax.errors import InputError
 from sysout_jax.printable import printable_name
