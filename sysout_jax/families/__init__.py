@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sysout_jax.checks import Word, check, shown
-from sysout_jax.config import ModelConfig, RopeScaling, built
+from sysout_jax.config import ModelConfig, built
 from sysout_jax.errors import InputError
 from sysout_jax.families import (
     cohere,
@@ -36,6 +36,7 @@ from sysout_jax.families import (
     starcoder2,
 )
 from sysout_jax.families.family import Export, Family, Gguf, Layout
+from sysout_jax.rope_scaling import RopeScaling
 
 #: `config.family` → the family.
 FAMILIES: dict[str, Family] = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sysout_jax.checks import shown
-from sysout_jax.config import RULES, RopeScaling
+from sysout_jax.config import RULES
 from sysout_jax.errors import InputError
 from sysout_jax.families.fields import Fields
 from sysout_jax.families.forms import (
@@ -22,6 +22,7 @@ from sysout_jax.families.forms import (
     fused,
     layer_norm,
 )
+from sysout_jax.rope_scaling import RopeScaling
 
 if TYPE_CHECKING:
     from sysout_jax.containers.gguf_file import GgufFile

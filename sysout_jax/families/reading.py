@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from sysout_jax.checks import Real, shown
-from sysout_jax.config import RULES, ActivationName, RopeScaling
+from sysout_jax.config import RULES, ActivationName
 from sysout_jax.errors import InputError
 from sysout_jax.families.fields import Fields
+from sysout_jax.rope_scaling import RopeScaling
 
 _FRACTION = Real(0, 1)
 #: Their names of activation functions and ours.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sysout_jax.checks import shown
-from sysout_jax.config import ModelConfig, RopeScaling
+from sysout_jax.config import ModelConfig
 from sysout_jax.errors import InputError
 from sysout_jax.models.spec import Rotary
+from sysout_jax.rope_scaling import RopeScaling
 
 
 @dataclass(frozen=True, kw_only=True)

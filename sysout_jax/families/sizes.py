@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from sysout_jax.config import ModelConfig, RopeScaling
+from sysout_jax.config import ModelConfig
 from sysout_jax.families.gpt2 import Gpt2Config
 from sysout_jax.families.llama import LlamaConfig
+from sysout_jax.rope_scaling import RopeScaling
 
 
 def _llama(l: int, d: int, h: int, k: int, f: int, v: int, t: int, **more) -> LlamaConfig:

@@ -13,9 +13,9 @@ from sysout_jax.attention import VARIANTS, attention_map, attention_spec
 from sysout_jax.attention.extra_key import per_head
 from sysout_jax.attention.kernels import with_rows
 from sysout_jax.capture import record, tap
-from sysout_jax.config import RopeScaling
 from sysout_jax.linear import INIT
 from sysout_jax.models.spec import NormSpec
+from sysout_jax.rope_scaling import RopeScaling
 
 
 class Norm(nn.Module):

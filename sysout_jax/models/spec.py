@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sysout_jax.attention.spec import PLAIN, AttentionSpec
-from sysout_jax.config import RopeScaling
+from sysout_jax.rope_scaling import RopeScaling
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 
 import sysout_jax as so
-from sysout_jax.config import RopeScaling
 from sysout_jax.containers.gguf_file import PLAIN, UNREADABLE, GgufFile
 from sysout_jax.models.layers import rotary_frequencies
+from sysout_jax.rope_scaling import RopeScaling
 from tests.analyze.command import write_model
 from tests.convert.gguf_writer import hf_tensors, paired, to_gguf, write_gguf
 from tests.limits import memory_below, within

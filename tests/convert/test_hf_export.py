@@ -18,11 +18,12 @@ import sysout_jax as so
 from sysout_jax.checkpoints import checkpoint
 from sysout_jax.checkpoints.formats.hf_export import save_hugging_face
 from sysout_jax.commands import cli
-from sysout_jax.config import ModelConfig, RopeScaling
+from sysout_jax.config import ModelConfig
 from sysout_jax.errors import RunError
 from sysout_jax.families.gpt2 import Gpt2Config
 from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.models import build
+from sysout_jax.rope_scaling import RopeScaling
 from sysout_jax.weights import InMemory
 from tests.convert.command import assert_same_model, everything_below, run_here
 from tests.parity_cases import CASES, FIXTURES, random_tokens

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from sysout_jax.checkpoints.formats.hf_config import read_config
-from sysout_jax.config import RopeScaling
 from sysout_jax.errors import InputError
 from sysout_jax.models.layers import rotary_frequencies
+from sysout_jax.rope_scaling import RopeScaling
 
 CONTEXT, ORIGINAL, PAIRS = 131072, 4096, 64
 _LONG = np.linspace(1.0, 64.0, PAIRS).tolist()

@@ -7,9 +7,10 @@ import dataclasses
 import numpy as np
 
 import sysout_jax as so
-from sysout_jax.config import ModelConfig, RopeScaling
+from sysout_jax.config import ModelConfig
 from sysout_jax.families.gpt2 import Gpt2Config
 from sysout_jax.families.llama import LlamaConfig
+from sysout_jax.rope_scaling import RopeScaling
 from sysout_jax.weights import InMemory
 from tests.random_models import random_params
 
