@@ -17,7 +17,6 @@ from sysout_jax.checks import shown
 from sysout_jax.containers.pickle_reader import ForbiddenName, read_pickle
 from sysout_jax.containers.zip_archive import AGAIN, MAGIC, StoredMembers
 from sysout_jax.errors import InputError, RunError
-from sysout_jax.families.forms import Shape
 from sysout_jax.printable import printable, printable_name
 
 #: The storage classes that torch.save names, and their number formats.
@@ -45,8 +44,8 @@ class TorchTensor(NamedTuple):
     dtype: str
     size: int
     offset: int
-    shape: Shape
-    strides: Shape
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
 
 
 def _is_bare_pickle(head: bytes) -> bool:

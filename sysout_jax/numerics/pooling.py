@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sysout_jax.nonfinite import finite_or
-
 
 @dataclass(frozen=True)
 class Pooled:
@@ -35,7 +33,8 @@ def pool_matrix(w_OxI: np.ndarray, lines: int, bins: int) -> Pooled:
     edges = _edges(len(w_OxI), lines)
     rows, tops = [], []
     for a, b in itertools.pairwise(edges):
-        group = finite_or(np.abs(w_OxI[a:b].astype(np.float32)))
+        magnitude = np.abs(w_OxI[a:b].astype(np.float32))
+        group = np.where(np.isfinite(magnitude), magnitude, 0.0)
         rows.append(a + int(group.max(axis=1).argmax()))
         tops.append(group.max(axis=0))
     return pool_lines(np.stack(tops), np.array(rows), bins)
