@@ -64,7 +64,8 @@ def main() -> None:
         read_text(args.calibration)  # a missing file should not show after minutes
     ckpts = (args.ckpt, *args.compare)
     sources = [dataclasses.replace(args, ckpt=ckpt) for ckpt in ckpts]
-    prepared = [prepare(source, _reader(args)) for source in sources]
+    joined_by = ROWS_JOINED_BY if args.text is not None and args.join_rows else None
+    prepared = [prepare(source, _reader(args), joined_by) for source in sources]
     for note in dict.fromkeys(note for one in prepared for note in one.notes):
         say(note)
     results = [_measure(args, one) for one in prepared]
@@ -79,7 +80,7 @@ def _measure(args: Args, prepared: Prepared) -> Compression:
     with progress(prepared.lm) as lm:
         return compression(
             lm,
-            prepared.tokens,
+            prepared.windows,
             methods=args.methods,
             attribute=args.attribute,
             sparsities=args.sparsity,
@@ -88,8 +89,6 @@ def _measure(args: Args, prepared: Prepared) -> Compression:
             tau=args.tau,
             seeds=args.seeds,
             seed=args.seed,
-            bos=args.bos,
-            joined_by=ROWS_JOINED_BY if args.text is not None and args.join_rows else None,
         )
 
 

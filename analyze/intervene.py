@@ -47,13 +47,12 @@ def main() -> None:
     with progress(prepared.lm) as lm:
         result = so.intervene(
             lm,
-            prepared.tokens,
+            prepared.windows,
             args.tau,
             what=args.what,
             where=args.where,
             seeds=args.seeds,
             seed=args.seed,
-            bos=args.bos,
         )
     expectation = args.held_against(measured_by_interventions(result))
     written = partial(

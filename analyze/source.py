@@ -23,7 +23,7 @@ from sysout_jax.config import config_to_dict
 from sysout_jax.data.demo import demo_text
 from sysout_jax.data.demo_checkpoint import NAME as DEMO_NAME
 from sysout_jax.data.demo_checkpoint import ORIGIN, demo_checkpoint
-from sysout_jax.data.text import prompt_sequence, read_text, text_windows
+from sysout_jax.data.text import Windows, prompt_sequence, read_text, text_windows
 from sysout_jax.data.tokenizers import Tokenizer
 from sysout_jax.language_model import DTypeName
 from sysout_jax.outliers.definitions import TAU
@@ -98,8 +98,13 @@ class Prepared:
     """A model and what it will read."""
 
     lm: so.LanguageModel
-    tokens: np.ndarray  # (N, T)
+    windows: Windows
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """(N, T)"""
+        return self.windows.tokens
 
     def token_text(self, sequence: int, position: int) -> str:
         """The token as a reader should see it."""
@@ -107,8 +112,13 @@ class Prepared:
         return self.lm.tokenizer.token(token) if self.lm.tokenizer else f"[{token}]"
 
 
-def prepare(source: Source, read: Callable[[Path], str] = read_text) -> Prepared:
-    """Load the model and cut the text, which `read` gets from its file; InputError for everything that cannot work."""
+def prepare(
+    source: Source, read: Callable[[Path], str] = read_text, joined_by: str | None = None
+) -> Prepared:
+    """Load the model and cut the text, which `read` gets from its file, its rows joined by `joined_by`.
+
+    Raises InputError for everything that cannot work.
+    """
     _check(source)
     start_processes()
     if jax.process_index() > 0:
@@ -142,7 +152,8 @@ def prepare(source: Source, read: Callable[[Path], str] = read_text) -> Prepared
             notes.append(
                 f"The text fills only {len(tokens)} of {wanted} windows ({tokens.shape[1]} tokens each)."
             )
-    return Prepared(lm.with_passes(batch_size=source.batch_size), lm.check_tokens(tokens), notes)
+    windows = Windows(lm.check_tokens(tokens), source.bos, joined_by)
+    return Prepared(lm.with_passes(batch_size=source.batch_size), windows, notes)
 
 
 def _open(source: Source, mesh: Mesh | None) -> tuple[so.LanguageModel, list[str]]:

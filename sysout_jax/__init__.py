@@ -2,6 +2,7 @@
 
 import sysout_jax as so
 lm = so.load(path)
+tokens = so.tokens(lm, text)
 logits, taps = so.capture(lm, tokens)
 stats = so.collect(lm, tokens)
 report = so.lifecycle(lm, tokens)
@@ -28,6 +29,7 @@ from sysout_jax.analyses.positions.measure import positions
 from sysout_jax.analyses.lifecycle.results import Lifecycle
 from sysout_jax.perplexity import perplexity
 from sysout_jax.analyses.variants.measure import VariantProfile, variant_profile
+from sysout_jax.windows import tokens
 from sysout_jax.training.monitor import monitor_layer
 from sysout_jax.version import __version__
 
@@ -53,5 +55,6 @@ __all__ = [
     "monitor_layer",
     "perplexity",
     "positions",
+    "tokens",
     "variant_profile",
 ]

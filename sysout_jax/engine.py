@@ -8,6 +8,7 @@ cut into batches cannot change a result. On a mesh every group of devices that h
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 
 from sysout_jax import capture as cap
 from sysout_jax.calls import check_arguments, check_words
+from sysout_jax.data.text import Windows
 from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import Nonfinite, Watch, count_activations
@@ -51,13 +53,14 @@ NLL_ROWS = 256  # positions whose logits are held at once when only their likeli
 class Stream:
     """The hidden states of N sequences on their way through a model, layer by layer.
 
-    `tokens` is (N, T) int; how many of them a step takes, and who hears of each layer, says `lm.passes`.
+    `tokens` is (N, T) int, or `Windows` of them; how many of them a step takes, and who hears of each layer, says `lm.passes`.
     """
 
     def __init__(self, lm: LanguageModel, tokens):
         check_arguments(lm)
         self.lm = lm
         self.tokens = lm.check_tokens(tokens)
+        self.windows = dataclasses.replace(Windows.of(tokens), tokens=self.tokens)
         batch_size = lm.passes.batch_size
         with lm.computing():
             shards, (count, length) = batch_shards(), self.tokens.shape

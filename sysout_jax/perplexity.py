@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sysout_jax.data.text import Windows
 from sysout_jax.engine import Stream, observe_nothing
 from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
@@ -51,41 +52,31 @@ class Perplexity:
     protocol: Protocol
 
 
-def perplexity(
-    lm: LanguageModel,
-    tokens,
-    *,
-    bos: bool = False,
-    joined_by: str | None = None,
-) -> Perplexity:
-    """Of `tokens` (N, T) int, a window per row. `bos` and `joined_by` say how they were made and are recorded.
+def perplexity(lm: LanguageModel, tokens) -> Perplexity:
+    """Of `tokens` (N, T) int, a window per row; of `Windows` the protocol says how they were made.
 
     Raises InputError for bad tokens and for windows of one token.
     """
     stream = Stream(lm, tokens)
     for _ in stream.layers(observe_nothing):
         pass
-    return perplexity_of(stream, bos=bos, joined_by=joined_by)
+    return perplexity_of(stream)
 
 
-def perplexity_of(stream: Stream, *, bos: bool = False, joined_by: str | None = None) -> Perplexity:
+def perplexity_of(stream: Stream) -> Perplexity:
     """The same of a stream that has gone through all layers."""
     nll_NxT = stream.nll().astype(np.float64)
-    windows, counted = nll_NxT.shape
-    if not counted:
+    if not nll_NxT.shape[1]:
         raise InputError("windows of one token predict nothing; expected at least 2 tokens each")
     window_nll = nll_NxT.mean(axis=1)
-    protocol = protocol_of((windows, counted + 1), bos=bos, joined_by=joined_by)
     mean = float(window_nll.mean())
-    return Perplexity(of_mean_nll(mean), mean, window_nll, protocol)
+    return Perplexity(of_mean_nll(mean), mean, window_nll, protocol_of(stream.windows))
 
 
-def protocol_of(
-    shape: tuple[int, ...], *, bos: bool = False, joined_by: str | None = None
-) -> Protocol:
-    """How the perplexity of windows of a shape (N, T) is measured."""
-    windows, length = shape
-    return Protocol(windows, length, bos, windows * (length - 1), joined_by)
+def protocol_of(windows: Windows) -> Protocol:
+    """How the perplexity of these windows is measured."""
+    count, length = np.shape(windows)
+    return Protocol(count, length, windows.bos, count * (length - 1), windows.joined_by)
 
 
 def of_mean_nll(nll: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 
 import sysout_jax as so
 from sysout_jax.compress.methods import Settings
+from sysout_jax.data.text import text_windows
 from sysout_jax.data.tokenizers import byte_tokenizer
 from tests.random_models import random_model
 
@@ -193,3 +195,21 @@ def test_results_of_another_kind(lm, given):
     assert "report is " in refusal(so.intervene, lm, TOKENS, report=given)
     for call in (so.by_length, so.positions):
         assert "classes is " in refusal(call, lm, TOKENS, classes=given)
+
+
+def test_tokens_are_the_windows_that_commands_cut(lm):
+    text = "Summer is warm. " * 20
+    found = so.tokens(lm, text, num_seqs=3, seq_len=16, bos=True)
+    assert found.shape == (3, 16) and found.dtype == np.int32
+    assert (found == text_windows(lm.tokenizer, text, 3, 16, True)).all()
+    assert so.tokens(lm, text).shape[1] == min(1024, lm.config.context_length)
+    for arguments, what in (
+        ((text, 0), "num_seqs is 0"),
+        ((text, 1, 1.5), "seq_len is 1.5"),
+        ((b"x",), "text is "),
+        ((text, 1, 8, "yes"), "bos is 'yes'"),
+    ):
+        with pytest.raises(so.InputError, match=what):
+            so.tokens(lm, *arguments)
+    with pytest.raises(so.InputError, match="has no tokenizer"):
+        so.tokens(dataclasses.replace(lm, tokenizer=None), text)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
+from sysout_jax.data.text import Windows
 from sysout_jax.perplexity import joined_rows, of_mean_nll
 from tests.random_models import random_model
 
@@ -27,7 +28,7 @@ def test_against_logits(name):
     lm = random_model(name, seed)
     rng = np.random.default_rng(seed)
     tokens = rng.integers(0, lm.config.vocab_size, (4, int(rng.integers(2, 30))))
-    found = so.perplexity(lm, tokens, bos=True, joined_by="\n\n")
+    found = so.perplexity(lm, Windows(tokens, bos=True, joined_by="\n\n"))
     expected = direct(lm, tokens)
     np.testing.assert_allclose(found.window_nll, expected, rtol=1e-5)
     assert found.nll == pytest.approx(expected.mean(), rel=1e-6)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +16,25 @@ from sysout_jax.storage.files import check_readable
 CHARACTERS_PER_TOKEN = (
     8  # how much of a long text to tokenise at first; doubled while it is not enough
 )
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Sequences of tokens and how they were made, which a perplexity depends on. numpy takes it for the tokens."""
+
+    tokens: np.ndarray  # (N, T) int
+    bos: bool = False  # every window starts with BOS
+    joined_by: str | None = (
+        None  # what stands between the rows of the text; None: the text as it is
+    )
+
+    @classmethod
+    def of(cls, tokens: Any) -> Windows:
+        """Tokens of which nothing else is known are windows of a text as it is, without BOS."""
+        return tokens if isinstance(tokens, cls) else cls(tokens)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.tokens, dtype=dtype, copy=copy)
 
 
 def read_text(path: Path) -> str:

@@ -13,7 +13,7 @@ from sysout_jax.analyses.compression.errors import hidden_errors
 from sysout_jax.analyses.compression.keeps import KEEPS
 from sysout_jax.analyses.measured import measured_by_compression
 from sysout_jax.compress.methods import METHODS, Compressor, Settings
-from sysout_jax.data.text import read_text, text_windows
+from sysout_jax.data.text import Windows, read_text, text_windows
 from sysout_jax.families.sizes import MODEL_SIZES
 from sysout_jax.models import parameter_count, parameter_shapes
 from sysout_jax.perplexity import joined_rows
@@ -32,7 +32,9 @@ def wikitext(shared_data):
 
 def test_eight_bits_per_channel_leave_a_trained_model_alone(wikitext):
     lm, tokens = wikitext
-    result = so.compression(lm, tokens, methods=("w8_channel", "w4_tensor"), joined_by="\n\n")
+    result = so.compression(
+        lm, Windows(tokens, joined_by="\n\n"), methods=("w8_channel", "w4_tensor")
+    )
     full, w8, w4 = result.outcomes
     assert full.perplexity.value == pytest.approx(so.perplexity(lm, tokens).value)
     assert abs(w8.ratio.value - 1) < 0.02

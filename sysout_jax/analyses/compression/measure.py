@@ -23,6 +23,7 @@ from sysout_jax.calls import check_arguments, check_kind, check_list, check_word
 from sysout_jax.compress.inputs import calibrate
 from sysout_jax.compress.methods import METHODS, SHARE, Compressor, Method, Settings, named
 from sysout_jax.config import ModelConfig
+from sysout_jax.data.text import Windows
 from sysout_jax.engine import Stream, observe_nothing
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.models import parameter_count, parameter_shapes
@@ -44,13 +45,11 @@ def compression(
     tau: float = TAU,
     seeds: int = 3,
     seed: int = 0,
-    bos: bool = False,
-    joined_by: str | None = None,
 ) -> Compression:
     """Perplexity of `tokens` (N, T) under each of `methods`, and the error of each of `attribute` per layer and outlier.
 
     Calibrates on `calibration_tokens`, or where there are none on `tokens` themselves. `seeds` random controls are drawn from `seed`.
-    `bos` and `joined_by` are recorded, see `perplexity`. Raises InputError for bad tokens and unknown methods.
+    Raises InputError for bad tokens and unknown methods.
     """
     check_arguments(lm, tau=tau, seeds=seeds, seed=seed)
     check_kind("settings", settings, Settings)
@@ -60,7 +59,7 @@ def compression(
     attribute = check_words("attribute", attribute, by_layer, least=0)
     sparsities = check_list("sparsities", sparsities, SHARE)
     settings = settings or Settings()
-    study = _Study(lm, tokens, {"bos": bos, "joined_by": joined_by})
+    study = _Study(lm, tokens)
     chosen = [METHODS[name] for name in (*methods, *attribute)]
     calibration, calibrated = None, "not needed"
     if any(m.inputs == "static" or m.smooth for m in chosen):
@@ -167,19 +166,19 @@ def _marked(life: Lifecycle) -> np.ndarray:
 class _Study:
     """One model and its windows: full precision is run once and held against every compressed model."""
 
-    def __init__(self, lm: LanguageModel, tokens, protocol: dict):
-        self.lm, self.tokens, self.protocol = lm, lm.check_tokens(tokens), protocol
+    def __init__(self, lm: LanguageModel, tokens):
+        self.lm, self.windows, self.tokens = lm, Windows.of(tokens), lm.check_tokens(tokens)
         self.stream, self.exact = self.run(lm)
         self.weights_RxN = bootstrap_weights(len(self.tokens))
 
     def run(self, lm: LanguageModel) -> tuple[Stream, Perplexity]:
-        stream = Stream(lm, self.tokens)
+        stream = Stream(lm, self.windows)
         return stream, self.finish(stream, 0)
 
     def finish(self, stream: Stream, first: int) -> Perplexity:
         for _ in stream.layers(observe_nothing, first=first):
             pass
-        return perplexity_of(stream, **self.protocol)
+        return perplexity_of(stream)
 
     def interval(self, runs: Sequence[Perplexity], against: np.ndarray | float = 0.0) -> Interval:
         """Of the perplexity, or of its ratio to another one given by its window nll."""
@@ -233,7 +232,7 @@ class _Study:
 
     def _alone(self, method: Method, made: Compressor) -> np.ndarray:
         """Perplexity with one layer compressed at a time; what lies before it is computed once."""
-        exact = Stream(self.lm, self.tokens)
+        exact = Stream(self.lm, self.windows)
         before, found = list(exact.hidden), []
         for layer, _, _ in exact.layers(observe_nothing):
             branch = copy.copy(exact)

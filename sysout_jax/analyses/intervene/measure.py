@@ -6,6 +6,7 @@ Massive activations set to zero or to their mean are from Sun et al. 2024; nothi
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from sysout_jax.analyses.lifecycle.cause import sink_heads
 from sysout_jax.analyses.lifecycle.measure import lifecycle
 from sysout_jax.analyses.lifecycle.results import Lifecycle
 from sysout_jax.calls import check_arguments, check_kind
+from sysout_jax.data.text import Windows
 from sysout_jax.errors import InputError
 from sysout_jax.interventions.effects import Measured
 from sysout_jax.language_model import LanguageModel
@@ -85,13 +87,11 @@ def intervene(
     seeds: int = 5,
     report: Lifecycle | None = None,
     seed: int = 0,
-    bos: bool = False,
-    joined_by: str | None = None,
 ) -> Interventions:
     """Edit the outliers that the lifecycle of `tokens` (N, T) finds and measure all sequences again, once per `plan` entry.
 
     `report` is `lifecycle` on the same tokens and τ when it is at hand. Where nothing reaches τ its candidates are edited.
-    `seed` starts all random draws; `bos` and `joined_by` say how the tokens were made, for the record of the perplexity. Raises InputError where there is neither outlier nor candidate.
+    `seed` starts all random draws. Raises InputError where there is neither outlier nor candidate.
     """
     check_arguments(lm, tau=tau, seeds=seeds, seed=seed)
     check_kind("report", report, Lifecycle)
@@ -133,7 +133,7 @@ def intervene(
         tokens=len(np.unique(bench.outliers.places[:, :2], axis=0)),
         sinks=tuple((int(layer), int(head)) for layer, head in np.argwhere(sinks)),
         num_seeds=seeds,
-        protocol=protocol_of(bench.tokens.shape, bos=bos, joined_by=joined_by),
+        protocol=protocol_of(dataclasses.replace(Windows.of(tokens), tokens=bench.tokens)),
         baseline=outcome(("none", "none", "none"), [(0, bench.baseline)]),
         outcomes=tuple(
             outcome(kind, [r for run, r in results.items() if _kind(run) == kind]) for kind in kinds
