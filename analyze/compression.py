@@ -23,6 +23,7 @@ from sysout_jax.commands.cli import run, say
 from sysout_jax.compress.methods import METHODS, Settings
 from sysout_jax.data.text import read_text, text_windows
 from sysout_jax.perplexity import ROWS_JOINED_BY, joined_rows
+from sysout_jax.reports.terminal import fit
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def main() -> None:
     joined_by = ROWS_JOINED_BY if args.text is not None and args.join_rows else None
     prepared = [prepare(source, _reader(args), joined_by) for source in sources]
     for note in dict.fromkeys(note for one in prepared for note in one.notes):
-        say(note)
+        say(fit(note))
     results = [_measure(args, one) for one in prepared]
     expectation = args.held_against(measured_by_compression(results[0]))
     written = partial(

@@ -12,6 +12,7 @@ from sysout_jax.analyses.consistency.page import consistency_summary, write_cons
 from sysout_jax.analyses.measured import measured_by_consistency
 from sysout_jax.commands.arguments import parse
 from sysout_jax.commands.cli import run, say
+from sysout_jax.reports.terminal import fit
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ def main() -> None:
     args.expected()
     prepared = prepare(args)
     for note in prepared.notes:
-        say(note)
+        say(fit(note))
     with progress(prepared.lm, 2) as lm:
         report = so.consistency(
             lm,

@@ -13,6 +13,7 @@ from sysout_jax.analyses.existence.page import existence_summary, write_existenc
 from sysout_jax.analyses.measured import measured_by_statistics
 from sysout_jax.commands.arguments import parse
 from sysout_jax.commands.cli import run, say
+from sysout_jax.reports.terminal import fit
 
 PROMPT = "Summer is warm. Winter is cold.\n"  # the paper's
 
@@ -36,7 +37,7 @@ def main() -> None:
         args = dataclasses.replace(args, prompt=PROMPT)
     prepared = prepare(args)
     for note in prepared.notes:
-        say(note)
+        say(fit(note))
     with progress(prepared.lm, 2) as lm:
         report = so.existence(
             lm,

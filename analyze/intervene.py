@@ -14,6 +14,7 @@ from sysout_jax.analyses.intervene.page import summary, write_interventions_repo
 from sysout_jax.analyses.measured import measured_by_interventions
 from sysout_jax.commands.arguments import parse
 from sysout_jax.commands.cli import run, say
+from sysout_jax.reports.terminal import fit
 
 What = Literal["zero", "mean", "resample"]
 Where = Literal["birth", "all", "weight"]
@@ -43,7 +44,7 @@ def main() -> None:
     check_count("--seeds", args.seeds, MOST_SEEDS)
     prepared = prepare(args)
     for note in prepared.notes:
-        say(note)
+        say(fit(note))
     with progress(prepared.lm) as lm:
         result = so.intervene(
             lm,

@@ -14,6 +14,7 @@ from sysout_jax.analyses.length.page import length_summary, write_length_report
 from sysout_jax.analyses.measured import measured_by_length
 from sysout_jax.commands.arguments import parse
 from sysout_jax.commands.cli import run, say
+from sysout_jax.reports.terminal import fit
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def main() -> None:
             "--bos was given, but the model's config names no bos_token_id; use --no-bos"
         )
     for note in prepared.notes:
-        say(note)
+        say(fit(note))
     texts = len(SENTENCES) + 2 * len(sweep_lengths(prepared.tokens.shape[1]))
     with progress(prepared.lm, texts) as lm:
         report = so.by_length(

@@ -13,6 +13,7 @@ from sysout_jax.analyses.lifecycle.summary import lifecycle_summary
 from sysout_jax.analyses.measured import measured_by_lifecycle
 from sysout_jax.commands.arguments import parse
 from sysout_jax.commands.cli import run, say
+from sysout_jax.reports.terminal import fit
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ def main() -> None:
     args.expected()
     prepared = prepare(args)
     for note in prepared.notes:
-        say(note)
+        say(fit(note))
     with progress(prepared.lm, 4) as lm:
         report = so.lifecycle(
             lm,

@@ -12,6 +12,7 @@ from sysout_jax.analyses.measured import measured_by_positions
 from sysout_jax.analyses.positions.page import positions_summary, write_positions_report
 from sysout_jax.commands.arguments import parse
 from sysout_jax.commands.cli import run, say
+from sysout_jax.reports.terminal import fit
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ def main() -> None:
     args.expected()
     prepared = prepare(args)
     for note in prepared.notes:
-        say(note)
+        say(fit(note))
     with progress(prepared.lm, 2) as lm:
         report = so.positions(
             lm,

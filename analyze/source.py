@@ -163,7 +163,7 @@ def _open(source: Source, mesh: Mesh | None) -> tuple[so.LanguageModel, list[str
     notes = []
     if ours == DEMO:
         try:
-            ckpt = str(demo_checkpoint(say))
+            ckpt = str(demo_checkpoint(lambda line: say(fit(line))))
             notes.append(f"The model is {ORIGIN}.")
         except so.InputError as error:
             notes.append(f"No real model to show: {error}.")
@@ -268,7 +268,7 @@ def settings(args: Source, prepared: Prepared) -> dict[str, Any]:
         notes=prepared.notes,
         accepted_settings=prepared.lm.accepted,
         config=config_to_dict(prepared.lm.config),
-        stored_as=prepared.lm.stored_as,
+        **({"stored_as": kinds} if (kinds := prepared.lm.stored_as) else {}),
         tokenizer=None
         if tokenizer is None
         else {"bos_id": tokenizer.bos_id, "adds_bos": tokenizer.adds_bos},

@@ -14,6 +14,7 @@ from sysout_jax.analyses.variants.side_by_side import SideBySide
 from sysout_jax.commands.arguments import parse
 from sysout_jax.commands.cli import run, say
 from sysout_jax.figures.select import short_names
+from sysout_jax.reports.terminal import fit
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def main() -> None:
         )
     prepared = [prepare(dataclasses.replace(args, ckpt=ckpt)) for ckpt in ckpts]
     for note in dict.fromkeys(note for one in prepared for note in one.notes):
-        say(note)
+        say(fit(note))
     profiles = []
     for one in prepared:
         with progress(one.lm, 3) as lm:

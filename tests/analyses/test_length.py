@@ -88,8 +88,8 @@ def test_readings_of_random_models(name, tau):
     bos = bool(rng.integers(2))
     size = int(rng.choice([1, 3]))
     texts = tuple(rng.choice(SENTENCES, 2, replace=False))
-    given = {"bos": bos, "batch_size": size, "sentences": texts, "lengths": (1, 37)}
-    report = so.by_length(lm, tokens, tau, **given)
+    given = {"bos": bos, "sentences": texts, "lengths": (1, 37)}
+    report = so.by_length(lm.with_passes(batch_size=size), tokens, tau, **given)
     ratio = max(float(r.ratio.max()) for r in report.readings)
     assert report.largest == ratio
     assert report.found == (ratio > tau)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 import xml.etree.ElementTree as ET
 
 import pytest
 
 from analyze import compression
-from sysout_jax.commands.cli import run
 from sysout_jax.testing import demo_plant
+from tests.analyze import command
 from tests.analyze.command import words
 
 pytestmark = pytest.mark.slow
@@ -19,10 +18,7 @@ SMALL = ["--bos", "--seq-len", "96", "--num-seqs", "2", "--seeds", "1"]
 
 
 def call(monkeypatch, *flags) -> int:
-    monkeypatch.setattr(sys, "argv", ["compression", *map(str, flags)])
-    with pytest.raises(SystemExit) as end:
-        run(compression.main)
-    return int(end.value.code or 0)
+    return command.call(monkeypatch, compression.main, *flags)
 
 
 def test_outputs(tmp_path, monkeypatch, capsys):
@@ -50,7 +46,7 @@ def test_outputs(tmp_path, monkeypatch, capsys):
     assert verdicts["validation loss"] == "not measured"
     root = ET.fromstring((out / "report.html").read_text())
     assert [h.text for h in root.iter("h2")] == [
-        "How to read this page", "Perplexity", "Error per layer: demo", "Outliers in full precision: demo",
+        "How to read this page", "Perplexity", "Error per layer: planted", "Outliers in full precision: demo",
         "Expected and found", "Definitions", "Settings",
     ]  # fmt: skip
     assert {p.name for p in (out / "figures").iterdir()} == {

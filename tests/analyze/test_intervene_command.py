@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 import xml.etree.ElementTree as ET
 
 import pytest
 
 from analyze import intervene, lifecycle
-from sysout_jax.commands.cli import run
 from sysout_jax.testing import demo_plant
+from tests.analyze import command
 from tests.analyze.command import words
 
 pytestmark = pytest.mark.slow
@@ -18,11 +17,8 @@ pytestmark = pytest.mark.slow
 SMALL = ["--bos", "--seq-len", "96", "--num-seqs", "2"]
 
 
-def call(monkeypatch, command, *flags) -> int:
-    monkeypatch.setattr(sys, "argv", [command.__name__, *map(str, flags)])
-    with pytest.raises(SystemExit) as end:
-        run(command.main)
-    return int(end.value.code or 0)
+def call(monkeypatch, analysis, *flags) -> int:
+    return command.call(monkeypatch, analysis.main, *flags)
 
 
 def test_outputs(tmp_path, monkeypatch, capsys):

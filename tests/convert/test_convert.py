@@ -17,10 +17,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import sysout_jax as so
+from sysout_jax.checkpoints.formats.hf_config import read_config
 from sysout_jax.checkpoints.formats.names import stored_names
 from sysout_jax.checkpoints.formats.safetensors import SafetensorsSource
 from sysout_jax.commands import cli
-from sysout_jax.convert import __main__ as convert
 from sysout_jax.weights import expected_shapes, groups
 from tests.convert.command import (
     ROOT,
@@ -204,7 +204,7 @@ def test_reading_holds_one_tensor_beyond_what_it_returns(tmp_path):
         "max_position_embeddings": 64,
     }
     (tmp_path / "config.json").write_text(json.dumps(fields))
-    config = convert.loading.read_config(fields, "test")[1]
+    config = read_config(fields, "test").config
     shapes = expected_shapes(config)
     stored = stored_names("llama", shapes)
     weights = {

@@ -64,7 +64,7 @@ def config_file(config: TrainConfig, tmp_path: Path) -> Path:
     path = tmp_path / "tiny.py"
     path.write_text(
         "from pathlib import Path\n"
-        "from sysout_jax.config import Gpt2Config\n"
+        "from sysout_jax.families.gpt2 import Gpt2Config\n"
         "from sysout_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig\n"
         f"PosixPath = Path\nconfig = {dataclasses.replace(config)!r}\n"
     )
