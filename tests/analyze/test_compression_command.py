@@ -46,7 +46,7 @@ def test_outputs(tmp_path, monkeypatch, capsys):
     assert verdicts["validation loss"] == "not measured"
     root = ET.fromstring((out / "report.html").read_text())
     assert [h.text for h in root.iter("h2")] == [
-        "How to read this page", "Perplexity", "Error per layer: planted", "Outliers in full precision: demo",
+        "How to read this page", "Perplexity", "Error per layer: planted", "Outliers in full precision: planted",
         "Expected and found", "Definitions", "Settings",
     ]  # fmt: skip
     assert {p.name for p in (out / "figures").iterdir()} == {
