@@ -238,4 +238,4 @@ def computed(model: Any, tokens: np.ndarray) -> dict[str, np.ndarray]:
         output = model(torch.from_numpy(tokens).long(), output_attentions=True, use_cache=False)
     found = {"logits": output.logits, "attn_map": torch.stack(output.attentions)}
     found |= {name: torch.stack(values) for name, values in seen.items()}
-    return {name: value.numpy() for name, value in found.items()}
+    return {name: value.float().numpy() for name, value in found.items()}

@@ -60,6 +60,24 @@ def test_equals_transformers(name, tmp_path):
         np.testing.assert_allclose(found, want[what], atol=1e-4 * scale, err_msg=what)
 
 
+@pytest.mark.parity
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FIRST)
+def test_bfloat16(name, tmp_path):
+    """Logits in bfloat16 are off those of float32 by no more than 1.5 times what those of transformers are, and 1 % of their length."""
+    pytest.importorskip("transformers")
+    model, tokens = transformers_model(CASES[name], 0), random_tokens(0)
+    directory = save(model, tmp_path / "model")
+    want = computed(model, tokens)["logits"]
+    theirs = computed(model.bfloat16(), tokens)["logits"]
+    ours = np.asarray(so.capture(so.load(directory, "bfloat16"), tokens, ())[0], np.float32)
+
+    def off(logits) -> float:
+        return float(np.linalg.norm(logits - want) / np.linalg.norm(want))
+
+    assert off(ours) < 1.5 * off(theirs) + 0.01, (off(ours), off(theirs))
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_config(name):
     config = config_of(name)
