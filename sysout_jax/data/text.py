@@ -33,6 +33,9 @@ class Windows:
         """Tokens of which nothing else is known are windows of a text as it is, without BOS."""
         return tokens if isinstance(tokens, cls) else cls(tokens)
 
+    def __len__(self) -> int:
+        return len(self.tokens)
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.tokens, dtype=dtype, copy=copy)
 

@@ -67,7 +67,7 @@ def compression(
         read = tokens if own else calibration_tokens
         calibration = calibrate(lm, read)
         where = "the analysed windows themselves" if own else "another text"
-        calibrated = f"{len(read)} windows of {np.shape(read)[1]} tokens of {where}"
+        calibrated = f"{np.shape(read)[0]} windows of {np.shape(read)[1]} tokens of {where}"
 
     def compressor(sparsity: float) -> Compressor:
         return Compressor(lm, dataclasses.replace(settings, sparsity=sparsity), calibration)
