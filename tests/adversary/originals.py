@@ -106,7 +106,7 @@ def _converted(model: Path, hf: Path) -> None:
     from sysout_jax import loading
     from sysout_jax.checkpoints import checkpoint
 
-    config, source, bos_id, tokenizer = loading.open_checkpoint(hf)
+    config, source, bos_id, tokenizer, _ = loading.open_checkpoint(hf)
     checkpoint.save(model, config, source, "float32", tokenizer, bos_id)
 
 
