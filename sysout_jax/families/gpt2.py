@@ -6,9 +6,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sysout_jax.config import RULES, ActivationName, ModelConfig
-from sysout_jax.errors import InputError
+from sysout_jax.config import RULES, ActivationName
 from sysout_jax.families import gguf_reading
+from sysout_jax.families.equal_heads import EqualHeadsConfig
 from sysout_jax.families.family import Export, Family, Gguf, Layout
 from sysout_jax.families.fields import Fields
 from sysout_jax.families.forms import PER_HEAD, Stored, linear
@@ -20,28 +20,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gpt2Config(ModelConfig):
+class Gpt2Config(EqualHeadsConfig):
     """GPT-2 as in transformers (tanh GELU, biases) and as in nanoGPT (exact GELU, biases optional)."""
 
     family: str = "gpt2"
     tied_embeddings: bool = True
     activation: ActivationName = "gelu_tanh"
     bias: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.d_model % self.num_heads:
-            raise InputError(
-                f"d_model {self.d_model} must be a multiple of num_heads {self.num_heads}"
-            )
-
-    @property
-    def head_dim(self) -> int:
-        return self.d_model // self.num_heads
-
-    @property
-    def num_kv_heads(self) -> int:
-        return self.num_heads
 
     def layer(self, l: int) -> LayerSpec:
         norm = NormSpec(self.norm_eps, centred=True, bias=self.bias)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sysout_jax.attention.spec import AttentionSpec
-from sysout_jax.config import RULES, ModelConfig
+from sysout_jax.config import RULES
 from sysout_jax.errors import InputError
 from sysout_jax.families import gguf_reading
+from sysout_jax.families.equal_heads import EqualHeadsConfig
 from sysout_jax.families.family import Export, Family, Gguf, Layout
 from sysout_jax.families.fields import Fields
 from sysout_jax.families.forms import Stored, fused, linear
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MptConfig(ModelConfig):
+class MptConfig(EqualHeadsConfig):
     """Slopes run down to 2^-alibi_max."""
 
     family: str = "mpt"
@@ -29,21 +30,6 @@ class MptConfig(ModelConfig):
     attention_scale: float | None = None
     """None: 1/√Dh."""
     clip_qkv: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.d_model % self.num_heads:
-            raise InputError(
-                f"d_model {self.d_model} must be a multiple of num_heads {self.num_heads}"
-            )
-
-    @property
-    def head_dim(self) -> int:
-        return self.d_model // self.num_heads
-
-    @property
-    def num_kv_heads(self) -> int:
-        return self.num_heads
 
     def slopes(self) -> tuple[float, ...]:
         """2^(−m max/H) for heads m = 1 … H; of the next power of two every second one first where H is none (Press et al. 2022)."""

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sysout_jax.checks import Flag
-from sysout_jax.config import RULES, ActivationName, ModelConfig
+from sysout_jax.config import RULES, ActivationName
 from sysout_jax.errors import InputError
+from sysout_jax.families.equal_heads import EqualHeadsConfig
 from sysout_jax.families.family import Export, Family, Layout
 from sysout_jax.families.fields import Fields
 from sysout_jax.families.forms import Stored, biased, layer_norm, linear
@@ -19,28 +20,13 @@ OFFSET = 2  # rows of the table of positions before that of position 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptConfig(ModelConfig):
+class OptConfig(EqualHeadsConfig):
     """`bias` is that of the linear layers; norms always have one."""
 
     family: str = "opt"
     tied_embeddings: bool = True
     activation: ActivationName = "relu"
     bias: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.d_model % self.num_heads:
-            raise InputError(
-                f"d_model {self.d_model} must be a multiple of num_heads {self.num_heads}"
-            )
-
-    @property
-    def head_dim(self) -> int:
-        return self.d_model // self.num_heads
-
-    @property
-    def num_kv_heads(self) -> int:
-        return self.num_heads
 
     def layer(self, l: int) -> LayerSpec:
         norm = NormSpec(self.norm_eps, centred=True, bias=True)

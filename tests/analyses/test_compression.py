@@ -57,7 +57,7 @@ def test_an_outlier_output_ruins_per_tensor_but_not_per_channel(wikitext):
     found = so.compression(planted, tokens, methods=("w8_tensor", "w8_channel"))
     full, tensor, channel = found.outcomes
     assert full.perplexity.value == pytest.approx(so.perplexity(lm, tokens).value, rel=1e-3)
-    assert tensor.error > 0.5 and tensor.error > 4 * channel.error  # 8 at the worst of many draws
+    assert tensor.error > 0.5 and tensor.error > 4 * channel.error  # 8.3 was drawn once
     assert abs(tensor.ratio.value - 1) > 4 * abs(channel.ratio.value - 1)
 
 
