@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.eight_devices import on_eight_devices
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,16 +83,8 @@ def assert_alike(found, want, where: str = "") -> None:
 )
 def test_eight_devices_find_what_one_finds(names, shapes):
     """Indices, counts and the whole lifecycle are equal, numbers to float32 rounding."""
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "PYTHONPATH": str(ROOT),
-    }
     code = CHILD.replace("NAMES", str(names)).replace("SHAPES", str(shapes))
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    lines = done.stdout.splitlines()
+    lines = on_eight_devices(code).splitlines()
     assert len(lines) == len(names)
     for name, line in zip(names, lines, strict=True):
         one, *many = json.loads(line)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -15,10 +12,9 @@ from sysout_jax.data.batches import validation_slice
 from sysout_jax.sharding import make_mesh
 from sysout_jax.training.feed import Feed
 from sysout_jax.training.step import make_program
+from tests.eight_devices import on_eight_devices
 
 ON_EIGHT_DEVICES = """
-import sys
-sys.path.insert(0, ROOT)
 from pathlib import Path, PosixPath
 from sysout_jax.families.gpt2 import Gpt2Config
 from sysout_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
@@ -103,13 +99,5 @@ def test_sizes_of_the_parts(windows, shards, rows, sizes):
 def test_eight_devices_evaluate_the_same_slice(config):
     model = dataclasses.replace(config.model, num_heads=8)
     wide = dataclasses.replace(config, model=model)
-    root = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
-    code = ON_EIGHT_DEVICES.replace("ROOT", repr(root)).replace("CONFIG", repr(wide))
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    code = ON_EIGHT_DEVICES.replace("CONFIG", repr(wide))
+    on_eight_devices(code)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests.eight_devices import on_eight_devices
+
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).resolve().parents[2]
 
 IN_A_BLOCK = """
 import json, jax, jax.numpy as jnp
@@ -62,19 +59,6 @@ for params in found.values():
     for got, want in zip(jax.tree.leaves(params), jax.tree.leaves(found["whole"]), strict=True):
         np.testing.assert_allclose(got, want, rtol=2e-3, atol=2e-5)
 """
-
-
-def on_eight_devices(code: str) -> str:
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 def test_a_block_sends_no_q_k_and_v_around():

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +12,7 @@ import pytest
 
 from sysout_jax.config import ATTENTION
 from sysout_jax.training.loss import next_token_loss
+from tests.eight_devices import on_eight_devices
 
 pytestmark = pytest.mark.optimised
 
@@ -146,16 +144,8 @@ for model in models:
 )
 def test_eight_devices_train_like_one(meshes, models):
     """data, fsdp and tensor above one: the same losses and gradient norms to float32 rounding (5e-6)."""
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
-    }
     code = CHILD.replace("MESHES", str(meshes)).replace("MODELS", str(models))
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    lines = done.stdout.splitlines()
+    lines = on_eight_devices(code).splitlines()
     assert len(lines) == len(models)
     for line in lines:
         one, *many = json.loads(line)
