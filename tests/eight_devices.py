@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-COUNT = "--xla_force_host_platform_device_count=8"
+# Where devices share a pool of few threads, each may hold one while it waits for the others, for ever: then none is shared.
+FLAGS = "--xla_force_host_platform_device_count=8 --xla_cpu_multi_thread_eigen=false"
 
 
 def on_eight_devices(code: str) -> str:
     """What the code printed. Its process must end with status 0."""
     environment = os.environ | {
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {COUNT}",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}",
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
     }
