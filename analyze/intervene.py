@@ -17,7 +17,7 @@ from sysout_jax.commands.cli import run, say
 from sysout_jax.reports.terminal import fit
 
 What = Literal["zero", "mean", "resample"]
-Where = Literal["birth", "all", "weight"]
+Where = Literal["birth", "all", "weight", "column", "row", "head", "value"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Args(Expects, Source):
     what: tuple[What, ...] = ("zero", "mean", "resample")
     """Values that are written."""
     where: tuple[Where, ...] = ("birth", "all", "weight")
-    """Output of the birth layers, output of all layers, or the birth weights."""
+    """Output of the birth layers, output of all layers, the birth weights; and, set to zero only: their whole columns or rows, the output of sink heads, value vectors of the sinks."""
     seeds: int = 5
     """Random controls and resamples per kind of edit."""
     out: Path = Path("out/intervene")

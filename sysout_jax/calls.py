@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Any
 
+import numpy as np
+
 from sysout_jax.checks import Real, Rule, Whole, check, scalar, shown
 from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
@@ -32,6 +34,14 @@ def check_kind(name: str, value: Any, kind: type) -> None:
     """None, or an object of a class of ours."""
     if value is not None and not isinstance(value, kind):
         raise InputError(f"{name} is {shown(value)}; expected a {kind.__name__}, or none")
+
+
+def check_same_tokens(name: str, held: np.ndarray, given: np.ndarray) -> None:
+    """What was measured before was measured on these tokens (N, T)."""
+    if held.shape != given.shape or (held != given).any():
+        raise InputError(
+            f"{name} was measured on other tokens {held.shape} than those given {given.shape}; give the same, or leave {name} out"
+        )
 
 
 def check_words(name: str, words: Any, known: Collection[str], least: int = 1) -> tuple[str, ...]:

@@ -26,6 +26,17 @@ def random_weights(born: Entries, num_channels: int, rng: np.random.Generator) -
     }
 
 
+def random_rows(
+    born: Entries, taken: np.ndarray, num_dims: int, rng: np.random.Generator
+) -> Entries:
+    """As many random other dims, none of those that are `taken`."""
+    free = np.setdiff1d(np.arange(num_dims), taken)
+    return {
+        layer: (channels, rng.choice(free, min(len(dims), len(free)), False))
+        for layer, (channels, dims) in born.items()
+    }
+
+
 def zero(layer: int, kernel_FxD: np.ndarray) -> np.ndarray:
     """The simplest `Fill`."""
     return np.zeros((1, 1))

@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
-from sysout_jax.analyses.intervene.runs import CONTROL, OUTLIERS, WHAT, WHERE, Bench, Run, plan
+from sysout_jax.analyses.intervene.runs import (
+    CONTROL,
+    OUTLIERS,
+    USUAL_PLACES,
+    WHAT,
+    Bench,
+    Run,
+    plan,
+)
 from sysout_jax.engine import Stream
 from sysout_jax.interventions.effects import measure
 from sysout_jax.interventions.elements import (
@@ -21,7 +29,14 @@ from sysout_jax.interventions.elements import (
     read_elements,
     write_elements,
 )
-from sysout_jax.interventions.weights import edit_down_weights
+from sysout_jax.interventions.heads import (
+    other_heads,
+    other_tokens,
+    silence_heads,
+    silence_values,
+    write_silence,
+)
+from sysout_jax.interventions.weights import edit_down_weights, random_rows
 from sysout_jax.numerics.intervals import RESAMPLES, bootstrap_weights, interval
 from sysout_jax.testing import planted_llama, random_plant
 from sysout_jax.weights import InMemory
@@ -88,7 +103,10 @@ def test_planted_answers(offset):
     np.testing.assert_array_equal(found.baseline.outliers_per_layer, alive)
     assert found.baseline.mass.value > 0.8 and found.baseline.ratio.value == 1.0
     assert [(o.where, o.what, o.target) for o in found.outcomes] == [
-        (where, what, target) for where in WHERE for what in WHAT for target in (OUTLIERS, CONTROL)
+        (where, what, target)
+        for where in USUAL_PLACES
+        for what in WHAT
+        for target in (OUTLIERS, CONTROL)
     ]
     for outcome in found.outcomes:
         name = (outcome.where, outcome.what, outcome.target)
@@ -290,7 +308,7 @@ def test_weight_edits(what, target):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sysout_jax.analyses.intervene.runs.measure", spy)
-        count, _ = bench.weight_run(Run("weight", what, target, 2))
+        count, _ = bench.run(Run("weight", what, target, 2), {})
     assert count == len(birth.channels) * len(birth.dims)
     for layer in range(planted.lm.num_layers):
         old = np.asarray(planted.lm.read(f"layer_{layer}")["mlp"]["down_proj"]["kernel"])
@@ -329,14 +347,130 @@ def test_batch_splits_and_seeds_reproduce(case):
     )
 
 
+def test_columns_rows_heads_and_values_of_a_planted_model():
+    """Each edit does what follows from how the model was made; as many others change nothing."""
+    seed = int(np.random.default_rng().integers(10_000)) * 16
+    print("seed", seed)
+    planted = planted_llama(seed=seed)
+    tokens = planted.tokens(2, 64, seed)
+    places = ("column", "row", "head", "value")
+    found = so.intervene(planted.lm, tokens, what=("zero", "mean"), where=places, seeds=2)
+    births, config = planted.truth.births, planted.lm.config
+    channels, dims = (sum(len(getattr(b, name)) for b in births) for name in ("channels", "dims"))
+    spec = config.layer(0).heads
+    groups = spec.heads // spec.kv_heads
+    heads = {(layer, head // groups) for layer, head in found.sinks}
+    want = {
+        "column": channels * config.d_model,
+        "row": dims * config.layer(0).mlp.channels,
+        "head": len(found.sinks),
+        "value": len(heads) * found.tokens,
+    }
+    assert [(o.where, o.what) for o in found.outcomes] == [
+        (p, "zero") for p in places for _ in "oc"
+    ]
+    for outcome in found.outcomes:
+        assert outcome.edited == want[outcome.where]
+        gone = outcome.where in ("column", "row") and outcome.target == OUTLIERS
+        alive = np.zeros(found.num_layers) if gone else found.baseline.outliers_per_layer
+        np.testing.assert_array_equal(outcome.outliers_per_layer, alive)
+
+
+@pytest.mark.parametrize("name", ["llama-gqa", "gpt2"])
+def test_a_silent_head_is_one_whose_output_weights_are_zero(name):
+    lm = random_model(name, 3)
+    heads = lm.config.layer(0).heads
+    silent = np.random.default_rng(3).random((lm.num_layers, heads.heads)) < 0.4
+    tokens = np.random.default_rng(4).integers(0, lm.config.vocab_size, (2, 12))
+    silenced = silence_heads(silent, heads.kv_heads, tokens.shape)
+    assert silenced.count == silent.sum()
+
+    def without(layer: int):
+        def edit(params):
+            matrix = params["attn"]["o_proj"]["kernel"]
+            rows = np.repeat(silent[layer], heads.head_dim)
+            kernel = np.where(rows[:, None], 0, np.array(matrix))
+            return params | {"attn": params["attn"] | {"o_proj": params["attn"]["o_proj"] | {"kernel": kernel}}}  # fmt: skip
+
+        return edit
+
+    edited = lm.with_edits({f"layer_{l}": without(l) for l in range(lm.num_layers)})
+    got = run_layers(lm, tokens, write=write_silence, extra=silenced.extra())
+    np.testing.assert_allclose(got, run_layers(edited, tokens), atol=1e-5)
+    assert np.abs(got - run_layers(lm, tokens)).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["llama-gqa", "gpt2"])
+def test_silent_values_give_nothing_to_those_who_look_at_them(name):
+    """In the first layer, where all else is as it was: attention · v over the tokens that are left."""
+    lm = random_model(name, 5)
+    heads = lm.config.layer(0).heads
+    silent = np.zeros((lm.num_layers, heads.heads), bool)
+    silent[0, 1] = True
+    tokens = np.random.default_rng(6).integers(0, lm.config.vocab_size, (2, 12))
+    marked = np.zeros(tokens.shape, bool)
+    marked[0, [0, 3]], marked[1, 5] = True, True
+    silenced = silence_values(silent, heads.kv_heads, marked)
+    groups = heads.heads // heads.kv_heads
+    assert silenced.count == 3
+
+    def observe(x_in, taps, extra):
+        return {name: taps[name] for name in ("attn_map", "v", "attn_heads")}
+
+    _, _, before = next(iter(Stream(lm, tokens).layers(observe)))
+    stream = Stream(lm, tokens).layers(observe, extra=silenced.extra(), write=write_silence)
+    _, _, after = next(iter(stream))
+    values = np.array(before["v"])  # (N, T, K, Dh)
+    values[:, :, 1 // groups] *= ~marked[..., None]
+    want = np.einsum("nhts,nshd->nthd", before["attn_map"], np.repeat(values, groups, axis=2))
+    np.testing.assert_allclose(after["attn_heads"], want, atol=1e-5)
+    assert np.abs(want - before["attn_heads"]).max() > 1e-4
+
+
+def test_random_others():
+    rng = np.random.default_rng(8)
+    heads, tokens = rng.random((5, 4)) < 0.2, rng.random((3, 20)) < 0.3
+    others = other_heads(heads, 2, rng)
+    assert not (others & heads).any() and not others[:2].any()
+    assert others.sum() == min(heads.sum(), (~heads[2:]).sum())
+    drawn = other_tokens(tokens, rng)
+    assert not (drawn & tokens).any() and (drawn.sum(1) == tokens.sum(1)).all()
+    born = {1: (np.array([3, 4]), np.array([2, 7]))}
+    channels, rows = random_rows(born, np.array([2, 7, 8]), 12, rng)[1]
+    assert channels.tolist() == [3, 4] and len(set(rows) - {2, 7, 8}) == 2
+
+
+def test_a_mean_that_is_the_outlier_itself_is_said():
+    planted = planted_llama(seed=3)
+    tokens = planted.tokens(1, 32, 3)
+    found = so.intervene(planted.lm, tokens, what=("mean",), where=("birth",), seeds=1)
+    assert any("shows nothing" in note for note in found.notes)
+
+
+def test_a_report_of_other_tokens_or_another_threshold_is_refused(case):
+    lm, tokens, report, _ = case
+    for other, tau in ((tokens[:2], TAU), (np.roll(tokens, 1), TAU), (tokens, 2 * TAU)):
+        with pytest.raises(so.InputError, match="report was measured"):
+            so.intervene(lm, other, tau, report=report)
+    for call in (so.lifecycle, so.existence, so.positions):
+        with pytest.raises(so.InputError, match="stats was measured on other tokens"):
+            call(lm, np.roll(tokens, 1), TAU, stats=report.stats)
+
+
 def test_plan():
     runs = plan(("zero", "resample"), ("all",), 3)
     assert [(r.what, r.target, r.seed) for r in runs] == [
         ("zero", OUTLIERS, 0), *(("zero", CONTROL, s) for s in range(3)),
         *(("resample", OUTLIERS, s) for s in range(3)), *(("resample", CONTROL, s) for s in range(3)),
     ]  # fmt: skip
-    for bad in (((), ("all",), 1), (("zero",), ("here",), 1), (("zero",), ("all",), 0)):
-        with pytest.raises(ValueError, match="expected"):
+    assert {(r.where, r.what) for r in plan(tuple(WHAT), ("row", "head"), 1)} == {("row", "zero"), ("head", "zero")}  # fmt: skip
+    for bad in (
+        ((), ("all",), 1),
+        (("mean",), ("head", "row"), 1),
+        (("zero",), ("here",), 1),
+        (("zero",), ("all",), 0),
+    ):
+        with pytest.raises(ValueError, match="expected|can only be set to zero"):
             plan(*bad)
 
 

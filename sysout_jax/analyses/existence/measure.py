@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sysout_jax.attention import AttentionSpec, attention_map
-from sysout_jax.calls import check_arguments, check_kind
+from sysout_jax.calls import check_arguments, check_kind, check_same_tokens
 from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import finite_or
@@ -108,6 +108,8 @@ def existence(
     """
     check_arguments(lm, tau=tau)
     check_kind("stats", stats, Stats)
+    if stats is not None:
+        check_same_tokens("stats", stats.tokens, lm.check_tokens(tokens))
     stats = stats or collect(lm, tokens, tau)
     sequence, ratios = _strongest_sequence(stats)
     levels = {name: level_of(float(ratio_LxT.max()), tau) for name, ratio_LxT in ratios.items()}

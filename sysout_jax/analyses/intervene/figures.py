@@ -12,7 +12,15 @@ from sysout_jax.figures import style
 from sysout_jax.figures.select import digits, number, percent, plural
 from sysout_jax.numerics.intervals import Interval
 
-PLACES = {"birth": "birth layer", "all": "all layers", "weight": "birth weight"}
+PLACES = {
+    "birth": "birth layer",
+    "all": "all layers",
+    "weight": "birth weight",
+    "column": "its column",
+    "row": "its row",
+    "head": "sink heads",
+    "value": "sink values",
+}
 WORDS = {"zero": "to zero", "mean": "to the mean", "resample": "resampled"}
 MAX_LABELS = 26  # sink heads named on an axis
 _TARGETS = {OUTLIERS: (style.ORANGE, "o", -0.16), CONTROL: (style.BLUE, "s", 0.16)}

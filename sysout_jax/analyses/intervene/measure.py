@@ -1,6 +1,7 @@
 """`so.intervene`: what happens without the outliers. Set them to zero, to their mean or to resampled values, beside random controls.
 
-Elements of h are edited in the output of the birth layers or of all layers, or the birth weights W_down[d*, c*] themselves are.
+Edited are elements of h in the output of the birth layers or of all layers, the birth weights W_down[d*, c*], their whole columns or rows, the
+outputs of sink heads, or the value vectors of the sinks.
 Massive activations set to zero or to their mean are from Sun et al. 2024; nothing about the outcome is assumed.
 """
 
@@ -13,11 +14,10 @@ from functools import partial
 
 import numpy as np
 
-from sysout_jax.analyses.intervene.runs import WHAT, WHERE, Bench, Run, plan, possible_runs
-from sysout_jax.analyses.lifecycle.cause import sink_heads
+from sysout_jax.analyses.intervene.runs import USUAL_PLACES, WHAT, Bench, Run, plan, possible_runs
 from sysout_jax.analyses.lifecycle.measure import lifecycle
 from sysout_jax.analyses.lifecycle.results import Lifecycle
-from sysout_jax.calls import check_arguments, check_kind
+from sysout_jax.calls import check_arguments, check_kind, check_same_tokens
 from sysout_jax.data.text import Windows
 from sysout_jax.errors import InputError
 from sysout_jax.interventions.effects import Measured
@@ -83,7 +83,7 @@ def intervene(
     tau: float = TAU,
     *,
     what: Sequence[str] = tuple(WHAT),
-    where: Sequence[str] = tuple(WHERE),
+    where: Sequence[str] = USUAL_PLACES,
     seeds: int = 5,
     report: Lifecycle | None = None,
     seed: int = 0,
@@ -98,6 +98,12 @@ def intervene(
     runs = plan(what, where, seeds)
     if report is None:
         report = lifecycle(lm, tokens, tau, cause=False)
+    else:
+        check_same_tokens("report", report.stats.tokens, lm.check_tokens(tokens))
+        if report.tau != tau:
+            raise InputError(
+                f"report was measured at tau = {report.tau:g}, not {tau:g}; give the same tau, or leave report out"
+            )
     life = report if report.found else report.candidate
     if life is None or life.trace is None or not life.birth.events:
         why = (
@@ -113,8 +119,8 @@ def intervene(
     results: dict[Run, tuple[int, Measured]] = {}
     donated = bench.donated(runs)
     for run in runs:
-        results[run] = bench.weight_run(run) if run.where == "weight" else bench.run(run, donated)
-    sinks = sink_heads(bench.baseline.mass, life.birth)
+        results[run] = bench.run(run, donated)
+    sinks = bench.sinks
     outcome = partial(_outcome, bench.baseline, sinks, life.birth.events[0].layer)
     kinds = dict.fromkeys((run.where, run.what, run.target) for run in runs)
     return Interventions(

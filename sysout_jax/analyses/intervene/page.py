@@ -26,6 +26,14 @@ from sysout_jax.reports.report import write_report
 from sysout_jax.reports.terminal import text_table
 
 NAME = "intervene"
+#: What is edited there, and its random counterpart.
+EDITED = {
+    "weight": ("birth weight", "random weight"),
+    "column": ("weight", "other weight"),
+    "row": ("weight", "other weight"),
+    "head": ("head", "other head"),
+    "value": ("value vector", "other value vector"),
+}
 COUNTING = (
     "Layers are counted from 1 on this page and from 0 in intervene.json. Sequences, tokens, dims and heads are counted from 0 "
     "everywhere."
@@ -126,11 +134,7 @@ def _rows(result: Interventions) -> tuple[tuple[str, ...], list[tuple[str, ...]]
 
     rows = [row("as it is", "–", "–", result.baseline)]
     for o in result.outcomes:
-        born, other = (
-            ("birth weight", "random weight")
-            if o.where == "weight"
-            else (figures.called(result), "random other")
-        )
+        born, other = EDITED.get(o.where, (figures.called(result), "random other"))
         edited = plural(o.edited, other if o.target == CONTROL else born)
         rows.append(row(figures.PLACES[o.where], figures.WORDS[o.what], edited, o))
     header = (
@@ -223,13 +227,15 @@ def _seeds(result: Interventions) -> Table | str:
 
 
 def _definitions(result: Interventions) -> Table:
+    places, kinds = {o.where for o in result.outcomes}, {o.what for o in result.outcomes}
     rows = (
         (f"{figures.called(result)}", f"|h| > {number(result.level)} · mean|h| of its sequence, in the unedited model"),
         (f"{figures.called(result)}s left", "tokens that hold such an element in the edited model, summed over layers and sequences"),
-        *((f"where: {figures.PLACES[name]}", rule) for name, rule in WHERE.items()),
-        *((f"what: {figures.WORDS[name]}", rule) for name, rule in WHAT.items()),
+        *((f"where: {figures.PLACES[name]}", rule) for name, rule in WHERE.items() if name in places),
+        *((f"what: {figures.WORDS[name]}", rule) for name, rule in WHAT.items() if name in kinds),
         ("random others", "as many elements of the same sequences and layers, uniform over tokens and the dims without outliers; "
-         "weights: as many entries of the same rows in other channels"),
+         "weights: as many entries of the same rows in other channels; columns and rows: as many others; heads: as many others after "
+         "the birth; value vectors: those of as many other tokens"),
         ("attention on them", f"share over queries that can see an original {figures.called(result)} token; a sink head gives them "
          f"more than {SINK_SHARE:.0%} in the unedited model, in a layer after the first birth"),
         ("perplexity", f"exp of the mean negative log-likelihood of the counted tokens: {result.protocol.sentence()}"),

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sysout_jax.analyses.lifecycle.cause import birth_weights
+from sysout_jax.analyses.lifecycle.cause import birth_weights, sink_heads
 from sysout_jax.analyses.lifecycle.results import Lifecycle
 from sysout_jax.calls import RULES, check_words
 from sysout_jax.checks import check
+from sysout_jax.errors import InputError
 from sysout_jax.interventions.effects import Measured, measure
 from sysout_jax.interventions.elements import (
     Elements,
@@ -21,7 +22,19 @@ from sysout_jax.interventions.elements import (
     read_elements,
     write_elements,
 )
-from sysout_jax.interventions.weights import Entries, edit_down_weights, random_weights
+from sysout_jax.interventions.heads import (
+    other_heads,
+    other_tokens,
+    silence_heads,
+    silence_values,
+    write_silence,
+)
+from sysout_jax.interventions.weights import (
+    Entries,
+    edit_down_weights,
+    random_rows,
+    random_weights,
+)
 from sysout_jax.language_model import LanguageModel
 
 #: Values that are written.
@@ -35,10 +48,22 @@ WHERE = {
     "birth": "output of the layers that give birth, at their outliers",
     "all": "output of every layer, at its outliers",
     "weight": "W_down[d*, c*] of the layers that give birth",
+    "column": "W_down[:, c*], the whole columns, of the layers that give birth",
+    "row": "W_down[d*, :], the whole rows, of the layers that give birth",
+    "head": "the output of every head after the birth for which the outlier tokens are sinks, at all tokens",
+    "value": "the value vectors of the outlier tokens in the key/value heads that those heads read",
 }
+#: Edited unless others are named.
+USUAL_PLACES = ("birth", "all", "weight")
+#: What is set to zero and to nothing else.
+ONLY_ZERO = ("column", "row", "head", "value")
+OF_WEIGHTS = ("weight", "column", "row")
 OUTLIERS, CONTROL = "outliers", "control"
+SAME = 1e-3  # relative: setting outliers to a mean that near is no edit
 # what a random generator of a seed is for
-_OTHERS, _DONORS, _OTHERS_DONORS, _WEIGHTS, _WEIGHT_DONORS, _WEIGHTS_DONORS = range(6)
+(
+    _OTHERS, _DONORS, _OTHERS_DONORS, _WEIGHTS, _WEIGHT_DONORS, _WEIGHTS_DONORS, _ROWS, _HEADS, _TOKENS,
+) = range(9)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,16 +77,25 @@ class Run:
 
 
 def plan(what: Sequence[str], where: Sequence[str], seeds: int) -> tuple[Run, ...]:
-    """Every pass: controls and resamples once per seed, what has no chance in it once. InputError for unknown names."""
+    """Every pass: controls and resamples once per seed, what has no chance in it once.
+
+    Places in `ONLY_ZERO` have no other passes. Raises InputError for unknown names, and where no pass is left.
+    """
     check("seeds", seeds, RULES["seeds"])
     what, where = check_words("what", what, WHAT), check_words("where", where, WHERE)
-    return tuple(
+    runs = tuple(
         Run(place, kind, target, seed)
         for place in dict.fromkeys(where)
         for kind in dict.fromkeys(what)
+        if kind == "zero" or place not in ONLY_ZERO
         for target in (OUTLIERS, CONTROL)
         for seed in range(seeds if kind == "resample" or target == CONTROL else 1)
     )
+    if not runs:
+        raise InputError(
+            f"{' and '.join(where)} can only be set to zero, not to {' or '.join(what)}; name zero, or another place"
+        )
+    return runs
 
 
 class Bench:
@@ -82,6 +116,7 @@ class Bench:
         self.outliers, self.values, self.mean = find_outliers(lm, life.stats, life.tau, self.dims)
         self.born = birth_weights(life.birth)
         self.baseline = measure(lm, self.tokens, self.marked, life.tau)
+        self.sinks = sink_heads(self.baseline.mass, life.birth)
 
     def rng(self, run_seed: int, purpose: int, layer: int = 0) -> np.random.Generator:
         return np.random.default_rng([self.seed, run_seed, purpose, layer])
@@ -98,7 +133,7 @@ class Bench:
         wanted = dict.fromkeys(
             (run.target, run.seed)
             for run in runs
-            if run.what == "resample" and run.where != "weight"
+            if run.what == "resample" and run.where in ("birth", "all")
         )
         if not wanted:
             return {}
@@ -112,7 +147,14 @@ class Bench:
         return dict(zip(wanted, parts, strict=True))
 
     def run(self, run: Run, donated) -> tuple[int, Measured]:
-        """Edit elements of h."""
+        """How much one edit touches, and the model under it. `donated` as `donated` gives it."""
+        if run.where in ("birth", "all"):
+            return self._edit_elements(run, donated)
+        if run.where in ("head", "value"):
+            return self._silence(run)
+        return self._edit_weights(run)
+
+    def _edit_elements(self, run: Run, donated) -> tuple[int, Measured]:
         elements = self.elements(run.target, run.seed)
         if run.what == "zero":
             values = np.zeros(elements.active.shape)
@@ -134,12 +176,48 @@ class Bench:
         )
         return int(elements.active.sum()), found
 
-    def weight_run(self, run: Run) -> tuple[int, Measured]:
-        """Edit entries of W_down."""
-        entries: Entries = self.born
+    def _silence(self, run: Run) -> tuple[int, Measured]:
+        shape, control = self.tokens.shape, run.target == CONTROL
+        heads_LxH, tokens_NxT = self.sinks, self.marked
+        first = self.life.birth.events[0].layer + 1
+        if run.where == "head":
+            if control:
+                heads_LxH = other_heads(heads_LxH, first, self.rng(run.seed, _HEADS))
+            silenced = silence_heads(heads_LxH, self.num_kv_heads, shape)
+        else:
+            if control:
+                tokens_NxT = other_tokens(tokens_NxT, self.rng(run.seed, _TOKENS))
+            silenced = silence_values(heads_LxH, self.num_kv_heads, tokens_NxT)
+        found = measure(
+            self.lm,
+            self.tokens,
+            self.marked,
+            self.life.tau,
+            write=write_silence,
+            extra=silenced.extra(),
+        )
+        return silenced.count, found
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.lm.config.layer(0).heads.kv_heads
+
+    def entries(self, run: Run) -> Entries:
+        """Entries of W_down: of the birth weights, or of as many others."""
+        entries = self.born
+        channels, dims = self.lm.config.layer(0).mlp.channels, self.lm.config.d_model
+        if run.where == "row":
+            if run.target == CONTROL:
+                entries = random_rows(entries, self.flagged, dims, self.rng(run.seed, _ROWS))
+            return {layer: (np.arange(channels), rows) for layer, (_, rows) in entries.items()}
         if run.target == CONTROL:
-            rng = self.rng(run.seed, _WEIGHTS)
-            entries = random_weights(self.born, self.lm.config.layer(0).mlp.channels, rng)
+            entries = random_weights(entries, channels, self.rng(run.seed, _WEIGHTS))
+        if run.where == "column":
+            return {layer: (columns, np.arange(dims)) for layer, (columns, _) in entries.items()}
+        return entries
+
+    def _edit_weights(self, run: Run) -> tuple[int, Measured]:
+        entries = self.entries(run)
 
         def fill(layer: int, kernel_FxD: np.ndarray) -> np.ndarray:
             channels, dims = entries[layer]
@@ -162,16 +240,43 @@ class Bench:
 def possible_runs(bench: Bench, runs: tuple[Run, ...]) -> tuple[tuple[Run, ...], tuple[str, ...]]:
     """The runs that this model and text allow, and why others are left out."""
     notes = []
-    if any(run.where == "weight" for run in runs):
+    if any(run.where in OF_WEIGHTS for run in runs):
         most = max((len(channels) for channels, _ in bench.born.values()), default=0)
         if not most or 2 * most >= bench.lm.config.layer(0).mlp.channels:
             why = "no channel carries the birth" if not most else "too many channels carry it"
             notes.append(f"No edit of the birth weight: {why}.")
-            runs = tuple(run for run in runs if run.where != "weight")
+            runs = tuple(run for run in runs if run.where not in OF_WEIGHTS)
+    if any(run.where in ("head", "value") for run in runs) and not bench.sinks.any():
+        notes.append("No edit of heads or values: the outlier tokens are a sink for no head.")
+        runs = tuple(run for run in runs if run.where not in ("head", "value"))
+    if any(run.where == "head" for run in runs):
+        free = int((~bench.sinks[bench.life.birth.events[0].layer + 1 :]).sum())
+        if free < bench.sinks.sum():
+            notes.append(
+                f"After the birth {bench.sinks.sum()} heads are sink heads and {free} are not: fewer other heads can be silenced."
+            )
     if bench.marked.all() and any(run.what == "resample" for run in runs):
         notes.append("No resample of h: every token holds one of the followed elements.")
         runs = tuple(run for run in runs if run.what != "resample" or run.where == "weight")
+    if any(run.what == "mean" and run.where != "weight" for run in runs):
+        moved = _moved_by_mean(bench.outliers, bench.values)
+        if moved < SAME:
+            notes.append(
+                "The mean of the outliers is what they are already, so setting them to it shows nothing."
+            )
+        else:
+            notes.append(
+                f"No outlier lies further from the mean that it is set to than {moved:.2g} times that mean."
+            )
     return runs, tuple(notes)
+
+
+def _moved_by_mean(elements: Elements, values_LxK: np.ndarray) -> float:
+    """The largest step from an outlier to the mean of its dim and layer, over that mean."""
+    means_LxK = _mean_per_dim(elements, values_LxK)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        steps_LxK = np.abs(values_LxK / means_LxK - 1)
+    return float(steps_LxK[elements.active].max(initial=0.0))
 
 
 def _mean_per_dim(elements: Elements, values_LxK: np.ndarray) -> np.ndarray:

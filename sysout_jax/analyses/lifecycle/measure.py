@@ -29,7 +29,7 @@ from sysout_jax.analyses.lifecycle.trace import (
     Trace,
     trace,
 )
-from sysout_jax.calls import check_arguments, check_kind
+from sysout_jax.calls import check_arguments, check_kind, check_same_tokens
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers import definitions as rules
@@ -60,6 +60,8 @@ def lifecycle(
     """
     check_arguments(lm, tau=tau, seed=seed)
     check_kind("stats", stats, Stats)
+    if stats is not None:
+        check_same_tokens("stats", stats.tokens, lm.check_tokens(tokens))
     stats = stats or collect(lm, tokens, tau)
     alive = stats.h.outlier_tokens(tau)
     found = bool(alive.any())

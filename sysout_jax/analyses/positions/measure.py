@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
-from sysout_jax.calls import check_arguments, check_kind
+from sysout_jax.calls import check_arguments, check_kind, check_same_tokens
 from sysout_jax.engine import Stream
 from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
@@ -139,6 +139,8 @@ def positions(
     check_arguments(lm, tau=tau)
     check_kind("classes", classes, TokenClasses)
     check_kind("stats", stats, Stats)
+    if stats is not None:
+        check_same_tokens("stats", stats.tokens, lm.check_tokens(tokens))
     if lm.tokenizer is None:
         raise InputError(f"{lm.name}: token classes need the model's tokenizer; load it with one")
     classes = classes or TokenClasses()
