@@ -24,6 +24,13 @@ CODE_SHARE = 0.1
 CANDIDATE_SHARE = 0.75
 """Without outliers at τ, elements over this share of the largest ratio are shown or followed instead."""
 NEAR_ZERO = 0.01
+WRITE_SHARE = 0.25
+"""A layer gives birth to an element when it writes this share of the largest value that the element has in this life, and takes it back
+when it removes this share of what enters it."""
+ALIVE_SHARE = 0.25
+"""An element lives while |h| is at least this share of the largest value that it has had in this life."""
+MAIN_SHARE = 0.9
+"""What carries something: the smallest set that makes up this share of it."""
 
 
 def exceeds(magnitude: Array, mean: Array, tau: Array) -> Array:

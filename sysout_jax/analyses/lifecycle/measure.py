@@ -29,6 +29,7 @@ from sysout_jax.analyses.lifecycle.trace import (
     Trace,
     trace,
 )
+from sysout_jax.analyses.lifecycle.waves import Waves, find_waves
 from sysout_jax.calls import check_arguments, check_kind, check_same_tokens
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import finite_or
@@ -36,7 +37,6 @@ from sysout_jax.outliers import definitions as rules
 from sysout_jax.outliers.definitions import TAU, TAUS
 from sysout_jax.statistics.collect import Stats, collect
 
-MAIN_SHARE = 0.9  # "carried by" means: the smallest set that carries this share
 BIRTH_SHARE = (
     0.5  # a later layer gives birth when its own update makes up this share of the new outliers
 )
@@ -55,7 +55,7 @@ def lifecycle(
 ) -> Lifecycle:
     """Birth, spread, death and cause of the outliers of a model on `tokens` (N, T), at threshold τ.
 
-    `stats` are those of `collect` on the same tokens when they are at hand. `cause=False` saves two passes. `seed` draws the
+    `stats` are those of `collect` on the same tokens when they are at hand. `cause=False` saves two passes of five. `seed` draws the
     control weights. Raises InputError for bad tokens.
     """
     check_arguments(lm, tau=tau, seed=seed)
@@ -63,12 +63,17 @@ def lifecycle(
     if stats is not None:
         check_same_tokens("stats", stats.tokens, lm.check_tokens(tokens))
     stats = stats or collect(lm, tokens, tau)
-    alive = stats.h.outlier_tokens(tau)
-    found = bool(alive.any())
+    return _lifecycle(lm, stats, tau, find_waves(lm, stats, tau), cause, seed)
+
+
+def _lifecycle(
+    lm: LanguageModel, stats: Stats, tau: float, waves: Waves, cause: bool, seed: int
+) -> Lifecycle:
+    found = bool(stats.h.outlier_tokens(tau).any())
     candidate = None
     lower = rules.level_of(float(stats.h.ratio.max()), tau)
     if not found and 0 < lower < np.inf:
-        candidate = lifecycle(lm, tokens, lower, stats=stats, cause=False)
+        candidate = _lifecycle(lm, stats, lower, waves, cause=False, seed=seed)
     path = follow(lm, stats, tau) if found else None
     birth = find_birth(stats, path, tau)
     return Lifecycle(
@@ -81,6 +86,7 @@ def lifecycle(
         largest_h=_largest(stats.h),
         largest_x_down=_largest(stats.x_down),
         flags={name: _flags(getattr(stats, name)) for name in ("h", "x_down")},
+        waves=waves,
         birth=birth,
         spread=find_spread(stats, path, birth),
         death=find_death(stats, path, birth, tau),
@@ -245,7 +251,7 @@ def _main_part(parts: np.ndarray) -> np.ndarray:
     positive = np.maximum(parts[order], 0.0)
     if not positive.any():
         return order[:0]
-    return order[: int(np.searchsorted(np.cumsum(positive), MAIN_SHARE * positive.sum())) + 1]
+    return order[: int(np.searchsorted(np.cumsum(positive), rules.MAIN_SHARE * positive.sum())) + 1]
 
 
 def _carriers(

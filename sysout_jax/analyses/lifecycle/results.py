@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sysout_jax.analyses.lifecycle.trace import Trace
+from sysout_jax.analyses.lifecycle.waves import Waves
 from sysout_jax.nonfinite import Nonfinite
 from sysout_jax.statistics.collect import Stats
 from sysout_jax.storage.serialise import plain
@@ -169,6 +170,7 @@ class Lifecycle:
     largest_h: Largest
     largest_x_down: Largest
     flags: dict[str, dict[str, list[int]]]  # place → τ → elements flagged per layer
+    waves: Waves  # all lives of large elements, whether or not they cross τ
     birth: Birth
     spread: Spread
     death: Death

@@ -1,0 +1,303 @@
+"""Waves: the lives of large elements of h, found from what layers write into the residual stream, whatever τ is.
+
+A real model may write a dim, take it back and write it again, each time at other tokens. One threshold hides that: what stays
+under τ is not seen, and tokens pooled over all layers belong to no life. A wave is such a life; all are told in order.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from sysout_jax.engine import Stream
+from sysout_jax.language_model import LanguageModel
+from sysout_jax.nonfinite import finite_or
+from sysout_jax.outliers import definitions as rules
+from sysout_jax.statistics.collect import Stats
+
+MAX_DIMS = 32  # strongest dims that are followed; one shape, hence one compilation
+KEPT_CHANNELS = 8  # strongest channels named per layer and dim
+LEAST_SHARE = 0.02  # weaker channels are not named
+MINOR = 0.5  # a layer that writes to less than this share of the elements of the busiest one is not named
+SWEEP = (*rules.TAUS, 10_000.0)  # thresholds at which waves are counted
+
+
+@dataclass(frozen=True)
+class Write:
+    """What one layer writes to the elements of a wave."""
+
+    layer: int
+    share: float  # of the wave's peak (births) or of what enters the layer (deaths, positive); mean over the elements written to
+    from_mlp: float  # part of it that the MLP writes; the rest is attention's
+    elements: int  # elements of the wave written to
+    channels: tuple[
+        tuple[int, float], ...
+    ]  # of the MLP: index, share of what the MLP writes; empty with experts
+
+
+@dataclass(frozen=True)
+class Wave:
+    """One life. Layers, sequences, tokens and dims are 0-based."""
+
+    dims: tuple[int, ...]  # strongest first
+    tokens: tuple[tuple[int, int], ...]  # (sequence, token), strongest first
+    births: tuple[Write, ...]
+    deaths: tuple[
+        Write, ...
+    ]  # empty where it survives the last layer, or fades without a write against it
+    first: int  # first layer whose output holds it
+    last: int  # last layer whose output holds it, somewhere
+    alive: np.ndarray  # (L,) int: tokens of it that the output of each layer holds
+    ratio: float  # largest |h| over the mean of its sequence
+    value: float  # h there
+    peak: int  # layer of it
+    above: bool  # an outlier at τ
+
+    @property
+    def survives(self) -> bool:
+        """Whether the last layer's output holds it."""
+        return bool(self.alive[-1])
+
+
+@dataclass(frozen=True)
+class Waves:
+    """All waves whose peak exceeds `level` times the mean, by the layer they are born in."""
+
+    level: float
+    waves: tuple[Wave, ...]
+    dims_left_out: int  # weaker dims over the level that are not followed
+    sweep: dict[
+        float, tuple[int, int, int]
+    ]  # τ → waves over it, layers that give birth to one, layers that end one
+
+
+#: (births or deaths, dim) → channels as (index, share of what the MLP writes to its elements)
+Carried = Mapping[tuple[str, int], tuple[tuple[int, float], ...]]
+
+
+class Life(NamedTuple):
+    """One life of one element."""
+
+    element: int
+    births: tuple[int, ...]
+    deaths: tuple[int, ...]
+    first: int
+    last: int
+    peak: int
+
+
+def find_waves(lm: LanguageModel, stats: Stats, tau: float) -> Waves:
+    """One pass over all sequences, at every token that holds an element over the level in some layer."""
+    level = rules.level_of(float(stats.h.ratio.max()), min(tau, min(rules.TAUS)))
+    flagged = np.flatnonzero(stats.h.outlier_channels(level).any(axis=0))
+    if not 0 < level < np.inf or not len(flagged):
+        return Waves(level, (), 0, dict.fromkeys(SWEEP, (0, 0, 0)))
+    order = np.argsort(-stats.h.channel_ratio.max(axis=0)[flagged], kind="stable")
+    dims = flagged[order[:MAX_DIMS]]
+    followed = _follow(lm, stats, dims, level)
+    lives = [life for k in range(followed.h.shape[1]) for life in lives_of(k, followed, level)]
+    waves = [_wave(group, followed, tau) for group in grouped(lives)]
+    waves.sort(key=lambda wave: (wave.first, -wave.ratio))
+    sweep = {at: _counted([wave for wave in waves if wave.ratio > at]) for at in SWEEP}
+    return Waves(level, tuple(waves), len(flagged) - len(dims), sweep)
+
+
+@dataclass(frozen=True)
+class Followed:
+    """K elements of h through all layers."""
+
+    places: np.ndarray  # (K, 3) sequence, token, dim
+    x_in: np.ndarray  # (L, K) before the layer
+    down: np.ndarray  # (L, K) added by the MLP
+    h: np.ndarray  # (L, K) after it
+    mean: np.ndarray  # (L, K) mean |h| of its sequence after the layer
+    channels: Sequence[Carried]  # per layer
+
+
+def lives_of(k: int, followed: Followed, level: float) -> list[Life]:
+    """The lives of element k whose peak exceeds the level.
+
+    It lives from a write of at least `WRITE_SHARE` of its peak until |h| falls under `ALIVE_SHARE` of the peak, or h changes sign.
+    """
+    h_L, x_L = followed.h[:, k], followed.x_in[:, k]
+    found, start = [], 0
+    while start < len(h_L):
+        sign, largest, end = np.sign(h_L[start]), 0.0, start
+        while end < len(h_L):
+            value = abs(h_L[end]) if np.sign(h_L[end]) == sign else 0.0
+            largest = max(largest, value)
+            if end > start and (not largest or value < rules.ALIVE_SHARE * largest):
+                break
+            end += 1
+        # h[start:end] is one rise and what is left of it; layer `end` ends it, and may begin the next one
+        life = _life(k, sign * (h_L - x_L), sign * x_L, sign * h_L, start, end)
+        ratio = rules.ratio(np.abs(h_L[life.peak]), followed.mean[life.peak, k]) if life else 0.0
+        if life and ratio > level:
+            found.append(life)
+        start = max(end, start + 1)
+    return found
+
+
+def _life(k: int, write_L, before_L, after_L, start: int, end: int) -> Life | None:
+    peak = start + int(np.argmax(after_L[start:end]))
+    largest = after_L[peak]
+    births = [l for l in range(start, peak + 1) if write_L[l] >= rules.WRITE_SHARE * largest]
+    if not births:
+        risen = write_L[start : peak + 1]
+        if after_L[peak] <= 0 or np.maximum(risen, 0).sum() < largest / 2:
+            return None  # what another life left over
+        births = [start + int(np.argmax(risen))]  # it grows slowly
+    last = min(end, len(after_L)) - 1
+    deaths = [
+        l
+        for l in range(peak + 1, min(end + 1, len(after_L)))
+        if -write_L[l] >= rules.WRITE_SHARE * before_L[l]
+    ]
+    return Life(k, tuple(births), tuple(deaths), births[0], last, peak)
+
+
+def grouped(lives: Iterable[Life]) -> list[list[Life]]:
+    """Lives that share a layer of birth, directly or through others, are one wave."""
+    groups: list[tuple[set[int], list[Life]]] = []
+    for life in lives:
+        layers, members = set(life.births), [life]
+        apart = []
+        for other in groups:
+            if other[0] & layers:
+                layers |= other[0]
+                members = other[1] + members
+            else:
+                apart.append(other)
+        groups = [*apart, (layers, members)]
+    return [members for _, members in groups]
+
+
+def _wave(lives: Sequence[Life], followed: Followed, tau: float) -> Wave:
+    elements = np.array([life.element for life in lives])
+    peaks = np.array([life.peak for life in lives])
+    ratios = rules.ratio(np.abs(followed.h[peaks, elements]), followed.mean[peaks, elements])
+    alive = [set() for _ in followed.h]
+    for life in lives:
+        for layer in range(life.first, life.last + 1):
+            alive[layer].add(tuple(followed.places[life.element, :2]))
+    held = np.flatnonzero([bool(tokens) for tokens in alive])
+    best = int(np.argmax(ratios))
+    order = np.argsort(-ratios, kind="stable")
+    places = followed.places[elements[order]].tolist()
+    return Wave(
+        dims=tuple(dict.fromkeys(d for _, _, d in places)),
+        tokens=tuple(dict.fromkeys((n, t) for n, t, _ in places)),
+        births=_writes(lives, followed, "births"),
+        deaths=_writes(lives, followed, "deaths"),
+        first=int(held[0]),
+        last=int(held[-1]),
+        alive=np.array([len(tokens) for tokens in alive]),
+        ratio=float(ratios[best]),
+        value=float(followed.h[peaks[best], elements[best]]),
+        peak=int(peaks[best]),
+        above=bool(ratios[best] > tau),
+    )
+
+
+def _writes(lives: Sequence[Life], followed: Followed, kind: str) -> tuple[Write, ...]:
+    """Per layer, but for those that write to few of the elements."""
+    written = Counter(layer for life in lives for layer in getattr(life, kind))
+    most = max(written.values(), default=0)
+    found = []
+    for layer in sorted(layer for layer, count in written.items() if count >= MINOR * most):
+        here = [life for life in lives if layer in getattr(life, kind)]
+        k = np.array([life.element for life in here])
+        write = followed.h[layer, k] - followed.x_in[layer, k]
+        peaks = np.array([life.peak for life in here])
+        whole = followed.h[peaks, k] if kind == "births" else -followed.x_in[layer, k]
+        total = np.abs(write).sum()
+        parts = (followed.down[layer, k] * np.sign(write)).sum() / total if total > 0 else 0.0
+        dims = Counter(int(followed.places[i, 2]) for i in k)
+        channels = followed.channels[layer].get((kind, dims.most_common(1)[0][0]), ())
+        share = float(np.mean(write / whole))
+        found.append(Write(layer, share, float(parts), len(k), channels))
+    return tuple(found)
+
+
+def _counted(waves: Sequence[Wave]) -> tuple[int, int, int]:
+    births = {write.layer for wave in waves for write in wave.births}
+    deaths = {write.layer for wave in waves for write in wave.deaths}
+    return len(waves), len(births), len(deaths)
+
+
+def _follow(lm: LanguageModel, stats: Stats, dims: np.ndarray, level: float) -> Followed:
+    at = np.argwhere(stats.h.outlier_tokens(level).any(axis=0))  # (A, 2)
+    N = len(stats.tokens)
+    wanted = np.broadcast_to(np.resize(dims, MAX_DIMS).astype(np.int32), (N, MAX_DIMS))
+    marked = np.zeros(stats.tokens.shape, bool)
+    marked[at[:, 0], at[:, 1]] = True
+    # magnitudes of the residual stream before a layer are compared with the mean after it too
+    extra = [
+        {"dims": wanted, "marked": marked, "least": level * mean_N}
+        for mean_N in stats.h.sequence_mean.astype(np.float32)
+    ]
+    x_in, down, h, channels = [], [], [], []
+    for layer, params, seen in Stream(lm, stats.tokens).layers(_observe, extra):
+        parts = finite_or(seen["parts"][at[:, 0], at[:, 1]])[..., : len(dims)]  # (A, 3, P)
+        x_in.append(parts[:, 0])
+        down.append(parts[:, 1])
+        h.append(parts[:, 2])
+        kernel = np.asarray(lm.config.layer(layer).matrix("down").of(params))
+        channels.append(_strongest(kernel, dims, seen) if "met" in seen else {})
+    stacked = [np.stack(part).astype(np.float64) for part in (x_in, down, h)]
+    mean_LxA = stats.h.sequence_mean[:, at[:, 0]]
+    over = (np.abs(stacked[2]) > level * mean_LxA[..., None]).any(axis=0)  # (A, P)
+    token, dim = np.nonzero(over)
+    return Followed(
+        np.column_stack([at[token], dims[dim]]).astype(int),
+        *(part[:, token, dim] for part in stacked),
+        mean=mean_LxA[:, token],
+        channels=channels,
+    )
+
+
+def _observe(x_in, taps, extra):
+    """At the followed dims of all tokens what comes in, what the MLP adds and what goes out; and which channels add it."""
+
+    def at_dims(x_BxTxD):
+        index = extra["dims"][:, None, :]
+        return jnp.take_along_axis(x_BxTxD.astype(jnp.float32), index, axis=2)
+
+    before, down, after = at_dims(x_in), at_dims(taps["down"]), at_dims(taps["h"])
+    seen = {"parts": jnp.stack([before, down, after], axis=2)}
+    if "expert" in taps:
+        return seen
+    # births and deaths apart: elements that are large before or after, and that the MLP raises or lowers
+    largest = jnp.maximum(jnp.abs(before), jnp.abs(after))
+    large = extra["marked"][..., None] & (largest > extra["least"][:, None, None])
+    large &= jnp.abs(down) > rules.WRITE_SHARE * largest
+    risen = jnp.sign(down) == jnp.sign(after)
+    chosen = jnp.stack([large & risen, large & ~risen], axis=2)  # (B, T, 2, P)
+    x_down = taps["x_down"].astype(jnp.float32)
+    x_down = jnp.where(jnp.isfinite(x_down), x_down, 0.0)
+    weight = jnp.where(chosen, jnp.sign(down)[:, :, None], 0.0)
+    if "down_gain" in taps:
+        weight *= at_dims(taps["down_gain"])[:, :, None]
+    total = jnp.where(chosen, jnp.abs(down)[:, :, None], 0.0).sum(1)
+    return seen | {"met": jnp.einsum("btf,btkp->bkpf", x_down, weight), "total": total}
+
+
+def _strongest(kernel_FxD: np.ndarray, dims: np.ndarray, seen: dict[str, np.ndarray]) -> Carried:
+    """Of the births and of the deaths of each dim."""
+    met_2xPxF, total_2xP = seen["met"].sum(0), seen["total"].sum(0)
+    found = {}
+    for side, p in np.argwhere(total_2xP[:, : len(dims)] > 0):
+        column_F = finite_or(kernel_FxD[:, dims[p]].astype(np.float32))
+        share_F = met_2xPxF[side, p] * column_F / total_2xP[side, p]
+        order = np.argsort(-share_F, kind="stable")[:KEPT_CHANNELS]
+        carried = np.cumsum(share_F[order])
+        enough = int(np.searchsorted(carried, rules.MAIN_SHARE)) + 1
+        found[("births", "deaths")[side], int(dims[p])] = tuple(
+            (int(c), float(share_F[c])) for c in order[:enough] if share_F[c] >= LEAST_SHARE
+        )
+    return found

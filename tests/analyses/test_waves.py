@@ -1,0 +1,150 @@
+"""Waves: lives of elements whose course is written down by hand, and those of planted models."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import sysout_jax as so
+from sysout_jax.analyses.lifecycle.waves import Followed, Life, find_waves, grouped, lives_of
+from sysout_jax.testing import Birth, planted_llama, random_plant
+from tests.random_models import random_model
+
+MEAN = 1.0
+
+
+def followed(*courses: list[float]) -> Followed:
+    """Elements whose value after each layer is given, in sequences of mean 1; 0 before the first layer."""
+    h = np.array(courses, float).T
+    x_in = np.concatenate([np.zeros_like(h[:1]), h[:-1]])
+    places = np.array([(0, k, k) for k in range(h.shape[1])])
+    return Followed(places, x_in, h - x_in, h, np.full_like(h, MEAN), [{}] * len(h))
+
+
+def lives(course: list[float], level: float = 100.0) -> list[Life]:
+    return lives_of(0, followed(course), level)
+
+
+def test_one_life():
+    (life,) = lives([1, 2, 5000, 5010, 4990, 3, 2])
+    assert life == Life(0, births=(2,), deaths=(5,), first=2, last=4, peak=3)
+
+
+def test_a_weak_life_is_seen_and_a_weaker_one_is_not():
+    (life,) = lives([1, 500, 480, 1])
+    assert (life.births, life.deaths) == ((1,), (3,))
+    assert lives([1, 90, 80, 1]) == []
+
+
+def test_two_lives_of_the_same_dim():
+    """The demo's dim 507, with the numbers of the published table."""
+    course = [5, 273, 938, 935, 900, 880, 850, 800, 765, 395, 112, 25686, 25677, 25299, 10943, 5063]
+    one, two = lives(course)
+    assert (one.births, one.deaths, one.first, one.last) == ((1, 2), (9, 10), 1, 9)
+    assert (two.births, two.deaths, two.first, two.last) == ((11,), (14, 15), 11, 14)
+
+
+def test_what_is_written_again_at_once_and_with_the_other_sign():
+    one, two = lives([0, 4000, 4000, -3000, -3000, 0])
+    assert (one.births, one.deaths, one.last) == ((1,), (3,), 2)
+    assert (two.births, two.deaths, two.first, two.last) == ((3,), (5,), 3, 4)
+
+
+def test_a_dip_that_does_not_end_a_life():
+    (life,) = lives([0, 4000, 1500, 4000, 4100, 0])
+    assert life.births == (1, 3) and life.deaths == (5,)
+
+
+def test_a_life_that_survives_and_one_that_grows_slowly():
+    (life,) = lives([0, 0, 3000, 3000])
+    assert (life.deaths, life.last) == ((), 3)
+    (slow,) = lives([100.0 * k for k in range(1, 41)])
+    assert len(slow.births) == 1 and slow.last == 39
+
+
+def test_an_old_life_does_not_hide_a_new_one():
+    """Eleven old elements at 1,050 and a new one at 5,000: the new one is less than a share of the layer's sum."""
+    old = [[0, 1050, 1050, 1050, 1050, 1050]] * 11
+    new = [0, 0, 0, 5000, 5000, 5000]
+    elements = followed(*old, new)
+    found = [life for k in range(12) for life in lives_of(k, elements, 100.0)]
+    assert sorted((group[0].births, len(group)) for group in grouped(found)) == [((1,), 11), ((3,), 1)]  # fmt: skip
+
+
+def test_lives_that_share_a_birth_are_one_wave():
+    a, b, c, d = (
+        Life(k, births, (), births[0], 9, births[-1])
+        for k, births in enumerate([(1, 2), (2,), (5,), (2, 3)])
+    )
+    groups = grouped([a, c, b, d])
+    assert sorted(sorted(life.element for life in group) for group in groups) == [[0, 1, 3], [2]]
+
+
+@pytest.mark.parametrize("offset", [0, 1, 4])
+def test_planted_lives(offset):
+    """Whatever τ, also where none of it is an outlier at τ = 1000."""
+    seed = int(np.random.default_rng().integers(10_000)) * 16 + offset
+    print("seed", seed)
+    planted = random_plant(seed)
+    truth, tokens = planted.truth, planted.tokens(2, 96, seed)
+    stats = so.collect(planted.lm, tokens)
+    found = find_waves(planted.lm, stats, 1000.0)
+    again = find_waves(planted.lm, stats, 300.0)
+    assert [w.births for w in found.waves] == [w.births for w in again.waves]
+    assert found.dims_left_out == 0
+    births = {birth.layer: birth for birth in truth.births}
+    assert {w.births[0].layer for w in found.waves} == set(births)
+    marked = {tuple(place) for place in np.argwhere(planted.mask(tokens)).tolist()}
+    for wave in found.waves:
+        (born,) = wave.births
+        want = births[born.layer]
+        assert set(wave.dims) == set(want.dims) and set(wave.tokens) == marked
+        assert born.share == pytest.approx(1.0, abs=0.02) and born.from_mlp > 0.98
+        channels = dict(born.channels)
+        assert set(channels) == set(want.channels)
+        for channel, share in zip(want.channels, want.shares, strict=True):
+            assert channels[channel] == pytest.approx(share, abs=0.03)
+        ratio = np.abs(wave.value) / stats.h.sequence_mean[wave.peak]
+        assert ratio.min() * 0.999 <= wave.ratio <= ratio.max() * 1.001
+        assert wave.above == truth.has_outlier
+        if truth.death_layer is None:
+            assert wave.deaths == () and wave.survives
+        else:
+            assert [death.layer for death in wave.deaths] == [truth.death_layer]
+            assert wave.last == truth.death_layer - 1
+            assert {channel for channel, _ in wave.deaths[0].channels} == set(truth.death_channels)
+        alive = np.zeros(planted.lm.num_layers, int)
+        alive[born.layer : truth.death_layer] = len(marked)
+        np.testing.assert_array_equal(wave.alive, alive)
+
+
+def test_two_waves_at_different_dims_and_layers():
+    planted = planted_llama(
+        seed=5, num_layers=6, births=(Birth(1, dims=2), Birth(3, dims=1)), death_layer=-1
+    )
+    tokens = planted.tokens(2, 64, 5)
+    report = so.lifecycle(planted.lm, tokens, cause=False)
+    one, two = report.waves.waves
+    assert (one.births[0].layer, two.births[0].layer) == (1, 3)
+    assert [set(one.dims), set(two.dims)] == [set(b.dims) for b in planted.truth.births]
+    assert report.waves.sweep[1000.0] == (2, 2, 1) and report.waves.sweep[10_000.0] == (0, 0, 0)
+    kept = json.loads(report.to_json())["waves"]
+    assert [wave["births"][0]["layer"] for wave in kept["waves"]] == [1, 3]
+    assert kept["sweep"]["1000.0"] == [2, 2, 1]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama-gqa"])
+def test_a_random_model_has_at_most_weak_waves(name):
+    """Where nothing reaches the level the strongest elements are followed; every number is one of h as `capture` gives it."""
+    lm = random_model(name, 4)
+    tokens = np.random.default_rng(4).integers(0, lm.config.vocab_size, (3, 20))
+    stats = so.collect(lm, tokens)
+    found = find_waves(lm, stats, 1000.0)
+    _, taps = so.capture(lm, tokens, ("h",))
+    h = np.asarray(taps["h"])  # (L, N, T, D)
+    for wave in found.waves:
+        assert not wave.above and wave.ratio > found.level
+        at = h[(wave.peak, *wave.tokens[0], wave.dims[0])]
+        assert wave.value == pytest.approx(at, rel=1e-5)
