@@ -21,6 +21,7 @@ from sysout_jax.commands import interrupts
 from sysout_jax.errors import InputError, RunError
 from sysout_jax.figures.saving import SUFFIXES, save_figures
 from sysout_jax.figures.spec import FigureSpec
+from sysout_jax.figures.stamp import origin, stamp
 from sysout_jax.outliers.tokens import TokenText
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.page import Picture, Section, Table, page
@@ -131,7 +132,8 @@ def _write(
     with workspace(nearest(out.absolute()), WORKSPACE) as work:
         staged = work / "new"
         (staged / FIGURES).mkdir(parents=True)
-        save_figures(figures, staged / FIGURES)
+        made_from = origin(settings)
+        save_figures({k: stamp(v, made_from) for k, v in figures.items()}, staged / FIGURES)
         images = {name: (staged / FIGURES / f"{name}.png").read_bytes() for name in figures}
         (staged / PAGE).write_text(
             page(title, headline, sections, images, settings), encoding="utf-8"
