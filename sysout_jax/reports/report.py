@@ -136,7 +136,7 @@ def _write(
         save_figures({k: stamp(v, made_from) for k, v in figures.items()}, staged / FIGURES)
         images = {name: (staged / FIGURES / f"{name}.png").read_bytes() for name in figures}
         (staged / PAGE).write_text(
-            page(title, headline, sections, images, settings), encoding="utf-8"
+            page(title, headline, sections, images, settings, name), encoding="utf-8"
         )
         # written and moved last: whoever finds it finds the rest as well
         result = plain(dict(payload)) | {"figures": list(figures), "settings": plain(settings)}
