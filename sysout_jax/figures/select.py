@@ -69,6 +69,12 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def named(noun: str, items: Iterable, most: int = 4) -> str:
+    """`dim 507`, `dims 3, 8 and 2 more`."""
+    items = list(items)
+    return f"{noun}{'' if len(items) == 1 else 's'} {listed(items, most)}"
+
+
 def number(value: float | None) -> str:
     """Three significant digits and no needless exponent; `n/a` for NaN, `∞` for inf."""
     if value is None or np.isnan(value):

@@ -45,6 +45,9 @@ class Section:
 
 _NUMBER = re.compile(r"[−-]?([\d,]*\.?\d+(e[−+-]?\d+)?|∞)%?|n/a( \(NaN\))?|–")
 
+#: Columns whose whole numbers are names: 1229, not 1,229.
+NAMES = {"layer", "head", "sequence", "token", "channel", "dim", "row", "column", "position"}
+
 FOLD = 12  # rows from which on a table is folded, and can be sorted
 
 _CSS = """
@@ -194,12 +197,12 @@ def _table(table: Table) -> str:
         for i in range(len(table.header))
     ]
 
+    number = ' class="number"'
+
     def line(tag: str, cells: Sequence[str | int]) -> str:
         return "".join(
-            f'<{tag} class="number">{_cell(cell)}</{tag}>'
-            if right
-            else f"<{tag}>{_cell(cell)}</{tag}>"
-            for cell, right in zip(cells, numeric, strict=True)
+            f"<{tag}{number * right}>{_cell(cell, name)}</{tag}>"
+            for cell, right, name in zip(cells, numeric, table.header, strict=True)
         )
 
     rows = "\n".join(f"<tr>{line('td', row)}</tr>" for row in table.rows)
@@ -213,8 +216,10 @@ def _table(table: Table) -> str:
     )
 
 
-def _cell(value: str | int) -> str:
-    return _text(f"{value:,}" if isinstance(value, int) else value)
+def _cell(value: str | int, column: str) -> str:
+    if isinstance(value, int):
+        return str(value) if column in NAMES else f"{value:,}"
+    return _text(value)
 
 
 def _is_number(value: str | int) -> bool:

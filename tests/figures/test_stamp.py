@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sysout_jax.figures.select import named, runs
 from sysout_jax.figures.stamp import ROOM, origin, stamp
 from sysout_jax.figures.style import new_figure
 
@@ -29,3 +30,9 @@ def test_the_line_is_on_the_figure_and_takes_no_room_from_it():
     assert stamp(figure, "a line") is figure
     assert figure.get_supxlabel() == "a line" and figure.get_figheight() == 2.0 + ROOM
     assert stamp(new_figure(2.0), "").get_figheight() == 2.0
+
+
+def test_names_in_words():
+    assert named("dim", [507]) == "dim 507" and named("dim", [1, 2]) == "dims 1, 2"
+    assert named("dim", range(6)) == "dims 0, 1, 2, 3 and 2 more"
+    assert runs([4, 2, 3, 9]) == [(2, 4), (9, 9)]

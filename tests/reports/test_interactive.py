@@ -89,6 +89,11 @@ def test_a_page_with_nothing_to_move_has_no_script():
     assert "<script" not in html("text", Table(("a",), (("b",),)))
 
 
+def test_names_have_no_separators_and_counts_do():
+    root = ET.fromstring(html(Table(("channel", "times"), ((1229, 1229),))))
+    assert [cell.text for cell in root.iter("td")] == ["1229", "1,229"]
+
+
 def test_long_tables_are_folded():
     root = ET.fromstring(html(TABLE))
     table = root.find(".//details//table")

@@ -8,7 +8,16 @@ from typing import Any
 
 from sysout_jax.analyses.compare.figures import FIGURES
 from sysout_jax.analyses.compare.measure import Comparison, Told
-from sysout_jax.figures.select import change, digits, joined, layer_ranges, listed, number, plural
+from sysout_jax.figures.select import (
+    change,
+    digits,
+    joined,
+    layer_ranges,
+    listed,
+    named,
+    number,
+    plural,
+)
 from sysout_jax.figures.spec import draw_figures
 from sysout_jax.reports.page import Section, Table
 from sysout_jax.reports.report import counting, figure_sections, write_report
@@ -88,7 +97,7 @@ def _where(report: Comparison) -> Iterator[str]:
 
 
 def _dims(told: Told) -> str:
-    return f"dim{'s' * (len(told.dims) > 1)} {listed(told.dims)}"
+    return named("dim", told.dims)
 
 
 def _attention(report: Comparison) -> Iterator[str]:

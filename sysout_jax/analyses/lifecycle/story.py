@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sysout_jax.analyses.lifecycle.results import BirthEvent, Lifecycle
-from sysout_jax.figures.select import digits, joined, listed, number, percent, plural
+from sysout_jax.figures.select import digits, joined, listed, named, number, percent, plural
 from sysout_jax.outliers.definitions import SINK_SHARE
 from sysout_jax.outliers.tokens import TokenText
 
@@ -46,7 +46,7 @@ def _birth(report: Lifecycle, event: BirthEvent, token_text: TokenText) -> str:
     subject = (
         f"One number, dim {event.dims[0]}, of {where} jumps"
         if one
-        else f"{_COUNTS.get(len(event.dims), len(event.dims))} numbers, dims {listed(event.dims)}, of {where} jump"
+        else f"{_COUNTS.get(len(event.dims), len(event.dims))} numbers, {named('dim', event.dims)}, of {where} jump"
     )
     return (
         f"{subject} to {'' if one else 'as much as '}{number(largest)} in layer {event.layer + 1}, up to {number(report.largest_h.ratio)} times the mean size "
