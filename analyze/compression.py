@@ -72,7 +72,7 @@ def main() -> None:
     results = [_measure(args, one) for one in prepared]
     expectation = args.held_against(measured_by_compression(results[0]))
     written = partial(
-        write_compression_report, out, results, settings(args, prepared[0]), expectation
+        write_compression_report, out, results, settings(args, *prepared), expectation
     )
     tell(summary(results), written, out, expectation)
 

@@ -256,14 +256,15 @@ class ClassLists:
         return TokenClasses.from_file(self.token_classes) if self.token_classes else TokenClasses()
 
 
-def settings(args: Source, prepared: Prepared) -> dict[str, Any]:
-    """What a report records of its run: flags, model config, tokens read, versions, device and kernel."""
+def settings(args: Source, prepared: Prepared, *others: Prepared) -> dict[str, Any]:
+    """What a report records of its run: models, flags, config of the first, tokens read, versions, device and kernel."""
     flags = {
         name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(args).items()
     }
     tokenizer = prepared.lm.tokenizer
     return run_settings(
         prepared.lm.module.kernel,
+        models=[one.lm.name for one in (prepared, *others)],
         flags=flags,
         notes=prepared.notes,
         accepted_settings=prepared.lm.accepted,

@@ -46,7 +46,7 @@ def main() -> None:
             profiles.append(so.variant_profile(lm, one.tokens, args.tau))
     names = args.labels or tuple(short_names([one.lm.name for one in prepared]))
     report = SideBySide(tuple(profiles), tuple(names), tuple(one.token_text for one in prepared))
-    written = partial(write_variants_report, out, report, settings(args, prepared[0]))
+    written = partial(write_variants_report, out, report, settings(args, *prepared))
     tell(summary(report), written, out)
 
 

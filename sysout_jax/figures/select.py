@@ -27,15 +27,23 @@ def outlier_layers(report: Measured, place: str) -> np.ndarray:
     return np.flatnonzero(getattr(report.stats, place).ratio > report.tau)
 
 
+def runs(layers: Iterable[int]) -> list[tuple[int, int]]:
+    """First and last layer of every unbroken run."""
+    found: list[tuple[int, int]] = []
+    for layer in sorted(int(l) for l in layers):
+        if found and layer == found[-1][1] + 1:
+            found[-1] = (found[-1][0], layer)
+        else:
+            found.append((layer, layer))
+    return found
+
+
 def layer_ranges(layers: Iterable[int]) -> str:
     """Layers in words: `2–4, 9`, counted from 1."""
-    runs: list[list[int]] = []
-    for layer in sorted(int(l) + 1 for l in layers):
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}–{r[-1]}" for r in runs)
+    return ", ".join(
+        f"{first + 1}" if first == last else f"{first + 1}–{last + 1}"
+        for first, last in runs(layers)
+    )
 
 
 def in_layers(layers: Iterable[int]) -> str:
@@ -59,6 +67,12 @@ def joined(items: list[str]) -> str:
 def plural(count: int, noun: str) -> str:
     """`1 head`, `2 heads`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def named(noun: str, items: Iterable, most: int = 4) -> str:
+    """`dim 507`, `dims 3, 8 and 2 more`."""
+    items = list(items)
+    return f"{noun}{'' if len(items) == 1 else 's'} {listed(items, most)}"
 
 
 def number(value: float | None) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ParamSpec
 
 import matplotlib
@@ -17,7 +16,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
-from matplotlib.ticker import LogFormatterSciNotation, MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+
+from sysout_jax.figures.select import runs
 
 WIDTH = 8.0  # inches
 DPI = 160
@@ -25,6 +26,7 @@ DPI = 160
 # Okabe and Ito's colours, which colour-blind readers tell apart; every use adds a line style, marker or hatch
 BLACK, ORANGE, SKY, GREEN = "#000000", "#d55e00", "#56b4e9", "#009e73"
 BLUE, PINK, YELLOW, GREY = "#0072b2", "#cc79a7", "#e69f00", "#8a8a8a"
+_TICK_DOWN = 3  # a marker of matplotlib's
 BAND = "#e4e4e4"  # marks layers
 #: Light for little, dark for much: keeps its order in greyscale.
 HEAT = LinearSegmentedColormap.from_list(
@@ -38,32 +40,36 @@ DEFAULTS: Any = {
     if not name.startswith(("backend", "interactive", "webagg", "tk.", "toolbar"))
 }
 
-STYLE: Any = DEFAULTS | {
-    "font.family": "DejaVu Sans",
-    "font.size": 10,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 10,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "legend.fontsize": 9,
-    "legend.frameon": False,
-    "legend.handlelength": 2.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": False,
-    "grid.color": "#d9d9d9",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 4.5,
-    "hatch.linewidth": 0.7,
-    "figure.constrained_layout.h_pad": 0.08,
-    "figure.constrained_layout.w_pad": 0.08,
-    "figure.facecolor": "white",
-    "pdf.fonttype": 42,  # text in the PDF stays text
-}
+STYLE: Any = (
+    DEFAULTS
+    | {
+        "font.family": "DejaVu Sans",
+        "font.size": 10,
+        "axes.titlesize": 10.5,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.titley": 1.0,  # at the panel; left to itself matplotlib looks for ticks above it, at each drawing
+        "axes.labelsize": 10,
+        "xtick.labelsize": 9,
+        "ytick.labelsize": 9,
+        "legend.fontsize": 9,
+        "legend.frameon": False,
+        "legend.handlelength": 2.6,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": False,
+        "grid.color": "#d9d9d9",
+        "grid.linewidth": 0.6,
+        "axes.axisbelow": True,
+        "lines.linewidth": 1.6,
+        "lines.markersize": 4.5,
+        "hatch.linewidth": 0.7,
+        "figure.constrained_layout.h_pad": 0.08,
+        "figure.constrained_layout.w_pad": 0.08,
+        "figure.facecolor": "white",
+        "pdf.fonttype": 42,  # text in the PDF stays text
+    }
+)
 
 P = ParamSpec("P")
 
@@ -88,12 +94,6 @@ def new_figure(height: float, subtitle: str = "", width: float = WIDTH) -> Figur
     return figure
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure in the format that the name of `path` asks for (png, pdf)."""
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(path, dpi=DPI)
-
-
 def layer_ticks(num_layers: int) -> list[int]:
     """Which layers, counted from 1, get a label: all of them up to 16, round numbers beyond."""
     if num_layers <= 16:
@@ -107,8 +107,18 @@ def layer_axis(axes: Axes, num_layers: int, label: bool = True) -> None:
     axes.set_xlim(0.5, num_layers + 0.5)
     axes.set_xticks(layer_ticks(num_layers))
     if 16 < num_layers <= 100:
-        axes.set_xticks(range(1, num_layers + 1), minor=True)
-        axes.tick_params(axis="x", which="minor", length=2)
+        # minor ticks as one mark: of all that is on a figure, ticks take longest to draw
+        axes.plot(
+            np.arange(1, num_layers + 1),
+            np.zeros(num_layers),
+            transform=axes.get_xaxis_transform(),
+            ls="",
+            marker=_TICK_DOWN,
+            ms=2,
+            mew=0.6,
+            color=BLACK,
+            clip_on=False,
+        )
     axes.xaxis.set_tick_params(labelbottom=label)
     if label:
         axes.set_xlabel("layer")
@@ -126,8 +136,19 @@ def mark_every(num_points: int) -> int:
 
 def mark_layers(axes: Axes, layers, colour: str = BAND, **more) -> None:
     """Shade layers, counted from 0."""
-    for layer in layers:
-        axes.axvspan(layer + 0.5, layer + 1.5, color=colour, lw=0, zorder=0, **more)
+    for first, last in runs(layers):
+        axes.axvspan(first + 0.5, last + 1.5, color=colour, lw=0, zorder=0, **more)
+
+
+def log_axis(axes: Axes, which: str = "y") -> None:
+    """Make the x or y axis logarithmic. Labels are numbers such as 10,000 at powers of ten; between them where few are in view."""
+    axes.set(**{f"{which}scale": "log"})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    low, high = axis.get_view_interval()
+    if high < 100 * low:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def log_or_linear(axes: Axes, values, least_span: float = 20.0) -> None:
@@ -135,8 +156,7 @@ def log_or_linear(axes: Axes, values, least_span: float = 20.0) -> None:
     values = np.abs(np.asarray(values, float)).ravel()
     values = values[np.isfinite(values) & (values > 0)]
     if len(values) and values.max() / values.min() > least_span:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(LogFormatterSciNotation())
+        log_axis(axes)
     else:
         axes.set_ylim(0, 1.12 * values.max() if len(values) else 1.0)
         axes.yaxis.set_major_locator(MaxNLocator(5))

@@ -1,14 +1,21 @@
-"""One self-contained HTML page from sections of text, tables and pictures: no script, no file beside it, no network."""
+"""One self-contained HTML page from sections of text, tables and pictures: no file beside it, no network, and one script of our own.
+
+A content security policy allows that script and style by their hashes and pictures that are in the page, and nothing else.
+Without scripts everything can be read; tables are not sorted then, and a `TokenView` gives way to a remark.
+"""
 
 from __future__ import annotations
 
 import base64
-import html
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from sysout_jax.reports.escaping import escaped_text as _text
+from sysout_jax.reports.interactive import Curves, TokenView
+from sysout_jax.reports.script import CONTENT, source_hash
 
 
 @dataclass(frozen=True)
@@ -33,12 +40,15 @@ class Section:
     """A heading and what stands under it, in order; a string is a paragraph. All text is escaped by the page."""
 
     title: str
-    blocks: tuple[str | Table | Picture, ...]
+    blocks: tuple[str | Table | Picture | Curves | TokenView, ...]
 
 
 _NUMBER = re.compile(r"[−-]?([\d,]*\.?\d+(e[−+-]?\d+)?|∞)%?|n/a( \(NaN\))?|–")
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffe\uffff]")
+#: Columns whose whole numbers are names: 1229, not 1,229.
+NAMES = {"layer", "head", "sequence", "token", "channel", "dim", "row", "column", "position"}
+
+FOLD = 12  # rows from which on a table is folded, and can be sorted
 
 _CSS = """
 :root { --ink: #1a1a1a; --soft: #5a5a5a; --line: #d5d5d5; --tint: #f3f5f7; }
@@ -63,6 +73,35 @@ th.number { font-size: .82rem; }
 td.number + td:not(.number), th.number + th:not(.number) { padding-left: .8rem; }
 td.number { white-space: nowrap; }
 .note { color: var(--soft); font-size: .9rem; }
+details > summary { cursor: pointer; color: #0058a3; }
+th button { font: inherit; color: inherit; text-align: inherit; background: none; border: 0; padding: 0; cursor: pointer; }
+th[aria-sort=ascending] button::after { content: " ▲"; }
+th[aria-sort=descending] button::after { content: " ▼"; }
+.tokens { margin: 1rem 0; }
+.controls { display: flex; flex-wrap: wrap; gap: .4rem 1.4rem; align-items: center; }
+.controls label[hidden] { display: none; }
+.controls input { vertical-align: middle; width: 12rem; }
+.controls output { font-variant-numeric: tabular-nums; }
+.text { line-height: 1.75; max-height: 24rem; overflow: auto; border: 1px solid var(--line); padding: .5rem; }
+.text span { border-radius: 2px; padding: .1rem .12rem; margin-right: 1px; overflow-wrap: anywhere; }
+.text span:hover { outline: 2px solid #d55e00; }
+.readout { min-height: 1.5em; margin: .3rem 0; }
+.heads { width: 100%; border: 1px solid var(--line); }
+.heads rect { cursor: pointer; }
+.heads rect:hover, .heads .chosen { stroke: #d55e00; stroke-width: 2; }
+.curves { overflow-x: auto; }
+.curves svg { width: 100%; min-width: 36rem; max-width: 56rem; height: auto; }
+.curves figcaption { margin: 0; color: var(--ink); }
+.curves text { font-size: 12px; fill: var(--soft); }
+.curves polyline { fill: none; stroke-width: 2; }
+.curves line { stroke-width: 2; }
+.curves .grid { stroke: var(--line); stroke-width: 1; }
+.curves .hover { fill: transparent; }
+.curves circle { opacity: 0; }
+.curves g:hover circle { opacity: 1; }
+.curves g:hover .hover { fill: #0072b2; fill-opacity: .08; }
+.line0 { stroke: #000; } .line1 { stroke: #0072b2; stroke-dasharray: 7 3; } .line2 { stroke: #d55e00; stroke-dasharray: 2 2; }
+.line3 { stroke: #009e73; stroke-dasharray: 9 3 2 3; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--tint); padding: .8rem; font-size: .82rem; }
 @media (max-width: 40rem) { body { padding: .8rem; font-size: 15px; } h1 { font-size: 1.35rem; } }
 @media print { body { max-width: none; padding: 0; font-size: 10.5pt; } nav { display: none; } figure, tr { break-inside: avoid; }
@@ -76,23 +115,30 @@ def page(
     sections: Sequence[Section],
     images: Mapping[str, bytes],
     settings: Mapping[str, Any],
+    name: str = "",
 ) -> str:
-    """The page as text. `images` are PNG files by the names that pictures use; `settings` are shown exactly, at the end."""
+    """The page as text. `images` are PNG files by the names that pictures use; `settings` are shown exactly, at the end. `name` is
+    the JSON beside the page, to link to it and to the PDF of each figure; nothing is linked without it."""
     titles = [*(section.title for section in sections), "Settings"]
     links = "\n".join(
         f'<li><a href="#section-{i}">{_text(text)}</a></li>' for i, text in enumerate(titles, 1)
     )
     bodies = [
-        _section(i, section.title, [_block(block, images) for block in section.blocks])
+        _section(i, section.title, [_block(block, images, bool(name)) for block in section.blocks])
         for i, section in enumerate(sections, 1)
     ]
     exact = json.dumps(settings, indent=2, ensure_ascii=False)
     bodies.append(_section(len(titles), "Settings", [f"<pre>{_text(exact)}</pre>"]))
     content = "\n".join(bodies)
+    script = f"\n<script>{CONTENT}</script>" if _moves(sections) else ""
+    policy = f"default-src 'none'; img-src data:; style-src {source_hash(_CSS)}; script-src {source_hash(CONTENT)}; base-uri 'none'; form-action 'none'"
+    if name:
+        links += f'\n<li><a href="{_text(name)}.json">Numbers (JSON)</a></li>'
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8"/>
+<meta http-equiv="Content-Security-Policy" content="{policy}"/>
 <meta name="viewport" content="width=device-width, initial-scale=1"/>
 <title>{_text(title)}</title>
 <style>{_CSS}</style>
@@ -107,10 +153,19 @@ def page(
 </header>
 <main>
 {content}
-</main>
+</main>{script}
 </body>
 </html>
 """
+
+
+def _moves(sections: Sequence[Section]) -> bool:
+    """Whether there is anything for the script to do."""
+    return any(
+        isinstance(block, TokenView) or (isinstance(block, Table) and len(block.rows) > FOLD)
+        for section in sections
+        for block in section.blocks
+    )
 
 
 def _section(index: int, title: str, blocks: list[str]) -> str:
@@ -118,15 +173,21 @@ def _section(index: int, title: str, blocks: list[str]) -> str:
     return f'<section id="section-{index}">\n<h2>{_text(title)}</h2>\n{content}\n</section>'
 
 
-def _block(block: str | Table | Picture, images: Mapping[str, bytes]) -> str:
+def _block(
+    block: str | Table | Picture | Curves | TokenView, images: Mapping[str, bytes], linked: bool
+) -> str:
     if isinstance(block, str):
         return f"<p>{_text(block)}</p>"
+    if isinstance(block, Curves | TokenView):
+        return block.html()
     if isinstance(block, Table):
         return _table(block)
     caption, data = _text(block.caption), base64.b64encode(images[block.figure]).decode()
+    name = _text(block.figure)
+    pdf = f' <a href="figures/{name}.pdf">PDF</a>' if linked else ""
     return (
-        f'<figure id="figure-{_text(block.figure)}">\n<img src="data:image/png;base64,{data}" alt="{caption}"/>\n'
-        f"<figcaption>{caption}</figcaption>\n</figure>"
+        f'<figure id="figure-{name}">\n<img src="data:image/png;base64,{data}" alt="{caption}"/>\n'
+        f"<figcaption>{caption}{pdf}</figcaption>\n</figure>"
     )
 
 
@@ -136,30 +197,29 @@ def _table(table: Table) -> str:
         for i in range(len(table.header))
     ]
 
+    number = ' class="number"'
+
     def line(tag: str, cells: Sequence[str | int]) -> str:
         return "".join(
-            f'<{tag} class="number">{_cell(cell)}</{tag}>'
-            if right
-            else f"<{tag}>{_cell(cell)}</{tag}>"
-            for cell, right in zip(cells, numeric, strict=True)
+            f"<{tag}{number * right}>{_cell(cell, name)}</{tag}>"
+            for cell, right, name in zip(cells, numeric, table.header, strict=True)
         )
 
     rows = "\n".join(f"<tr>{line('td', row)}</tr>" for row in table.rows)
     note = f'\n<p class="note">{_text(table.note)}</p>' if table.note else ""
+    long = len(table.rows) > FOLD
+    kind = ' class="sortable"' if long else ""
+    before, after = (f"<details><summary>Table of {len(table.rows):,} rows</summary>\n", "\n</details>") if long else ("", "")  # fmt: skip
     return (
-        f'<div class="table"><table>\n<thead><tr>{line("th", table.header)}</tr></thead>\n'
-        f"<tbody>\n{rows}\n</tbody>\n</table></div>{note}"
+        f'{before}<div class="table"><table{kind}>\n<thead><tr>{line("th", table.header)}</tr></thead>\n'
+        f"<tbody>\n{rows}\n</tbody>\n</table></div>{note}{after}"
     )
 
 
-def _text(text: str) -> str:
-    """Escaped; characters that no page may hold (control characters, halves of surrogate pairs) are replaced."""
-    valid = text.encode("utf-8", "replace").decode("utf-8")
-    return html.escape(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", valid))
-
-
-def _cell(value: str | int) -> str:
-    return _text(f"{value:,}" if isinstance(value, int) else value)
+def _cell(value: str | int, column: str) -> str:
+    if isinstance(value, int):
+        return str(value) if column in NAMES else f"{value:,}"
+    return _text(value)
 
 
 def _is_number(value: str | int) -> bool:

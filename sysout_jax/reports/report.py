@@ -19,8 +19,9 @@ from matplotlib.figure import Figure
 
 from sysout_jax.commands import interrupts
 from sysout_jax.errors import InputError, RunError
+from sysout_jax.figures.saving import SUFFIXES, save_figures
 from sysout_jax.figures.spec import FigureSpec
-from sysout_jax.figures.style import save_figure
+from sysout_jax.figures.stamp import origin, stamp
 from sysout_jax.outliers.tokens import TokenText
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.page import Picture, Section, Table, page
@@ -31,7 +32,6 @@ from sysout_jax.storage.workspaces import workspace
 
 PAGE, FIGURES = "report.html", "figures"
 WORKSPACE = "report"  # what one analysis left unfinished, the next one clears, whichever it is
-_FORMATS = ("png", "pdf")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")  # of analyses and figures, which become file names
 
 
@@ -132,20 +132,18 @@ def _write(
     with workspace(nearest(out.absolute()), WORKSPACE) as work:
         staged = work / "new"
         (staged / FIGURES).mkdir(parents=True)
-        images = {}
-        for figure, drawing in figures.items():
-            for suffix in _FORMATS:
-                save_figure(drawing, staged / FIGURES / f"{figure}.{suffix}")
-            images[figure] = (staged / FIGURES / f"{figure}.png").read_bytes()
+        made_from = origin(settings)
+        save_figures({k: stamp(v, made_from) for k, v in figures.items()}, staged / FIGURES)
+        images = {name: (staged / FIGURES / f"{name}.png").read_bytes() for name in figures}
         (staged / PAGE).write_text(
-            page(title, headline, sections, images, settings), encoding="utf-8"
+            page(title, headline, sections, images, settings, name), encoding="utf-8"
         )
         # written and moved last: whoever finds it finds the rest as well
         result = plain(dict(payload)) | {"figures": list(figures), "settings": plain(settings)}
         (staged / f"{name}.json").write_text(
             json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8"
         )
-        files = [f"{FIGURES}/{figure}.{suffix}" for figure in figures for suffix in _FORMATS]
+        files = [f"{FIGURES}/{figure}.{suffix}" for figure in figures for suffix in SUFFIXES]
         files += [PAGE, f"{name}.json"]
         staging.sync(staged)
         with interrupts.whole():
@@ -160,7 +158,7 @@ def _outdated(out: Path, name: str, files: Sequence[str]) -> list[str]:
         earlier = [figure for figure in earlier if _NAME.fullmatch(figure)]
     except (InputError, KeyError, TypeError):
         return []
-    candidates = [f"{FIGURES}/{figure}.{suffix}" for figure in earlier for suffix in _FORMATS]
+    candidates = [f"{FIGURES}/{figure}.{suffix}" for figure in earlier for suffix in SUFFIXES]
     return [file for file in candidates if file not in files and (out / file).is_file()]
 
 

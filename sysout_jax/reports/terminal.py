@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -24,7 +25,7 @@ def text_table(
 
 
 def _lines(row: Sequence[str], most: Sequence[int]) -> list[tuple[str, ...]]:
-    cells = [textwrap.wrap(cell, width) or [""] for cell, width in zip(row, most, strict=True)]
+    cells = [_wrapped(cell, width) or [""] for cell, width in zip(row, most, strict=True)]
     return list(zip_longest(*cells, fillvalue=""))
 
 
@@ -33,11 +34,23 @@ def fit(text: str, width: int = 100) -> str:
     lines = []
     for line in escaped(text, kept="\n").split("\n"):
         indent = " " * (len(line) - len(line.lstrip()) + 8)
-        wrapped = textwrap.wrap(
-            line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-        )
-        lines += wrapped if len(line) > width else [line]
+        lines += _wrapped(line, width, indent) if len(line) > width else [line]
     return "\n".join(lines)
+
+
+#: Spaces within a number or a formula: `4 × 512`, `τ = 1000`, `[507, 1229]`, `layer 12`, `12 %`.
+_TIED = re.compile(
+    r"(?<=[=×<>≥≤]) (?=\S)| (?=[=×<>≥≤%])|(?<=\d,) (?=\d)|(?<=\blayer) (?=\d)|(?<=\blayers) (?=\d)"
+)
+_TIE = "\N{NO-BREAK SPACE}"
+
+
+def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
+    """Lines of at most `width`, broken at spaces only, none of them within a number."""
+    lines = textwrap.wrap(
+        _TIED.sub(_TIE, text), width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )  # fmt: skip
+    return [line.replace(_TIE, " ") for line in lines]
 
 
 def ran_over(sequences: int, length: int) -> str:

@@ -14,10 +14,11 @@ from sysout_jax.language_model import LanguageModel
 from sysout_jax.models.spec import LayerSpec
 from sysout_jax.nonfinite import Nonfinite
 from sysout_jax.outliers.definitions import TAU
-from sysout_jax.statistics import activations, attention, weights
+from sysout_jax.statistics import activations, attention, values, weights
 from sysout_jax.statistics.activations import ActivationStats
 from sysout_jax.statistics.attention import AttentionStats
 from sysout_jax.statistics.statistic import Layer, Statistic
+from sysout_jax.statistics.values import ValueStats
 from sysout_jax.statistics.weights import WeightStats
 from sysout_jax.storage.serialise import plain
 
@@ -26,6 +27,7 @@ STATISTICS: dict[str, Statistic] = {
     "h": activations.H,
     "x_down": activations.X_DOWN,
     "attention": attention.STATISTIC,
+    "values": values.STATISTIC,
     "weights": weights.STATISTIC,
 }
 
@@ -51,6 +53,10 @@ class Stats:
     @property
     def attention(self) -> AttentionStats:
         return self.gathered["attention"]
+
+    @property
+    def values(self) -> ValueStats:
+        return self.gathered["values"]
 
     @property
     def weights(self) -> WeightStats:

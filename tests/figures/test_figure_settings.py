@@ -5,7 +5,8 @@ from __future__ import annotations
 import matplotlib
 import pytest
 
-from sysout_jax.figures.style import new_figure, save_figure, styled
+from sysout_jax.figures.saving import save_figures
+from sysout_jax.figures.style import new_figure, styled
 
 
 @styled
@@ -41,8 +42,8 @@ ODD = {
 @pytest.mark.parametrize("suffix", ["png", "pdf"])
 def test_a_users_settings_change_no_figure(suffix, tmp_path, monkeypatch):
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
-    save_figure(drawing(), tmp_path / f"plain.{suffix}")
+    save_figures({"plain": drawing()}, tmp_path)
     with matplotlib.rc_context(ODD):
-        save_figure(drawing(), tmp_path / f"odd.{suffix}")
+        save_figures({"odd": drawing()}, tmp_path)
     plain, odd = ((tmp_path / f"{name}.{suffix}").read_bytes() for name in ("plain", "odd"))
     assert plain == odd

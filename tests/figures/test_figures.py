@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 
 import sysout_jax as so
 from sysout_jax.analyses.lifecycle.figures import FIGURES, lifecycle_figures
+from sysout_jax.figures.saving import save_figures
 from sysout_jax.figures.select import layer_ranges, listed, number, percent
-from sysout_jax.figures.style import label_text, layer_ticks, save_figure
+from sysout_jax.figures.style import label_text, layer_ticks
 from sysout_jax.models import parameter_shapes
 from sysout_jax.testing import Birth, Planted, planted_llama
 from sysout_jax.weights import InMemory
@@ -253,7 +254,7 @@ def test_figures_leave_the_readers_settings_alone(tmp_path):
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    save_figure(FIGURES["where"].draw(report_of("planted"), text), tmp_path / "where.pdf")
+    save_figures({"where": FIGURES["where"].draw(report_of("planted"), text)}, tmp_path)
     assert dict(matplotlib.rcParams) == before
     assert (tmp_path / "where.pdf").read_bytes().startswith(b"%PDF")
 

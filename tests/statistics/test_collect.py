@@ -30,6 +30,29 @@ def case(request):
     return lm, tokens, taps, so.collect(lm, tokens, TAU)
 
 
+def test_value_statistics(case):
+    lm, tokens, _, stats = case
+    _, taps = so.capture(lm, tokens, names=("v",))
+    norm = np.linalg.norm(np.asarray(taps["v"], np.float64), axis=-1).mean(-1)  # over KV heads
+    np.testing.assert_allclose(stats.values.norm, norm, rtol=2e-5)
+    over = norm / norm.mean(-1, keepdims=True)
+    np.testing.assert_allclose(stats.values.over_mean, over, rtol=2e-5)
+    columns = stats.to_dict()["values"]
+    np.testing.assert_allclose(columns["norm"], norm.mean((1, 2)), rtol=2e-5)
+    np.testing.assert_allclose(columns["first_token_over_mean"], over[:, :, 0].mean(1), rtol=2e-5)
+
+
+def test_value_norms_leave_out_what_is_not_finite():
+    v = jnp.asarray([[[[3.0, 4.0]], [[jnp.inf, 1.0]], [[1e30, 0.0]], [[0.0, 0.0]]]])
+    norm = np.asarray(STATISTICS["values"].reduce(None, {"v": v})["norm"])
+    assert (
+        norm[0, 0] == 5 and not np.isfinite(norm[0, 1]) and norm[0, 2] == 1e30 and norm[0, 3] == 0
+    )
+    stats = STATISTICS["values"].join([{"norm": norm[:, [0, 1, 3]]}], None)
+    np.testing.assert_allclose(stats.over_mean, [[[2.0, np.nan, 0.0]]])
+    assert STATISTICS["values"].columns(stats)["norm"] == [2.5]
+
+
 @pytest.mark.parametrize("name", ["h", "x_down"])
 def test_activation_statistics(case, name):
     _, _, taps, stats = case

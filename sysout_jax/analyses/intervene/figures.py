@@ -115,7 +115,7 @@ def _scale(axes: Axes, values: np.ndarray, field: str) -> None:
     if field != "ratio":
         axes.set_xlim(-0.06 * max(top, 1e-9), 1.12 * max(top, 1e-9))
     elif top > 20 * least > 0:
-        axes.set_xscale("log")
+        style.log_axis(axes, "x")
     else:
         # rounding is no effect: the axis never spans less than two per cent
         margin = max(0.12 * (top - least), 0.01 * top)

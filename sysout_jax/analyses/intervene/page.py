@@ -13,6 +13,7 @@ from sysout_jax.figures.select import (
     digits,
     in_layers,
     listed,
+    named,
     number,
     percent,
     plural,
@@ -69,7 +70,7 @@ def write_interventions_report(
 
 def verdict(result: Interventions) -> str:
     """One sentence: what was edited."""
-    what = f"{plural(result.elements, 'element')} of h ({plural(result.tokens, 'token')}, dims {listed(result.dims)})"
+    what = f"{plural(result.elements, 'element')} of h ({plural(result.tokens, 'token')}, {named('dim', result.dims)})"
     where = f"{plural(result.num_sequences, 'sequence')} of {result.length} tokens"
     born = f"born {in_layers(result.birth_layers)} of {result.num_layers}"
     if result.found:

@@ -164,7 +164,7 @@ def _ratios(axes: Axes, report: ByLength, points: list[Point]) -> None:
     if not any(np.any(line.get_ydata()) for line in axes.get_lines()):
         style.nothing_to_draw(axes)
     axes.axhline(report.tau, color=style.GREEN, lw=1, label=f"τ = {report.tau:g}")
-    axes.set_yscale("log")
+    style.log_axis(axes)
     axes.grid(axis="y")
 
 

@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from sysout_jax.analyses.lifecycle.explore import explore
 from sysout_jax.analyses.lifecycle.figures import FIGURES, lifecycle_figures
 from sysout_jax.analyses.lifecycle.figures.followed import followed
 from sysout_jax.analyses.lifecycle.results import Channel, Lifecycle
+from sysout_jax.analyses.lifecycle.story import story
 from sysout_jax.analyses.lifecycle.summary import verdict
 from sysout_jax.figures.select import digits, listed, number, percent, plural
 from sysout_jax.outliers.definitions import (
@@ -60,7 +62,12 @@ def lifecycle_sections(report: Lifecycle, token_text: TokenText) -> list[Section
         "death": _oppositions(report),
         "cause": _causes(report),
     }
-    sections = [Section("How to read this page", (COUNTING, *_remarks(report)))]
+    told = " ".join(story(report, token_text))
+    sections = [
+        *([Section("In short", (told,))] if told else []),
+        explore(report, token_text),
+        Section("How to read this page", (COUNTING, *_remarks(report))),
+    ]
     sections += figure_sections(FIGURES, report, token_text, tables)
     return [*sections, Section("Definitions", (_definitions(report),))]
 

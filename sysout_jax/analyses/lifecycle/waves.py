@@ -181,7 +181,7 @@ def _wave(lives: Sequence[Life], followed: Followed, tau: float) -> Wave:
     elements = np.array([life.element for life in lives])
     peaks = np.array([life.peak for life in lives])
     ratios = rules.ratio(np.abs(followed.h[peaks, elements]), followed.mean[peaks, elements])
-    alive = [set() for _ in followed.h]
+    alive: list[set[tuple[int, ...]]] = [set() for _ in followed.h]
     for life in lives:
         for layer in range(life.first, life.last + 1):
             alive[layer].add(tuple(followed.places[life.element, :2]))
@@ -253,12 +253,9 @@ def _follow(lm: LanguageModel, stats: Stats, dims: np.ndarray, level: float) -> 
     mean_LxA = stats.h.sequence_mean[:, at[:, 0]]
     over = (np.abs(stacked[2]) > level * mean_LxA[..., None]).any(axis=0)  # (A, P)
     token, dim = np.nonzero(over)
-    return Followed(
-        np.column_stack([at[token], dims[dim]]).astype(int),
-        *(part[:, token, dim] for part in stacked),
-        mean=mean_LxA[:, token],
-        channels=channels,
-    )
+    x_in_LxK, down_LxK, h_LxK = (part[:, token, dim] for part in stacked)
+    places = np.column_stack([at[token], dims[dim]]).astype(int)
+    return Followed(places, x_in_LxK, down_LxK, h_LxK, mean_LxA[:, token], channels)
 
 
 def _observe(x_in, taps, extra):

@@ -12,7 +12,7 @@ from sysout_jax.analyses.lifecycle.figures.layers import (
     weights,
     weights_sentence,
 )
-from sysout_jax.analyses.positions.measure import Place, Positions, strongest
+from sysout_jax.analyses.positions.measure import Matrix, Place, Positions, strongest
 from sysout_jax.analyses.positions.token_classes import tokens, tokens_sentence
 from sysout_jax.figures import style
 from sysout_jax.figures.select import (
@@ -176,7 +176,9 @@ def matrices(report: Positions, token_text: TokenText) -> Figure:
     panels = figure.subplots(len(report.matrices), 1, squeeze=False).ravel()
     for axes, matrix in zip(panels, report.matrices, strict=True):
         ratio_I = report.stats.weights.column_ratios[matrix.module][matrix.layer]
-        _stems(axes, ratio_I, np.array([matrix.column]), [matrix.label])
+        marked = _marked(report, matrix)
+        label = report.stats.x_down.label if matrix.module == "down" else str
+        _stems(axes, ratio_I, marked, [label(column) for column in marked])
         axes.set_ylim(0, 1.25 * max(ratio_I.max(), 1e-12))
         if not ratio_I.any():
             style.nothing_to_draw(axes)
@@ -186,13 +188,26 @@ def matrices(report: Positions, token_text: TokenText) -> Figure:
     return figure
 
 
+def _marked(report: Positions, matrix: Matrix) -> np.ndarray:
+    """The most extreme column; in W_down also those that x_down's outliers of the layer pass through, a birth's among them."""
+    if matrix.module != "down":
+        return np.array([matrix.column])
+    carriers = report.x_down.channels[matrix.layer]
+    ratio_I = report.stats.weights.column_ratios["down"][matrix.layer]
+    others = [c for c in strongest(ratio_I, carriers, MAX_NAMED) if c != matrix.column]
+    return np.array([matrix.column, *others])
+
+
 def matrices_sentence(report: Positions, token_text: TokenText) -> str:
     """The outstanding columns."""
     parts = [
         f"column {m.label} of {m.module} in layer {m.layer + 1} ({number(m.ratio)})"
         for m in report.matrices
     ]
-    return f"The most extreme columns: {joined(parts)}; a single line that stands out is a weight outlier, a forest is none."
+    return (
+        f"The most extreme columns: {joined(parts)}; a single line that stands out is a weight outlier, a forest is none. In "
+        "W_down the columns that outliers of x_down pass through are marked too."
+    )
 
 
 @style.styled

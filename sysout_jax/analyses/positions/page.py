@@ -11,7 +11,15 @@ import numpy as np
 from sysout_jax.analyses.positions.figures import POSITIONS
 from sysout_jax.analyses.positions.measure import Place, Positions, strongest
 from sysout_jax.analyses.positions.token_classes import RULES, groups
-from sysout_jax.figures.select import in_layers, joined, layer_ranges, listed, number, percent
+from sysout_jax.figures.select import (
+    in_layers,
+    joined,
+    layer_ranges,
+    listed,
+    named,
+    number,
+    percent,
+)
 from sysout_jax.figures.spec import draw_figures
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.definitions import CANDIDATE_SHARE, CODE_SHARE, TAUS
@@ -65,12 +73,12 @@ def positions_summary(report: Positions, token_text: TokenText) -> str:
     lines = [verdict(report), *remarks(report.stats.nonfinite)]
     for name in ("h", "x_down"):
         place, ratio = getattr(report, name), getattr(report.stats, name).channel_ratio
-        unit = "dims" if name == "h" else "channels"
-        named = strongest(ratio.max(axis=0), place.channels.any(axis=0), len(ratio[0]))
-        labels = [getattr(report.stats, name).label(c) for c in named]
+        unit = "dim" if name == "h" else "channel"
+        flagged = strongest(ratio.max(axis=0), place.channels.any(axis=0), len(ratio[0]))
+        labels = [getattr(report.stats, name).label(c) for c in flagged]
         what = "" if place.found else f"  candidates over {number(place.level)} times the mean:"
         lines.append(
-            f"{name:<8}{what} layers {layer_ranges(place.layers) or 'none'}; {unit} {listed(labels, 6) or 'none'}"
+            f"{name:<8}{what} layers {layer_ranges(place.layers) or 'none'}; {named(unit, labels, 6) if labels else f'no {unit}s'}"
         )
         lines.append(f"        tokens: {_shares(report, place)}")
         flags = zip(TAUS, getattr(report.stats, name).counts.sum(axis=0), strict=True)

@@ -227,7 +227,7 @@ def _bars(axes: Axes, values: list[float], text: Callable[[float], str]) -> None
             annotation_clip=False,
         )
     if log:
-        axes.set_yscale("log")
+        style.log_axis(axes)
         axes.set_ylim(min(finite) / 4, top * 1.5)
     else:
         axes.set_ylim(0, top * (1.12 if np.inf in values else 1))

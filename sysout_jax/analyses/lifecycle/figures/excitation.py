@@ -17,6 +17,7 @@ from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.tokens import TokenText
 
 MAX_BARS = 5  # dims in a bar panel
+CLEAR = 3  # times a cosine by chance: what is called a direction
 NAMED_SHARE = 0.1  # of what a row sums to: dims that give more are highlighted and named
 
 
@@ -33,6 +34,12 @@ class _Shown:
     def parts(self, name: str) -> np.ndarray:
         """(D,) what each dim gives to the row's product with the input."""
         return finite_or(self.rows[name] * self.x)
+
+    def cosine(self, name: str) -> float:
+        """Of the row and the input; NaN where one of them is all zero."""
+        row, x = finite_or(self.rows[name]), finite_or(self.x)
+        lengths = float(np.linalg.norm(row) * np.linalg.norm(x))
+        return float(row @ x) / lengths if lengths > 0 else float("nan")
 
     def main_dims(self, name: str) -> np.ndarray:
         """Dims that give most, largest first; at most `MAX_BARS`, and only those over `NAMED_SHARE` of all magnitudes."""
@@ -90,8 +97,13 @@ def excitation(report: Lifecycle, token_text: TokenText) -> Figure:
         left.set_xlabel("dim of h")
         right = figure.add_subplot(grid[i, 1])
         _bars(right, shown, name)
-        right.set_title(f"row · input = {number(float(shown.parts(name).sum()))}")
+        product = number(float(shown.parts(name).sum()))
+        right.set_title(f"row · input = {product}\ncosine {_cosine(shown.cosine(name))}")
     return figure
+
+
+def _cosine(value: float) -> str:
+    return "n/a" if np.isnan(value) else f"{value:.2f}".replace("-", "−")
 
 
 def _line(axes: Axes, values_D: np.ndarray, marked: np.ndarray) -> None:
@@ -144,7 +156,13 @@ def excitation_sentence(report: Lifecycle, token_text: TokenText) -> str:
         parts, dims = shown.parts(name), shown.main_dims(name)
         total = float(parts.sum())
         if not len(dims):
-            words.append(f"no single dim of the input gives much of {name}'s {number(total)}")
+            chance = 1 / np.sqrt(len(shown.x))  # of random directions, root mean square
+            words.append(
+                f"no single dim of the input gives much of {name}'s {number(total)}: the row as a whole points along the input, cosine "
+                f"{_cosine(shown.cosine(name))} (by chance ±{_cosine(chance)})"
+                if abs(shown.cosine(name)) > CLEAR * chance
+                else f"no single dim of the input gives much of {name}'s {number(total)}"
+            )
             continue
         share = percent(float(parts[dims].sum()) / total) if total else "n/a"
         words.append(

@@ -76,7 +76,7 @@ def magnitudes(axes: Axes, report: Measured, place: str) -> None:
         axes.axhline(report.tau * stats.mean[0], color=style.GREEN, lw=1, zorder=1)
     axes.fill_between([], [], color=style.BAND, label="has outliers")
     if np.isfinite(_positive(top_LxK)).any():
-        axes.set_yscale("log")
+        style.log_axis(axes)
     else:
         style.nothing_to_draw(axes)
     axes.grid(axis="y")

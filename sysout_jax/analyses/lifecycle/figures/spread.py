@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,7 +12,7 @@ from sysout_jax.analyses.lifecycle.figures.followed import called, subtitle, tra
 from sysout_jax.analyses.lifecycle.results import Lifecycle, SinkHead
 from sysout_jax.analyses.lifecycle.trace import Trace
 from sysout_jax.figures import style
-from sysout_jax.figures.select import listed, number, percent
+from sysout_jax.figures.select import listed, named, number, percent
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.tokens import TokenText
 
@@ -18,7 +20,8 @@ MAX_TOKENS = 22  # positions whose text stays readable on the axis of a heat map
 BEFORE = 3  # positions shown before the first outlier token
 MAX_NAMED = 4  # q/k dims named in the panel
 MAX_INPUTS = 3  # dims of the normalised input named in the panel
-MANY = 256  # dims from which on marks are thin
+MANY = 256  # dims from which on there is no room for marks
+OTHERS = "others: mean and range"
 
 
 @style.styled
@@ -27,8 +30,8 @@ def spread(report: Lifecycle, token_text: TokenText) -> Figure:
     probabilities."""
     _, path = traced(report)
     head, mask, view = path.close_up, _outliers(path), _view(path)
-    figure = style.new_figure(12.8, subtitle(report))
-    heights = [2.2, 2.6, 3, 5.4]
+    figure = style.new_figure(13.4, subtitle(report))
+    heights = [2.8, 2.6, 3, 5.4]
     above, first, top, bottom = figure.subfigures(
         4, 1, height_ratios=heights, squeeze=False
     ).ravel()
@@ -38,7 +41,8 @@ def spread(report: Lifecycle, token_text: TokenText) -> Figure:
     entering.margins(y=0.1)
     entering.set_xlabel("dim of h")
     entering.set_ylabel("signed value")
-    entering.set_title(f"what enters attention of layer {head.layer + 1}: h before it, normalised")
+    title = f"what enters attention of layer {head.layer + 1}: h before it, normalised"
+    entering.set_title(title, pad=22 if entering.get_legend() else 6)
     for axes, name in zip(first.subplots(1, 3), "qkv", strict=True):
         _signed(axes, getattr(head, name), mask, report)
         axes.set_xlabel("dim of the head")
@@ -61,6 +65,8 @@ def spread(report: Lifecycle, token_text: TokenText) -> Figure:
         (panels[1], np.where(np.isfinite(logits), head.probabilities, np.nan), "probabilities"),
     ):
         style.token_map(axes, values[view, view], title, labels, mask[view])
+        first_shown, last_shown = head.start + view.start, head.start + view.stop - 1
+        axes.set_xlabel(f"key: positions {first_shown}–{last_shown} of {report.length:,} are drawn")
     panels[0].set_ylabel("query")
     panels[0].set_yticks(range(len(labels)), labels)
     panels[1].tick_params(labelleft=False)
@@ -93,36 +99,36 @@ def _signed(axes: Axes, values_WxDh: np.ndarray, mask: np.ndarray, report: Lifec
     """Every dim: the range over ordinary tokens, and the mean over outlier tokens."""
     dims = np.arange(values_WxDh.shape[1])
     values = finite_or(values_WxDh)
-    if (~mask).any():
-        others = values[~mask]
-        many = len(dims) > MANY
-        width = 1.0 if many else 2.2
-        axes.vlines(dims, others.min(0), others.max(0), color="#b5b5b5", lw=width, rasterized=many)
-        axes.plot(
-            dims,
-            others.mean(0),
-            "_",
-            color=style.BLACK,
-            ms=2 if many else 5,
-            label="others: mean and range",
-            rasterized=many,
-        )
-    if mask.any():
-        mean = values[mask].mean(0)
-        axes.plot(
-            dims,
-            mean,
-            "o",
-            color=style.ORANGE,
-            mec=style.BLACK,
-            mew=0.6,
-            ms=4,
-            label=f"{called(report)} tokens: mean",
-            rasterized=len(dims) > MANY,
-        )
+    if len(dims) > MANY:
+        _many(axes, values, mask, report)
+    else:
+        _few(axes, values, mask, report)
     axes.axhline(0, color=style.BLACK, lw=0.8, zorder=0)
     axes.locator_params(axis="x", nbins=6, integer=True)
     axes.locator_params(axis="y", nbins=5)
+
+
+def _few(axes: Axes, values_WxC: np.ndarray, mask: np.ndarray, report: Lifecycle) -> None:
+    dims = np.arange(values_WxC.shape[1])
+    if (~mask).any():
+        others = values_WxC[~mask]
+        axes.vlines(dims, others.min(0), others.max(0), color="#b5b5b5", lw=2.2)
+        axes.plot(dims, others.mean(0), "_", color=style.BLACK, ms=5, label=OTHERS)
+    if mask.any():
+        look: Any = {"color": style.ORANGE, "mec": style.BLACK, "mew": 0.6, "ms": 4}
+        axes.plot(dims, values_WxC[mask].mean(0), "o", label=f"{called(report)} tokens: mean", **look)  # fmt: skip
+
+
+def _many(axes: Axes, values_WxD: np.ndarray, mask: np.ndarray, report: Lifecycle) -> None:
+    """A band and stems: so many dots would cover each other."""
+    dims = np.arange(values_WxD.shape[1])
+    if (~mask).any():
+        others = values_WxD[~mask]
+        axes.fill_between(dims, others.min(0), others.max(0), step="mid", color="#b5b5b5", lw=0, label="others: range")  # fmt: skip
+    if mask.any():
+        mean = values_WxD[mask].mean(0)
+        axes.vlines(dims, 0, mean, color=style.ORANGE, lw=0.9, label=f"{called(report)} tokens: mean", zorder=3)  # fmt: skip
+    style.legend_above(axes, 2)
 
 
 def _name_dims(axes: Axes, values_WxD: np.ndarray, mask: np.ndarray) -> None:
@@ -157,7 +163,7 @@ def _dims(axes: Axes, path: Trace) -> None:
         color=style.ORANGE,
         edgecolor=style.BLACK,
         lw=0.8,
-        label=f"dim {listed(np.sort(strong), MAX_NAMED)}",
+        label=named("dim", np.sort(strong), MAX_NAMED),
     )
     axes.axhline(0, color=style.BLACK, lw=0.8)
     axes.set_xlabel("dim of the head")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from sysout_jax.figures import style
 from sysout_jax.figures.select import (
     joined,
     layer_ranges,
-    listed,
+    named,
     number,
     outlier_layers,
     plural,
@@ -24,6 +23,7 @@ from sysout_jax.figures.select import (
 from sysout_jax.outliers.definitions import SINK_SHARE
 from sysout_jax.outliers.tokens import TokenText
 
+MOST_BIRTHS = 2  # whose channels are named
 _FOUND, _EMPTY = style.BLUE, "#ececec"
 
 
@@ -44,26 +44,39 @@ def rows(report: Lifecycle) -> tuple[Row, ...]:
     flagged = stats.attention.code_outlier_tokens.any(axis=(1, 2))
     carriers = tuple(event.layer for event in birth.events if event.channels)
 
-    channels = [stats.x_down.label(c) for c in birth.channels]
-
-    def note(word: str, indices: Iterable[int | str], ratio: float) -> str:
-        indices = list(indices)
-        if not indices:
+    def carried(word: str, ratio: float) -> str:
+        """The channels of every birth that is starred, with their layers where there are several births."""
+        births = [event for event in birth.events if event.channels]
+        if not births:
             return f"largest ratio {number(ratio)}"
-        return f"{word}{'s' * (len(indices) > 1)} {listed(indices, 2)}"
+        if len(births) == 1:
+            return named(word, [channel.label for channel in births[0].channels], 2)
+        lines = [
+            f"{named(word, [channel.label for channel in event.channels], 2)} (layer {event.layer + 1})"
+            for event in births[:MOST_BIRTHS]
+        ]
+        if more := len(births) - MOST_BIRTHS:
+            lines[-1] += f", {plural(more, 'birth')} more" if more > 0 else ""
+        return "\n".join(lines)
+
+    dims = (
+        named("dim", birth.dims, 2)
+        if birth.dims
+        else f"largest ratio {number(report.largest_h.ratio)}"
+    )
 
     return (
-        Row("h", outlier_layers(report, "h"), note("dim", birth.dims, report.largest_h.ratio)),
+        Row("h", outlier_layers(report, "h"), dims),
         Row(
             "W_down",
             np.flatnonzero(row_ratio > report.tau),
-            note("column", channels, row_ratio.max()),
+            carried("column", row_ratio.max()),
             carriers,
         ),
         Row(
             "x_down",
             outlier_layers(report, "x_down"),
-            note("channel", channels, report.largest_x_down.ratio),
+            carried("channel", report.largest_x_down.ratio),
             carriers,
         ),
         Row(

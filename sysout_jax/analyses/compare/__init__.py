@@ -1,0 +1,1 @@
+"""Two finished lifecycles side by side."""

@@ -1,0 +1,110 @@
+"""The lifecycle for a reader who has never heard of outliers: one paragraph, each term explained where it first appears."""
+
+from __future__ import annotations
+
+from sysout_jax.analyses.lifecycle.results import BirthEvent, Lifecycle
+from sysout_jax.figures.select import digits, joined, listed, named, number, percent, plural
+from sysout_jax.outliers.definitions import SINK_SHARE
+from sysout_jax.outliers.tokens import TokenText
+
+DEPENDS = 1.05  # times the perplexity from which on a model is said to depend on its outliers
+_COUNTS = {1: "One", 2: "Two", 3: "Three"}
+_STREAM = (
+    "Each layer of a language model adds to a list of numbers that it keeps for every token (the residual stream h; a number's place "
+    "in the list is a dim)."
+)
+
+
+def story(report: Lifecycle, token_text: TokenText) -> list[str]:
+    """Sentences; nothing where nothing could be measured."""
+    if report.nonfinite.everything or not report.largest_h.ratio > 0:
+        return []
+    if not report.found or not report.birth.events:
+        return [_STREAM, _without(report, token_text)]
+    event = max(report.birth.events, key=lambda one: max(map(abs, one.values)))
+    return [_STREAM, _birth(report, event, token_text), *_writers(event), *_spread(report), _death(report), *_cause(report)]  # fmt: skip
+
+
+def _without(report: Lifecycle, token_text: TokenText) -> str:
+    top = report.largest_h
+    return (
+        f"A systematic outlier is such a number over τ = {report.tau:g} times the mean size; this model has none on this text. Its largest "
+        f"number is {number(top.value)}, {number(top.ratio)} times the mean, in layer {top.layer + 1}, at token "
+        f"“{token_text(top.sequence, top.token)}”, dim {top.label}."
+    )
+
+
+def _birth(report: Lifecycle, event: BirthEvent, token_text: TokenText) -> str:
+    one = len(event.dims) == 1
+    largest = max(event.values, key=abs)
+    first = sum(position == 0 for _, position in event.tokens)
+    texts = list(dict.fromkeys(token_text(*token) for token in event.tokens))
+    if first == len(event.tokens):
+        where = "the first token"
+    else:
+        where = "the token" + "s" * (len(texts) > 1) + " " + listed((f"“{t}”" for t in texts), 4)
+    subject = (
+        f"One number, dim {event.dims[0]}, of {where} jumps"
+        if one
+        else f"{_COUNTS.get(len(event.dims), len(event.dims))} numbers, {named('dim', event.dims)}, of {where} jump"
+    )
+    return (
+        f"{subject} to {'' if one else 'as much as '}{number(largest)} in layer {event.layer + 1}, up to {number(report.largest_h.ratio)} times the mean size "
+        f"of all numbers there: a systematic outlier, which is a number over τ = {report.tau:g} times that mean."
+    )
+
+
+def _writers(event: BirthEvent) -> list[str]:
+    if not event.channels or event.from_mlp < event.from_attention:
+        return []
+    what = "It is" if len(event.dims) == 1 else "They are"
+    names = joined([f"{c.label} ({percent(c.share)})" for c in event.channels[:4]])
+    more = len(event.channels) - 4
+    also = f" and {more} more" if more > 0 else ""
+    count = len(event.channels)
+    channels = f"{_COUNTS.get(count, str(count)).lower()} channel{'s' * (count > 1)}"
+    return [
+        f"{what} written by {channels} of that layer's MLP (a channel is one of its hidden units; its column of weights in "
+        f"W_down says where it writes): {names}{also}."
+    ]
+
+
+def _spread(report: Lifecycle) -> list[str]:
+    count = len(report.spread.heads)
+    if not count:
+        return []
+    strongest = max(report.spread.heads, key=lambda head: head.mass)
+    return [
+        f"Later, {plural(count, 'attention head')} {'looks' if count == 1 else 'look'} at the outlier's tokens with over {SINK_SHARE:.0%} of "
+        f"{'its' if count == 1 else 'their'} attention (the tokens are attention sinks), head {strongest.head} of layer "
+        f"{strongest.layer + 1} with {percent(strongest.mass)}; what such a token gives back, its value, has "
+        f"{number(strongest.drain)} times the length of the others' there."
+    ]
+
+
+def _death(report: Lifecycle) -> str:
+    death = report.death
+    if death.layer is None:
+        return "The outlier lives to the last layer."
+    by = [o for o in death.oppositions if o.part == "mlp" and o.channels]
+    who = ""
+    if by:
+        strongest = max(by, key=lambda o: o.removed)
+        who = f"; the MLP of layer {strongest.layer + 1} takes back {percent(strongest.removed)} of it"
+    return f"After layer {death.layer} no outlier is left{who}."
+
+
+def _cause(report: Lifecycle) -> list[str]:
+    if report.cause is None:
+        return []
+    before, after = (
+        digits(effect.perplexity, report.length)
+        for effect in (report.cause.baseline, report.cause.zeroed)
+    )
+    ratio = report.cause.zeroed.perplexity / report.cause.baseline.perplexity
+    depends = "The model depends on it" if not ratio < DEPENDS else "The model hardly needs it"
+    weights = plural(report.cause.weights, "weight")
+    return [
+        f"{depends}: with {weights} of the writers set to zero, perplexity (how many tokens the model hesitates between, lower is better) "
+        f"goes from {before} to {after}."
+    ]
