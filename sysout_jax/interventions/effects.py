@@ -12,7 +12,7 @@ import numpy as np
 from sysout_jax.engine import Stream, Write
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import Nonfinite, finite_or
-from sysout_jax.outliers.definitions import exceeds
+from sysout_jax.outliers.definitions import exceeds, ratio
 from sysout_jax.perplexity import of_mean_nll, perplexity_of
 
 
@@ -24,6 +24,7 @@ class Measured:
     attention: np.ndarray  # (L, H, N) sum over queries of the attention on the marked tokens
     queries: np.ndarray  # (N,) int: queries that can see a marked token
     nll: np.ndarray  # (N,) nats, mean over next tokens; NaN for sequences of one token
+    ratio: float  # largest |h| over the mean of its sequence, all layers
     nonfinite: Nonfinite
 
     @property
@@ -48,9 +49,10 @@ def measure(
     """Run `tokens` (N, T) through the model and look at attention on `marked` (N, T) bool; `write` and `extra` as `Stream.layers`
     takes them."""
     stream = Stream(lm, tokens)
-    outliers, attention = [], []
+    outliers, attention, ratios = [], [], []
     for _, _, seen in stream.layers(_observe, extra, write):
         outliers.append(exceeds(seen["token_max"], seen["mean"][:, None], tau).sum(1))
+        ratios.append(ratio(seen["token_max"], seen["mean"][:, None]).max())
         attention.append((finite_or(seen["sums"]) * marked[:, None]).sum(2).T)
     length = tokens.shape[1]
     nll = perplexity_of(stream).window_nll if length > 1 else np.full(len(tokens), np.nan)
@@ -59,6 +61,7 @@ def measure(
         attention=np.stack(attention).astype(np.float64),
         queries=np.maximum.accumulate(marked, axis=1).sum(1),
         nll=nll,
+        ratio=float(max(ratios)),
         nonfinite=stream.nonfinite(),
     )
 

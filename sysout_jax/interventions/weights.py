@@ -37,6 +37,11 @@ def random_rows(
     }
 
 
+def whole_columns(born: Entries, num_dims: int) -> Entries:
+    """All that the same channels write."""
+    return {layer: (channels, np.arange(num_dims)) for layer, (channels, _) in born.items()}
+
+
 def zero(layer: int, kernel_FxD: np.ndarray) -> np.ndarray:
     """The simplest `Fill`."""
     return np.zeros((1, 1))

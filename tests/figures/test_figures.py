@@ -189,7 +189,7 @@ def test_sentences_tell_the_planted_truth():
     assert f"After layer {report.death.layer + 1} no outlier is left" in sentences["death"]
     assert f"born in layer {event.layer + 1}," in sentences["where"]
     assert f"{len(report.spread.heads)} later heads" in sentences["where"]
-    assert "100% of the outliers are gone (random control: 0%)" in sentences["cause"]
+    assert "at zero" in sentences["cause"] and "times the mean" in sentences["cause"]
     head = report.trace.close_up
     assert sentences["spread"].startswith(f"Head {head.head} of layer {head.layer + 1} gives 100%")
 

@@ -34,6 +34,7 @@ from sysout_jax.interventions.weights import (
     edit_down_weights,
     random_rows,
     random_weights,
+    whole_columns,
 )
 from sysout_jax.language_model import LanguageModel
 
@@ -213,7 +214,7 @@ class Bench:
         if run.target == CONTROL:
             entries = random_weights(entries, channels, self.rng(run.seed, _WEIGHTS))
         if run.where == "column":
-            return {layer: (columns, np.arange(dims)) for layer, (columns, _) in entries.items()}
+            return whole_columns(entries, dims)
         return entries
 
     def _edit_weights(self, run: Run) -> tuple[int, Measured]:

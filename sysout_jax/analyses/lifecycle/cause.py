@@ -1,56 +1,61 @@
-"""Does the birth weight cause the outliers? Set it to zero and compare, beside as many random weights of the same rows."""
+"""Do the birth weights cause the outliers? Set them, or the whole columns that they stand in, to zero, beside as many random ones.
+
+A column is all that its channel writes. An entry alone leaves what the channel writes to other dims, which may do more harm than good.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from sysout_jax.analyses.lifecycle.results import Birth, Cause, Effect
-from sysout_jax.analyses.lifecycle.trace import Trace
-from sysout_jax.interventions.effects import measure
-from sysout_jax.interventions.weights import Entries, edit_down_weights, random_weights, zero
+from sysout_jax.interventions.effects import Measured, measure
+from sysout_jax.interventions.weights import (
+    Entries,
+    edit_down_weights,
+    random_weights,
+    whole_columns,
+    zero,
+)
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.outliers.definitions import is_sink
-from sysout_jax.perplexity import of_mean_nll
 from sysout_jax.statistics.collect import Stats
 
 
 def find_cause(
     lm: LanguageModel,
     stats: Stats,
-    path: Trace,
     birth: Birth,
     tau: float,
     seed: int = 0,
 ) -> Cause | None:
-    """Two more passes over the traced sequences. None where no channel carries a birth."""
+    """Five more passes over all sequences. None where no channel carries a birth."""
     born = birth_weights(birth)
     if not born:
         return None
     random = random_weights(born, lm.config.layer(0).mlp.channels, np.random.default_rng(seed))
-    sinks = sink_heads(path.mass, birth)
-    alive = stats.h.outlier_tokens(tau)[:, path.targets.sequences]
-    baseline = Effect(
-        outliers=int(alive.sum()),
-        mass=float(path.mass[sinks].mean()) if sinks.any() else float("nan"),
-        perplexity=of_mean_nll(np.mean(path.nll, dtype=np.float64))
-        if path.nll.size
-        else float("nan"),
-        nonfinite=path.nonfinite.h.total,
-    )
+    marked = np.asarray(stats.h.outlier_tokens(tau).any(axis=0))
+    unedited = measure(lm, stats.tokens, marked, tau)
+    sinks = sink_heads(unedited.mass, birth)
+
+    def effect(measured: Measured) -> Effect:
+        return Effect(
+            outliers=int(measured.outliers.sum()),
+            mass=float(measured.mass[sinks].mean()) if sinks.any() else float("nan"),
+            perplexity=measured.perplexity,
+            ratio=measured.ratio,
+            nonfinite=measured.nonfinite.h.total,
+        )
 
     def zeroed(entries: Entries) -> Effect:
-        edited = edit_down_weights(lm, entries, zero)
-        tokens = stats.tokens[path.targets.sequences]
-        found = measure(edited, tokens, path.targets.mask, tau)
-        mass = float(found.mass[sinks].mean()) if sinks.any() else float("nan")
-        outliers, nonfinite = int(found.outliers.sum()), found.nonfinite.h.total
-        return Effect(outliers, mass, found.perplexity, nonfinite)
+        return effect(measure(edit_down_weights(lm, entries, zero), stats.tokens, marked, tau))
 
     return Cause(
         weights=sum(len(channels) * len(dims) for channels, dims in born.values()),
-        baseline=baseline,
+        baseline=effect(unedited),
         zeroed=zeroed(born),
         control=zeroed(random),
+        columns=zeroed(whole_columns(born, lm.config.d_model)),
+        column_control=zeroed(whole_columns(random, lm.config.d_model)),
     )
 
 

@@ -55,7 +55,7 @@ def lifecycle(
 ) -> Lifecycle:
     """Birth, spread, death and cause of the outliers of a model on `tokens` (N, T), at threshold τ.
 
-    `stats` are those of `collect` on the same tokens when they are at hand. `cause=False` saves two passes of five. `seed` draws the
+    `stats` are those of `collect` on the same tokens when they are at hand. `cause=False` saves five passes of eight. `seed` draws the
     control weights. Raises InputError for bad tokens.
     """
     check_arguments(lm, tau=tau, seed=seed)
@@ -90,7 +90,7 @@ def _lifecycle(
         birth=birth,
         spread=find_spread(stats, path, birth),
         death=find_death(stats, path, birth, tau),
-        cause=find_cause(lm, stats, path, birth, tau, seed) if found and cause and path else None,
+        cause=find_cause(lm, stats, birth, tau, seed) if found and cause and path else None,
         candidate=candidate,
         stats=stats,
         trace=path,

@@ -13,13 +13,16 @@ from sysout_jax.analyses.lifecycle.figures.followed import followed
 from sysout_jax.analyses.lifecycle.results import Channel, Lifecycle
 from sysout_jax.analyses.lifecycle.story import story
 from sysout_jax.analyses.lifecycle.summary import verdict
+from sysout_jax.analyses.lifecycle.waves import Write
 from sysout_jax.figures.select import digits, listed, number, percent, plural
 from sysout_jax.outliers.definitions import (
+    ALIVE_SHARE,
     CODE_SHARE,
     MASSIVE_RATIO,
     MASSIVE_VALUE,
     SINK_SHARE,
     TAUS,
+    WRITE_SHARE,
 )
 from sysout_jax.outliers.tokens import TokenText
 from sysout_jax.reports.expected import Expectation
@@ -29,6 +32,7 @@ from sysout_jax.reports.report import counting, expert_terms, figure_sections, w
 
 NAME = "lifecycle"
 MAX_HEADS = 20
+MAX_WAVES = 12
 COUNTING = counting(NAME)
 
 
@@ -56,6 +60,7 @@ def write_lifecycle_report(
 def lifecycle_sections(report: Lifecycle, token_text: TokenText) -> list[Section]:
     """Everything between the headline and the settings."""
     tables = {
+        "waves": _waves(report, token_text),
         "activations": _flags(report),
         "birth": _births(report, token_text),
         "spread": _heads(report),
@@ -116,6 +121,60 @@ def _channels(channels: tuple[Channel, ...], most: int = 4) -> str:
     return listed((f"{c.label} ({percent(c.share)})" for c in channels), most) or "–"
 
 
+def _waves(report: Lifecycle, token_text: TokenText) -> Table | None:
+    found = report.waves
+    if not found.waves:
+        return None
+    rows = tuple(
+        (
+            count,
+            f"{number(wave.ratio)}{' (over τ)' if wave.above else ''}",
+            f"{number(wave.value)} (layer {wave.peak + 1})",
+            listed(wave.dims),
+            _written(report, wave.births),
+            _written(report, wave.deaths) or ("survives" if wave.survives else "fades"),
+            _texts(wave.tokens, token_text),
+        )
+        for count, wave in enumerate(found.waves[:MAX_WAVES], start=1)
+    )
+    header = (
+        "wave",
+        "times the mean",
+        "largest h",
+        "dims",
+        "written in layer (share of its peak): channels",
+        "taken back in layer (share of what enters): channels",
+        "tokens",
+    )
+    note = f"Over {number(found.level)} times the mean, on all {plural(report.num_sequences, 'sequence')}."
+    if len(found.waves) > MAX_WAVES:
+        note += f" The first {MAX_WAVES} of {len(found.waves)} waves."
+    if found.dims_left_out:
+        note += f" {plural(found.dims_left_out, 'weaker dim')} not followed."
+    return Table(header, rows, note)
+
+
+def _written(report: Lifecycle, writes: tuple[Write, ...]) -> str:
+    def one(write: Write) -> str:
+        if write.from_mlp < 0.5:
+            by = ": attention"
+        elif write.channels:
+            label = report.stats.x_down.label
+            by = ": " + listed((f"{label(c)} ({percent(share)})" for c, share in write.channels), 3)
+        else:
+            by = ": MLP"
+        return f"{write.layer + 1} ({percent(write.share)}){by}"
+
+    return "; ".join(map(one, writes))
+
+
+def _texts(tokens: tuple[tuple[int, int], ...], token_text: TokenText) -> str:
+    texts = Counter(token_text(*token) for token in tokens).most_common()
+    first = sum(position == 0 for _, position in tokens)
+    shown = listed((f"“{text}” ×{count}" for text, count in texts), 5)
+    return f"{len(tokens):,} ({first} first): {shown}"
+
+
 def _births(report: Lifecycle, token_text: TokenText) -> Table | None:
     life = followed(report)
     if life is None:
@@ -123,8 +182,6 @@ def _births(report: Lifecycle, token_text: TokenText) -> Table | None:
     rows = []
     for event in life.birth.events:
         values = [f"{d} ({number(v)})" for d, v in zip(event.dims, event.values, strict=True)]
-        texts = Counter(token_text(*token) for token in event.tokens).most_common()
-        first = sum(position == 0 for _, position in event.tokens)
         column = event.channels[0] if event.channels else None
         rows.append(
             (
@@ -133,8 +190,7 @@ def _births(report: Lifecycle, token_text: TokenText) -> Table | None:
                 _channels(event.channels),
                 f"{number(column.column_ratio)} (rank {column.column_rank + 1})" if column else "–",
                 f"{percent(event.from_mlp)} / {percent(event.from_attention)} / {percent(event.from_before)}",
-                f"{len(event.tokens):,} ({first} first): "
-                + listed((f"“{text}” ×{count}" for text, count in texts), 5),
+                _texts(event.tokens, token_text),
             )
         )
     header = (
@@ -206,6 +262,7 @@ def _causes(report: Lifecycle) -> Table | None:
         (
             name,
             effect.outliers,
+            number(effect.ratio),
             percent(effect.mass),
             digits(effect.perplexity, report.length),
         )
@@ -213,16 +270,27 @@ def _causes(report: Lifecycle) -> Table | None:
             ("as it is", report.cause.baseline),
             (f"{report.cause.weights} birth weights zero", report.cause.zeroed),
             ("as many random weights of the same rows zero", report.cause.control),
+            ("whole columns of the channels c* zero", report.cause.columns),
+            ("as many random columns zero", report.cause.column_control),
         )
     )
-    header = ("model", "outlier tokens, summed over layers", "attention on them", "perplexity")
-    return Table(header, rows, "On the followed sequences.")
+    header = (
+        "model",
+        "outlier tokens, summed over layers",
+        "largest |h| over the mean",
+        "attention on them",
+        "perplexity",
+    )
+    return Table(header, rows, "On all sequences.")
 
 
 def _definitions(report: Lifecycle) -> Table:
     taus = ", ".join(f"{tau:g}" for tau in TAUS)
     rows = (
         ("activation outlier", f"|h| > τ · mean|h| of its sequence, τ = {report.tau:g}; also at τ = {taus}; x_down alike"),
+        ("wave", f"elements of h over {number(report.waves.level)} times the mean in some layer, from a write of at least {WRITE_SHARE:.0%} of their largest "
+         f"value until |h| falls under {ALIVE_SHARE:.0%} of it; elements that share a layer of birth are one wave"),
+        ("takes back (of a wave)", f"a layer that removes at least {WRITE_SHARE:.0%} of what enters it"),
         ("massive activation", f"|h| > {MASSIVE_VALUE:g} and |h| > {MASSIVE_RATIO:g} · median|h| (Sun et al.)"),
         ("weight outlier", "|w| > τ · mean|w| of its row"),
         ("extremal ratio", "max|w| / mean|w| of a column; of a matrix, the largest one"),

@@ -118,22 +118,26 @@ class Death:
 
 @dataclass(frozen=True)
 class Effect:
-    """The model under one edit, on the traced sequences."""
+    """The model under one edit, on all sequences."""
 
     outliers: int  # (layer, sequence, token) triples that hold an activation outlier
     mass: float  # attention on the original outlier tokens, mean over the heads that were sinks
-    perplexity: float  # of every next token of the traced sequences
+    perplexity: float  # of every next token
+    ratio: float  # largest |h| over the mean of its sequence: what is left, also under τ
     nonfinite: int  # elements of h that are NaN or inf, all layers
 
 
 @dataclass(frozen=True)
 class Cause:
-    """`zeroed` sets W_down[d*, c*] of the birth layers to 0, `control` equally many random entries of the same rows."""
+    """`zeroed` sets W_down[d*, c*] of the birth layers to 0, `columns` all that the channels c* write, `control` as many random
+    entries of the same rows as `zeroed`, `column_control` as many random columns."""
 
     weights: int  # entries set to zero
     baseline: Effect
     zeroed: Effect
     control: Effect
+    columns: Effect
+    column_control: Effect
 
     @property
     def outliers_gone(self) -> float:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from math import isfinite
 
-from sysout_jax.analyses.lifecycle.results import Birth, BirthEvent, Lifecycle, Spread
+from sysout_jax.analyses.lifecycle.figures.waves import story_of
+from sysout_jax.analyses.lifecycle.results import Birth, BirthEvent, Effect, Lifecycle, Spread
 from sysout_jax.figures.select import digits
 from sysout_jax.outliers.definitions import SINK_SHARE
 from sysout_jax.outliers.tokens import TokenText
@@ -17,7 +18,7 @@ _MOST = 6  # members of a list that are printed
 
 def lifecycle_summary(report: Lifecycle, token_text: TokenText) -> str:
     """Verdict, birth, spread, death and cause, a line or two each."""
-    lines = [verdict(report), *remarks(report.nonfinite)]
+    lines = [verdict(report), *remarks(report.nonfinite), *_waves(report, token_text)]
     if report.found:
         lines += [
             *_birth(report, token_text),
@@ -79,16 +80,40 @@ def _candidate(candidate: Lifecycle, token_text: TokenText) -> list[str]:
     event, sinks = candidate.birth.events[0], candidate.spread.heads
     return [
         f"For orientation, the elements over {candidate.tau:.3g} times the mean: first in layer {event.layer + 1}, "
-        f"dims {_values(event)}",
+        f"dim{'s' * (len(event.dims) > 1)} {_values(event)}",
         *_origin(event, token_text),
         f"        {len(sinks)} later heads give their tokens more than {SINK_SHARE:.0%} of their attention",
     ]
 
 
+def _waves(report: Lifecycle, token_text: TokenText) -> list[str]:
+    found = report.waves
+    if not found.waves:
+        return []
+    lines = [
+        f"Waves   {len(found.waves)} over {found.level:.3g} times the mean, of which {sum(wave.above for wave in found.waves)} over tau (*):"
+    ]
+    numbered = sorted(enumerate(found.waves, start=1), key=lambda one: -one[1].ratio)[:_MOST]
+    for count, wave in sorted(numbered):
+        texts = Counter(token_text(n, t) for n, t in wave.tokens)
+        shown = ", ".join(f"“{text}” x{times}" for text, times in texts.most_common(3))
+        dims = f"dim{'s' * (len(wave.dims) > 1)} {', '.join(map(str, wave.dims[:3]))}{_more(wave.dims, 3)}"
+        tokens = (
+            f"{len(wave.tokens)} token{'s' * (len(wave.tokens) > 1)} ({wave.first_tokens} first)"
+        )
+        lines += [
+            f"        {count}: {dims}, {story_of(wave)}; up to {wave.ratio:,.0f} times the mean{' *' if wave.above else ''}",
+            f"           {tokens}: {shown}{_more(list(texts), 3)}",
+        ]
+    return lines
+
+
 def _birth(report: Lifecycle, token_text: TokenText) -> list[str]:
     lines = []
     for event in report.birth.events[:3]:
-        lines.append(f"Birth   layer {event.layer + 1}: dims {_values(event)}")
+        lines.append(
+            f"Birth   layer {event.layer + 1}: dim{'s' * (len(event.dims) > 1)} {_values(event)}"
+        )
         lines += _origin(event, token_text)
     if len(report.birth.events) > 3:
         lines.append(
@@ -143,9 +168,13 @@ def _death(report: Lifecycle) -> list[str]:
         lines = [f"Death   layer {death.layer + 1}: after it no outlier is left"]
     for item in sorted(death.oppositions, key=lambda o: -o.removed)[:2]:
         channels = ", ".join(c.label for c in item.channels[:_MOST])
-        carried = f", channels {channels}{_more(item.channels)}" if channels else ""
+        carried = (
+            f", channel{'s' * (len(item.channels) > 1)} {channels}{_more(item.channels)}"
+            if channels
+            else ""
+        )
         lines.append(
-            f"        layer {item.layer + 1} {item.part} takes back {_percent(item.removed)}{carried}"
+            f"        layer {item.layer + 1} {'MLP' if item.part == 'mlp' else item.part} takes back {_percent(item.removed)}{carried}"
         )
     return lines
 
@@ -154,20 +183,22 @@ def _cause(report: Lifecycle) -> list[str]:
     cause = report.cause
     assert cause is not None
 
-    def row(name: str, effect, gone: float | None) -> str:
-        change = "" if gone is None else f" ({gone:.0%} gone)"
+    def row(name: str, effect: Effect) -> str:
         bad = f"  ({effect.nonfinite:,} elements of h NaN or inf)" if effect.nonfinite else ""
         return (
-            f"        {name:<20}outliers {effect.outliers:>6}{change:<13} attention on them {_percent(effect.mass, 1)}  "
-            f"perplexity {digits(effect.perplexity, report.length)}{bad}"
+            f"        {name:<22}outliers {effect.outliers:>6}  largest |h| {effect.ratio:>7,.0f} x mean  attention on them "
+            f"{_percent(effect.mass):>4}  perplexity {digits(effect.perplexity, report.length)}{bad}"
         )
 
+    channels = sum(len(event.channels) for event in report.birth.events)
     return [
-        f"Cause   the {cause.weights} birth weight{'s' * (cause.weights > 1)} W_down[d*, c*] set to zero "
-        "(outliers: layers x tokens that hold one):",
-        row("as it is", cause.baseline, None),
-        row("birth weights zero", cause.zeroed, cause.outliers_gone),
-        row("random weights zero", cause.control, cause.outliers_gone_in_control),
+        f"Cause   the {cause.weights} birth weight{'s' * (cause.weights > 1)} W_down[d*, c*], or the whole "
+        f"column{'s' * (channels > 1)} of the channels c*, set to zero (outliers: layers x tokens):",
+        row("as it is", cause.baseline),
+        row("birth weights zero", cause.zeroed),
+        row("random weights zero", cause.control),
+        row("birth columns zero", cause.columns),
+        row("random columns zero", cause.column_control),
     ]
 
 

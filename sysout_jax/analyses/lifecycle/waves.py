@@ -53,10 +53,26 @@ class Wave:
     first: int  # first layer whose output holds it
     last: int  # last layer whose output holds it, somewhere
     alive: np.ndarray  # (L,) int: tokens of it that the output of each layer holds
+    course: np.ndarray  # (L,) largest |h| of its elements over the mean of their sequence, also where they are not alive
     ratio: float  # largest |h| over the mean of its sequence
     value: float  # h there
     peak: int  # layer of it
     above: bool  # an outlier at τ
+
+    @property
+    def born(self) -> tuple[int, ...]:
+        """Layers that write it."""
+        return tuple(write.layer for write in self.births)
+
+    @property
+    def ended(self) -> tuple[int, ...]:
+        """Layers that take it back."""
+        return tuple(write.layer for write in self.deaths)
+
+    @property
+    def first_tokens(self) -> int:
+        """How many of its tokens are the first of their sequence."""
+        return sum(token == 0 for _, token in self.tokens)
 
     @property
     def survives(self) -> bool:
@@ -189,6 +205,8 @@ def _wave(lives: Sequence[Life], followed: Followed, tau: float) -> Wave:
     best = int(np.argmax(ratios))
     order = np.argsort(-ratios, kind="stable")
     places = followed.places[elements[order]].tolist()
+    distinct = np.unique(elements)
+    ratio_LxK = rules.ratio(np.abs(followed.h[:, distinct]), followed.mean[:, distinct])
     return Wave(
         dims=tuple(dict.fromkeys(d for _, _, d in places)),
         tokens=tuple(dict.fromkeys((n, t) for n, t, _ in places)),
@@ -197,6 +215,7 @@ def _wave(lives: Sequence[Life], followed: Followed, tau: float) -> Wave:
         first=int(held[0]),
         last=int(held[-1]),
         alive=np.array([len(tokens) for tokens in alive]),
+        course=ratio_LxK.max(axis=1),
         ratio=float(ratios[best]),
         value=float(followed.h[peaks[best], elements[best]]),
         peak=int(peaks[best]),

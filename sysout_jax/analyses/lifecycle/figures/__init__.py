@@ -29,6 +29,7 @@ from sysout_jax.analyses.lifecycle.figures.layers import (
     weights_sentence,
 )
 from sysout_jax.analyses.lifecycle.figures.spread import spread, spread_sentence
+from sysout_jax.analyses.lifecycle.figures.waves import has_waves, waves, waves_sentence
 from sysout_jax.analyses.lifecycle.figures.where import where, where_sentence
 from sysout_jax.analyses.lifecycle.results import Lifecycle
 from sysout_jax.figures.spec import FigureSpec, draw_figures
@@ -46,6 +47,7 @@ def _has_cause(report: Lifecycle) -> bool:
 #: Every figure of the lifecycle, in the order of reading.
 FIGURES: dict[str, FigureSpec[Lifecycle]] = {
     "where": FigureSpec(where, "Where outliers live", where_sentence),
+    "waves": FigureSpec(waves, "Waves: every life of large elements", waves_sentence, has_waves),
     "activations": FigureSpec(activations, "Activations per layer", activations_sentence),
     "weights": FigureSpec(weights, "Weights per layer and matrix", weights_sentence),
     "attention": FigureSpec(attention, "Attention per layer and head", attention_sentence),

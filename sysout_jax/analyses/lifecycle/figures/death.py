@@ -16,7 +16,7 @@ from sysout_jax.analyses.lifecycle.figures.followed import (
     traced,
 )
 from sysout_jax.analyses.lifecycle.figures.mlp import CloseUp, draw_close_up, strongest_element
-from sysout_jax.analyses.lifecycle.results import Lifecycle, Opposition
+from sysout_jax.analyses.lifecycle.results import Effect, Lifecycle, Opposition
 from sysout_jax.analyses.lifecycle.trace import Trace
 from sysout_jax.figures import style
 from sysout_jax.figures.select import digits, layer_ranges, listed, number, percent
@@ -194,9 +194,10 @@ def end_sentence(report: Lifecycle, token_text: TokenText) -> str:
 
 @style.styled
 def cause(report: Lifecycle, token_text: TokenText) -> Figure:
-    """Outliers, attention on their tokens and perplexity, with the birth weights and with random weights at zero."""
+    """Outliers, attention on their tokens and perplexity, with birth weights, birth columns and as many random ones at zero."""
     assert report.cause is not None
-    effects = (report.cause.baseline, report.cause.zeroed, report.cause.control)
+    found = report.cause
+    effects = (found.baseline, found.zeroed, found.control, found.columns, found.column_control)
     figure = style.new_figure(3.0)
     panels = figure.subplots(1, 3)
     for axes, field, title, text in (
@@ -209,11 +210,26 @@ def cause(report: Lifecycle, token_text: TokenText) -> Figure:
     return figure
 
 
+NAMES = (
+    "as\nit is",
+    "birth\nweights",
+    "random\nweights",
+    "birth\ncolumns",
+    "random\ncolumns",
+)  # that are zero
+
+
 def _bars(axes: Axes, values: list[float], text: Callable[[float], str]) -> None:
     finite = [v for v in values if np.isfinite(v) and v > 0]
     log = bool(finite) and max(finite) / min(finite) > 50 and min(values) > 0
     top = max(finite, default=1.0) * (4 if log else 1.25)
-    looks = ((style.GREY, ""), (style.ORANGE, "//"), (style.SKY, ".."))
+    looks = (
+        (style.GREY, ""),
+        (style.ORANGE, "//"),
+        (style.SKY, ".."),
+        (style.YELLOW, "\\\\"),
+        (style.BLUE, "xx"),
+    )
     for i, (value, (colour, hatch)) in enumerate(zip(values, looks, strict=True)):
         height = top if value == np.inf else value if np.isfinite(value) else 0.0
         axes.bar(i, height, 0.7, color=colour, hatch=hatch, edgecolor=style.BLACK, lw=0.8)
@@ -223,7 +239,7 @@ def _bars(axes: Axes, values: list[float], text: Callable[[float], str]) -> None
             (0, 2),
             textcoords="offset points",
             ha="center",
-            fontsize=9,
+            fontsize=8,
             annotation_clip=False,
         )
     if log:
@@ -232,20 +248,19 @@ def _bars(axes: Axes, values: list[float], text: Callable[[float], str]) -> None
     else:
         axes.set_ylim(0, top * (1.12 if np.inf in values else 1))
         axes.locator_params(axis="y", nbins=5)
-    axes.set_xticks(range(3), ["as it is", "birth\nweights 0", "random\nweights 0"])
+    axes.set_xticks(range(len(NAMES)), NAMES, fontsize=8)
 
 
 def cause_sentence(report: Lifecycle, token_text: TokenText) -> str:
     """What the birth weights alone do, beside the random control."""
     found = report.cause
     assert found is not None
-    one = found.weights == 1
-    before, after, control = (
-        digits(effect.perplexity, report.length)
-        for effect in (found.baseline, found.zeroed, found.control)
-    )
+    weights = "the birth weight" if found.weights == 1 else f"the {found.weights} birth weights"
+
+    def told(effect: Effect) -> str:
+        return f"{digits(effect.perplexity, report.length)} (largest |h| {number(effect.ratio)} times the mean)"
+
     return (
-        f"With the {'one birth weight' if one else f'{found.weights} birth weights'} at zero {percent(found.outliers_gone)} of the "
-        f"outliers are gone (random control: {percent(found.outliers_gone_in_control)}), and perplexity goes from "
-        f"{before} to {after} (control: {control})."
+        f"Perplexity is {told(found.baseline)}; with {weights} at zero {told(found.zeroed)}, with the whole columns of their channels at zero "
+        f"{told(found.columns)}; as many random weights {told(found.control)}, as many random columns {told(found.column_control)}."
     )

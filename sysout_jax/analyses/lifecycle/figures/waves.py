@@ -1,0 +1,112 @@
+"""Waves: every life of large elements over the layers, and how many there are at which threshold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from sysout_jax.analyses.lifecycle.results import Lifecycle
+from sysout_jax.analyses.lifecycle.waves import Wave
+from sysout_jax.figures import style
+from sysout_jax.figures.select import joined, layer_ranges, named, number, plural
+from sysout_jax.outliers.definitions import TAUS
+from sysout_jax.outliers.tokens import TokenText
+
+MOST = 4  # strongest waves drawn
+_STYLES: Any = (
+    {"color": style.ORANGE, "ls": "-"},
+    {"color": style.BLUE, "ls": "--"},
+    {"color": style.GREEN, "ls": "-."},
+    {"color": style.PINK, "ls": ":"},
+)
+_COUNTS: Any = (
+    ("waves", {"color": style.BLACK, "ls": "-", "marker": "o"}),
+    ("layers of birth", {"color": style.ORANGE, "ls": "--", "marker": "^", "mfc": "white"}),
+    ("layers of death", {"color": style.BLUE, "ls": "-.", "marker": "v", "mfc": "white"}),
+)
+
+
+def drawn(report: Lifecycle) -> list[tuple[int, Wave]]:
+    """The strongest waves with their numbers, which count from 1 in the order of birth."""
+    numbered = list(enumerate(report.waves.waves, start=1))
+    strongest = sorted(numbered, key=lambda one: -one[1].ratio)[:MOST]
+    return sorted(strongest)
+
+
+@style.styled
+def waves(report: Lifecycle, token_text: TokenText) -> Figure:
+    """The strength of each wave per layer, thick where it lives; and how many waves exceed a threshold."""
+    figure = style.new_figure(5.8)
+    top, bottom = figure.subplots(2, 1, height_ratios=(2.2, 1))
+    x = style.layers_from_one(report.num_layers)
+    for (count, wave), look in zip(drawn(report), _STYLES, strict=False):
+        top.plot(x, wave.course, lw=0.8, **look)
+        alive = np.where(wave.alive > 0, wave.course, np.nan)
+        top.plot(x, alive, lw=2.8, label=f"wave {count}: {named('dim', wave.dims, 2)}", **look)
+        for layers, marker in ((wave.born, "^"), (wave.ended, "v")):
+            at = list(layers)
+            top.plot(x[at], wave.course[at], ls="", marker=marker, ms=8, mec="white", color=look["color"])  # fmt: skip
+    top.set_ylabel("largest |h| over its sequence\u2019s mean")
+    style.log_axis(top)
+    low, high = top.get_ylim()
+    for tau in (t for t in dict.fromkeys((*TAUS, report.tau)) if low < t < high):
+        asked = tau == report.tau
+        top.axhline(
+            tau, color=style.BLACK if asked else style.GREY, lw=1.0 if asked else 0.6, zorder=0
+        )
+    style.layer_axis(top, report.num_layers)
+    style.legend_above(top, 2)
+    taus = list(report.waves.sweep)
+    for i, (name, look) in enumerate(_COUNTS):
+        bottom.plot(taus, [report.waves.sweep[tau][i] for tau in taus], label=name, **look)
+    style.log_axis(bottom, "x")
+    bottom.set_xticks(taus, [f"{tau:,.0f}" for tau in taus])
+    bottom.set_xlabel("threshold τ")
+    bottom.set_ylabel("number")
+    bottom.set_ylim(bottom=-0.2)
+    bottom.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    style.legend_above(bottom, 3)
+    return figure
+
+
+def waves_sentence(report: Lifecycle, token_text: TokenText) -> str:
+    """How many there are, where the strongest lives, and what the marks mean."""
+    found = report.waves
+    strongest = max(found.waves, key=lambda wave: wave.ratio)
+    above = [i for i, wave in enumerate(found.waves, start=1) if wave.above]
+    said = (
+        f"of which {named('wave', above)} {'exceeds' if len(above) == 1 else 'exceed'}"
+        if above
+        else "of which none exceeds"
+    )
+    left = f" The {MOST} strongest are drawn." if len(found.waves) > MOST else ""
+    return (
+        f"{plural(len(found.waves), 'wave')} over {number(found.level)} times the mean, {said} τ = {report.tau:g}; the strongest, "
+        f"{number(strongest.ratio)} times, is {story_of(strongest)}. A line is thick where the wave lives; ▲ a layer that writes it, "
+        f"▼ one that takes it back; horizontal lines are thresholds, the black one is τ.{left}"
+    )
+
+
+def story_of(wave: Wave) -> str:
+    """`written in layers 2–3 and taken back in layers 10–11`."""
+    written = f"written in {_layers(wave.born)}"
+    if wave.ended:
+        return joined([written, f"taken back in {_layers(wave.ended)}"])
+    return joined(
+        [
+            written,
+            "alive in the last layer" if wave.survives else f"fades after layer {wave.last + 1}",
+        ]
+    )
+
+
+def _layers(layers: tuple[int, ...]) -> str:
+    return f"layer{'s' * (len(layers) > 1)} {layer_ranges(layers)}"
+
+
+def has_waves(report: Lifecycle) -> bool:
+    """Whether there is any."""
+    return bool(report.waves.waves)
