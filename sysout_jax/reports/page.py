@@ -6,6 +6,7 @@ import base64
 import html
 import json
 import re
+import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,11 +30,20 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Link:
+    """The way to a file below the page's directory, under a picture of what is there."""
+
+    text: str
+    path: str
+    picture: bytes | None = None
+
+
+@dataclass(frozen=True)
 class Section:
     """A heading and what stands under it, in order; a string is a paragraph. All text is escaped by the page."""
 
     title: str
-    blocks: tuple[str | Table | Picture, ...]
+    blocks: tuple[str | Table | Picture | Link, ...]
 
 
 _NUMBER = re.compile(r"[−-]?([\d,]*\.?\d+(e[−+-]?\d+)?|∞)%?|n/a( \(NaN\))?|–")
@@ -52,6 +62,7 @@ a { color: #0058a3; }
 nav ul { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; }
 figure { margin: 1rem 0 1.6rem; }
 figure img { display: block; width: 100%; max-width: 56rem; height: auto; }
+figure.link img { max-width: 34rem; margin-bottom: .4rem; }
 figcaption { color: var(--soft); margin-top: .5rem; max-width: 56rem; }
 .table { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
@@ -118,16 +129,26 @@ def _section(index: int, title: str, blocks: list[str]) -> str:
     return f'<section id="section-{index}">\n<h2>{_text(title)}</h2>\n{content}\n</section>'
 
 
-def _block(block: str | Table | Picture, images: Mapping[str, bytes]) -> str:
+def _block(block: str | Table | Picture | Link, images: Mapping[str, bytes]) -> str:
     if isinstance(block, str):
         return f"<p>{_text(block)}</p>"
     if isinstance(block, Table):
         return _table(block)
+    if isinstance(block, Link):
+        return _link(block)
     caption, data = _text(block.caption), base64.b64encode(images[block.figure]).decode()
     return (
         f'<figure id="figure-{_text(block.figure)}">\n<img src="data:image/png;base64,{data}" alt="{caption}"/>\n'
         f"<figcaption>{caption}</figcaption>\n</figure>"
     )
+
+
+def _link(link: Link) -> str:
+    text, picture = _text(link.text), ""
+    if link.picture is not None:
+        data = base64.b64encode(link.picture).decode()
+        picture = f'<img src="data:image/png;base64,{data}" alt=""/>'
+    return f'<figure class="link">\n<a href="{_text(urllib.parse.quote(link.path))}">{picture}\n{text}</a>\n</figure>'
 
 
 def _table(table: Table) -> str:
