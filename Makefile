@@ -2,6 +2,7 @@
 # make test   formatting, lint, types and tests; needs no torch. Plain pytest runs the unit tests among them
 # make test-versions   a cross-section of the tests under each other Python (3.11, 3.12, 3.13) that this machine has
 # make fuzz   thousands of damaged inputs and a hundred kills: CASES=5000 KILLS=100 SEED=0, figures in out/fuzz.json
+# make docs   the documentation, into site/
 # All make a virtual environment on the first call and reuse it afterwards.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ CASES ?= 5000
 KILLS ?= 100
 SEED ?= 0
 
-.PHONY: demo test test-versions fuzz parity-deps clean
+.PHONY: demo test test-versions fuzz docs parity-deps clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m analyze.lifecycle --out out/demo
@@ -49,6 +50,10 @@ fuzz: $(VENV)/installed
 	@mkdir -p out
 	$(BIN)/python -m tests.adversary --cases $(CASES) --kills $(KILLS) --seed $(SEED) --json out/fuzz.json
 
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "Open the documentation: $(CURDIR)/site/index.html"
+
 # torch, transformers and libtpu, with which the same test command also compares live with transformers and compiles for TPUs
 parity-deps: $(VENV)/installed
 	$(BIN)/pip install --quiet torch==2.13.0
@@ -63,4 +68,4 @@ $(VENV)/installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-* out build *.egg-info
+	rm -rf $(VENV) $(VENV)-* out build site *.egg-info

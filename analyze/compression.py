@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 import sysout_jax as so
+from analyze.analysis import Found, Shared, finish, say_notes
 from analyze.limits import MOST, MOST_SEEDS, check_count
-from analyze.source import Expects, Prepared, Source, check_out, prepare, progress, settings, tell
+from analyze.source import Expects, Prepared, Source, check_out, prepare, progress
 from sysout_jax.analyses.compression.measure import compression
-from sysout_jax.analyses.compression.page import summary, write_compression_report
+from sysout_jax.analyses.compression.page import summary, verdict, write_compression_report
 from sysout_jax.analyses.compression.results import Compression
 from sysout_jax.analyses.measured import measured_by_compression
 from sysout_jax.commands.arguments import parse
-from sysout_jax.commands.cli import run, say
+from sysout_jax.commands.cli import run
 from sysout_jax.compress.methods import METHODS, Settings
-from sysout_jax.data.text import read_text, text_windows
+from sysout_jax.data.text import Windows, read_text, text_windows
 from sysout_jax.perplexity import ROWS_JOINED_BY, joined_rows
-from sysout_jax.reports.terminal import fit
 
 
 @dataclass(frozen=True)
@@ -67,30 +66,51 @@ def main() -> None:
     sources = [dataclasses.replace(args, ckpt=ckpt) for ckpt in ckpts]
     joined_by = ROWS_JOINED_BY if args.text is not None and args.join_rows else None
     prepared = [prepare(source, _reader(args), joined_by) for source in sources]
-    for note in dict.fromkeys(note for one in prepared for note in one.notes):
-        say(fit(note))
-    results = [_measure(args, one) for one in prepared]
-    expectation = args.held_against(measured_by_compression(results[0]))
-    written = partial(
-        write_compression_report, out, results, settings(args, *prepared), expectation
+    say_notes(*prepared)
+    results = []
+    for one in prepared:
+        with progress(one.lm) as lm:
+            results.append(_measure(args, one, lm))
+    finish(_found(results), args, prepared[0], out, others=prepared[1:])
+
+
+def analyse(args: Args, prepared: Prepared, shared: Shared) -> Found:
+    """Perplexities are of joined rows, so what others read of a text file may have to be cut again."""
+    if args.text is not None and args.join_rows:
+        prepared = dataclasses.replace(prepared, windows=_joined_windows(args, prepared))
+    return _found([_measure(args, prepared, shared.lm)])
+
+
+def _found(results: Sequence[Compression]) -> Found:
+    return Found(
+        headline=" ".join(verdict(result) for result in results),
+        summary=summary(results),
+        write=lambda out, *rest: write_compression_report(out, results, *rest),
+        measured=measured_by_compression(results[0]),
     )
-    tell(summary(results), written, out, expectation)
 
 
-def _measure(args: Args, prepared: Prepared) -> Compression:
-    with progress(prepared.lm) as lm:
-        return compression(
-            lm,
-            prepared.windows,
-            methods=args.methods,
-            attribute=args.attribute,
-            sparsities=args.sparsity,
-            settings=Settings(args.group_size, args.alpha, embeddings=args.embeddings),
-            calibration_tokens=_calibration(args, prepared),
-            tau=args.tau,
-            seeds=args.seeds,
-            seed=args.seed,
-        )
+def _measure(args: Args, prepared: Prepared, lm: so.LanguageModel) -> Compression:
+    return compression(
+        lm,
+        prepared.windows,
+        methods=args.methods,
+        attribute=args.attribute,
+        sparsities=args.sparsity,
+        settings=Settings(args.group_size, args.alpha, embeddings=args.embeddings),
+        calibration_tokens=_calibration(args, prepared),
+        tau=args.tau,
+        seeds=args.seeds,
+        seed=args.seed,
+    )
+
+
+def _joined_windows(args: Args, prepared: Prepared) -> Windows:
+    assert args.text is not None and prepared.lm.tokenizer is not None
+    count, length = prepared.tokens.shape
+    text = _reader(args)(args.text)
+    tokens = text_windows(prepared.lm.tokenizer, text, count, length, args.bos)
+    return Windows(prepared.lm.check_tokens(tokens), args.bos, ROWS_JOINED_BY)
 
 
 def _reader(args: Args) -> Callable[[Path], str]:

@@ -3,50 +3,45 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import sysout_jax as so
-from analyze.source import Expects, Source, check_out, prepare, progress, settings, tell
-from sysout_jax.analyses.consistency.page import consistency_summary, write_consistency_report
+from analyze.analysis import Found, Shared, run_alone
+from analyze.source import Expects, Prepared, Source
+from sysout_jax.analyses.consistency.page import (
+    consistency_summary,
+    verdict,
+    write_consistency_report,
+)
 from sysout_jax.analyses.measured import measured_by_consistency
 from sysout_jax.commands.arguments import parse
-from sysout_jax.commands.cli import run, say
-from sysout_jax.reports.terminal import fit
+from sysout_jax.commands.cli import run
 
 
 @dataclass(frozen=True)
 class Args(Expects, Source):
     """Test whether the different outliers of a language model sit at the same places (Table 1 of the paper)."""
 
+    LENGTH: ClassVar[int] = 2048  # the paper's: a key needs τ / length of all attention
+
     out: Path = Path("out/consistency")
     """Directory for consistency.json, figures and report.html."""
 
 
-def main() -> None:
-    args = parse(Args, "python -m analyze.consistency")
-    out = check_out(args.out)
-    args.expected()
-    prepared = prepare(args)
-    for note in prepared.notes:
-        say(fit(note))
-    with progress(prepared.lm, 2) as lm:
-        report = so.consistency(
-            lm,
-            prepared.tokens,
-            args.tau,
-            seed=args.seed,
-        )
-    expectation = args.held_against(measured_by_consistency(report))
-    written = partial(
-        write_consistency_report,
-        out,
-        report,
-        prepared.token_text,
-        settings(args, prepared),
-        expectation,
+def analyse(args: Args, prepared: Prepared, shared: Shared) -> Found:
+    report = so.consistency(shared.lm, shared.tokens, args.tau, stats=shared.stats, seed=args.seed)
+    text = prepared.token_text
+    return Found(
+        headline=verdict(report),
+        summary=consistency_summary(report),
+        write=lambda out, *rest: write_consistency_report(out, report, text, *rest),
+        measured=measured_by_consistency(report),
     )
-    tell(consistency_summary(report), written, out, expectation)
+
+
+def main() -> None:
+    run_alone(parse(Args, "python -m analyze.consistency"), analyse, passes=2)
 
 
 if __name__ == "__main__":

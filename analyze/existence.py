@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import sysout_jax as so
-from analyze.source import Expects, Source, check_out, prepare, progress, settings, tell
-from sysout_jax.analyses.existence.page import existence_summary, write_existence_report
+from analyze.analysis import Found, Shared, run_alone
+from analyze.source import Expects, Prepared, Source
+from sysout_jax.analyses.existence.page import existence_summary, verdict, write_existence_report
 from sysout_jax.analyses.measured import measured_by_statistics
 from sysout_jax.commands.arguments import parse
-from sysout_jax.commands.cli import run, say
-from sysout_jax.reports.terminal import fit
+from sysout_jax.commands.cli import run
 
 PROMPT = "Summer is warm. Winter is cold.\n"  # the paper's
 
@@ -29,33 +28,24 @@ class Args(Expects, Source):
     """Directory for existence.json, figures and report.html."""
 
 
+def analyse(args: Args, prepared: Prepared, shared: Shared) -> Found:
+    report, text = (
+        so.existence(shared.lm, shared.tokens, args.tau, stats=shared.stats),
+        prepared.token_text,
+    )
+    return Found(
+        headline=verdict(report),
+        summary=existence_summary(report, text),
+        write=lambda out, *rest: write_existence_report(out, report, text, *rest),
+        measured=measured_by_statistics(report.stats, report.tau, text),
+    )
+
+
 def main() -> None:
     args = parse(Args, "python -m analyze.existence")
-    out = check_out(args.out)
-    args.expected()
     if args.text is None and args.prompt is None and not (args.num_seqs or args.seq_len):
         args = dataclasses.replace(args, prompt=PROMPT)
-    prepared = prepare(args)
-    for note in prepared.notes:
-        say(fit(note))
-    with progress(prepared.lm, 2) as lm:
-        report = so.existence(
-            lm,
-            prepared.tokens,
-            args.tau,
-        )
-    expectation = args.held_against(
-        measured_by_statistics(report.stats, report.tau, prepared.token_text)
-    )
-    written = partial(
-        write_existence_report,
-        out,
-        report,
-        prepared.token_text,
-        settings(args, prepared),
-        expectation,
-    )
-    tell(existence_summary(report, prepared.token_text), written, out, expectation)
+    run_alone(args, analyse, passes=2)
 
 
 if __name__ == "__main__":

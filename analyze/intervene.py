@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import sysout_jax as so
+from analyze.analysis import Found, Shared, run_alone
 from analyze.limits import MOST_SEEDS, check_count
-from analyze.source import Expects, Source, check_out, prepare, progress, settings, tell
-from sysout_jax.analyses.intervene.page import summary, write_interventions_report
+from analyze.source import Expects, Prepared, Source
+from sysout_jax.analyses.intervene.page import summary, verdict, write_interventions_report
 from sysout_jax.analyses.measured import measured_by_interventions
 from sysout_jax.commands.arguments import parse
-from sysout_jax.commands.cli import run, say
-from sysout_jax.reports.terminal import fit
+from sysout_jax.commands.cli import run
 
 What = Literal["zero", "mean", "resample"]
 Where = Literal["birth", "all", "weight", "column", "row", "head", "value"]
@@ -34,32 +33,32 @@ class Args(Expects, Source):
     """Directory for intervene.json, figures and report.html."""
 
 
+def analyse(args: Args, prepared: Prepared, shared: Shared) -> Found:
+    result = so.intervene(
+        shared.lm,
+        prepared.windows,
+        args.tau,
+        what=args.what,
+        where=args.where,
+        seeds=args.seeds,
+        report=shared.lifecycle,
+        seed=args.seed,
+    )
+    return Found(
+        headline=verdict(result),
+        summary=summary(result),
+        write=lambda out, *rest: write_interventions_report(out, result, *rest),
+        measured=measured_by_interventions(result),
+    )
+
+
 def main() -> None:
     args = parse(Args, "python -m analyze.intervene")
-    out = check_out(args.out)
-    args.expected()
     for flag, values in (("--what", args.what), ("--where", args.where)):
         if not values:
             raise so.InputError(f"{flag}: names nothing; give at least one")
     check_count("--seeds", args.seeds, MOST_SEEDS)
-    prepared = prepare(args)
-    for note in prepared.notes:
-        say(fit(note))
-    with progress(prepared.lm) as lm:
-        result = so.intervene(
-            lm,
-            prepared.windows,
-            args.tau,
-            what=args.what,
-            where=args.where,
-            seeds=args.seeds,
-            seed=args.seed,
-        )
-    expectation = args.held_against(measured_by_interventions(result))
-    written = partial(
-        write_interventions_report, out, result, settings(args, prepared), expectation
-    )
-    tell(summary(result), written, out, expectation)
+    run_alone(args, analyse, cause=False)
 
 
 if __name__ == "__main__":

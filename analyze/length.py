@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import sysout_jax as so
-from analyze.source import ClassLists, Expects, Source, check_out, prepare, progress, settings, tell
+from analyze.analysis import Found, Shared, finish, say_notes
+from analyze.source import ClassLists, Expects, Prepared, Source, check_out, prepare, progress
 from sysout_jax.analyses.length.measure import SENTENCES, sweep_lengths
-from sysout_jax.analyses.length.page import length_summary, write_length_report
+from sysout_jax.analyses.length.page import length_summary, verdict, write_length_report
 from sysout_jax.analyses.measured import measured_by_length
 from sysout_jax.commands.arguments import parse
-from sysout_jax.commands.cli import run, say
-from sysout_jax.reports.terminal import fit
+from sysout_jax.commands.cli import run
 
 
 @dataclass(frozen=True)
@@ -28,31 +27,35 @@ class Args(Expects, Source, ClassLists):
     """Directory for length.json, figures and report.html."""
 
 
+def analyse(args: Args, prepared: Prepared, shared: Shared) -> Found:
+    """The windows begin without BOS: the sweep adds it itself."""
+    report, text = (
+        so.by_length(shared.lm, shared.tokens, args.tau, bos=args.bos, classes=args.load_classes()),
+        prepared.token_text,
+    )
+    return Found(
+        headline=verdict(report),
+        summary=length_summary(report),
+        write=lambda out, *rest: write_length_report(out, report, text, *rest),
+        measured=measured_by_length(report, text),
+    )
+
+
 def main() -> None:
     args = parse(Args, "python -m analyze.length")
-    out, classes = check_out(args.out), args.load_classes()
+    out = check_out(args.out)
     args.expected()
-    prepared = prepare(dataclasses.replace(args, bos=False))  # the sweep adds BOS itself
+    args.load_classes()  # what is wrong with them should not show after minutes
+    prepared = prepare(dataclasses.replace(args, bos=False))
     if args.bos and prepared.lm.tokenizer and prepared.lm.tokenizer.bos_id is None:
         raise so.InputError(
             "--bos was given, but the model's config names no bos_token_id; use --no-bos"
         )
-    for note in prepared.notes:
-        say(fit(note))
+    say_notes(prepared)
     texts = len(SENTENCES) + 2 * len(sweep_lengths(prepared.tokens.shape[1]))
     with progress(prepared.lm, texts) as lm:
-        report = so.by_length(
-            lm,
-            prepared.tokens,
-            args.tau,
-            bos=args.bos,
-            classes=classes,
-        )
-    expectation = args.held_against(measured_by_length(report, prepared.token_text))
-    written = partial(
-        write_length_report, out, report, prepared.token_text, settings(args, prepared), expectation
-    )
-    tell(length_summary(report), written, out, expectation)
+        found = analyse(args, prepared, Shared(lm, prepared, args.tau, args.seed))
+    finish(found, args, prepared, out)
 
 
 if __name__ == "__main__":

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-import sysout_jax as so
-from analyze.source import Expects, Source, check_out, prepare, progress, settings, tell
+from analyze.analysis import Found, Shared, run_alone
+from analyze.source import Expects, Prepared, Source
 from sysout_jax.analyses.lifecycle.page import write_lifecycle_report
-from sysout_jax.analyses.lifecycle.summary import lifecycle_summary
+from sysout_jax.analyses.lifecycle.summary import lifecycle_summary, verdict
 from sysout_jax.analyses.measured import measured_by_lifecycle
 from sysout_jax.commands.arguments import parse
-from sysout_jax.commands.cli import run, say
-from sysout_jax.reports.terminal import fit
+from sysout_jax.commands.cli import run
 
 
 @dataclass(frozen=True)
@@ -24,30 +22,18 @@ class Args(Expects, Source):
     """Directory for lifecycle.json, figures and report.html."""
 
 
-def main() -> None:
-    args = parse(Args, "python -m analyze.lifecycle")
-    out = check_out(args.out)
-    args.expected()
-    prepared = prepare(args)
-    for note in prepared.notes:
-        say(fit(note))
-    with progress(prepared.lm, 4) as lm:
-        report = so.lifecycle(
-            lm,
-            prepared.tokens,
-            args.tau,
-            seed=args.seed,
-        )
-    expectation = args.held_against(measured_by_lifecycle(report, prepared.token_text))
-    written = partial(
-        write_lifecycle_report,
-        out,
-        report,
-        prepared.token_text,
-        settings(args, prepared),
-        expectation,
+def analyse(args: Args, prepared: Prepared, shared: Shared) -> Found:
+    report, text = shared.lifecycle, prepared.token_text
+    return Found(
+        headline=verdict(report),
+        summary=lifecycle_summary(report, text),
+        write=lambda out, *rest: write_lifecycle_report(out, report, text, *rest),
+        measured=measured_by_lifecycle(report, text),
     )
-    tell(lifecycle_summary(report, prepared.token_text), written, out, expectation)
+
+
+def main() -> None:
+    run_alone(parse(Args, "python -m analyze.lifecycle"), analyse, passes=4)
 
 
 if __name__ == "__main__":

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import sysout_jax as so
-from analyze.source import ClassLists, Expects, Source, check_out, prepare, progress, settings, tell
+from analyze.analysis import Found, Shared, run_alone
+from analyze.source import ClassLists, Expects, Prepared, Source
 from sysout_jax.analyses.measured import measured_by_positions
-from sysout_jax.analyses.positions.page import positions_summary, write_positions_report
+from sysout_jax.analyses.positions.page import positions_summary, verdict, write_positions_report
 from sysout_jax.commands.arguments import parse
-from sysout_jax.commands.cli import run, say
-from sysout_jax.reports.terminal import fit
+from sysout_jax.commands.cli import run
 
 
 @dataclass(frozen=True)
@@ -23,31 +22,21 @@ class Args(Expects, Source, ClassLists):
     """Directory for positions.json, figures and report.html."""
 
 
+def analyse(args: Args, prepared: Prepared, shared: Shared) -> Found:
+    classes, text = args.load_classes(), prepared.token_text
+    report = so.positions(shared.lm, shared.tokens, args.tau, classes=classes, stats=shared.stats)
+    return Found(
+        headline=verdict(report),
+        summary=positions_summary(report, text),
+        write=lambda out, *rest: write_positions_report(out, report, classes, text, *rest),
+        measured=measured_by_positions(report, text),
+    )
+
+
 def main() -> None:
     args = parse(Args, "python -m analyze.positions")
-    out, classes = check_out(args.out), args.load_classes()
-    args.expected()
-    prepared = prepare(args)
-    for note in prepared.notes:
-        say(fit(note))
-    with progress(prepared.lm, 2) as lm:
-        report = so.positions(
-            lm,
-            prepared.tokens,
-            args.tau,
-            classes=classes,
-        )
-    expectation = args.held_against(measured_by_positions(report, prepared.token_text))
-    written = partial(
-        write_positions_report,
-        out,
-        report,
-        classes,
-        prepared.token_text,
-        settings(args, prepared),
-        expectation,
-    )
-    tell(positions_summary(report, prepared.token_text), written, out, expectation)
+    args.load_classes()  # what is wrong with them should not show after minutes
+    run_alone(args, analyse, passes=2)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 import sysout_jax as so
 from analyze.limits import LEAST_TAU, MOST, MOST_TAU, check_count, prompt_text, short
+from sysout_jax.commands import compilations
 from sysout_jax.commands.cli import say
 from sysout_jax.config import config_to_dict
 from sysout_jax.data.demo import demo_text
@@ -39,7 +40,7 @@ from sysout_jax.reports.terminal import fit
 from sysout_jax.sharding import MeshConfig, make_mesh
 from sysout_jax.testing import demo_model
 
-NUM_SEQS, SEQ_LEN = 10, 1024
+NUM_SEQS = 10
 #: Models that need no path.
 DEMO, PLANTED = "demo", "planted"
 
@@ -47,6 +48,8 @@ DEMO, PLANTED = "demo", "planted"
 @dataclass(frozen=True)
 class Source:
     """Flags that every analysis takes."""
+
+    LENGTH: ClassVar[int] = 1024  # tokens per window where nothing is said
 
     ckpt: str | None = None
     """Hugging Face directory or hub id, GGUF file, nanoGPT ckpt.pt, llama2.c .bin, or a directory written by
@@ -59,7 +62,7 @@ class Source:
     num_seqs: int | None = None
     """Windows to analyse (default 10)."""
     seq_len: int | None = None
-    """Tokens per window, BOS included (default 1024, or the model's context where that is shorter)."""
+    """Tokens per window, BOS included (default 1024, for analyze.consistency 2048, or the model's context where that is shorter)."""
     tau: float = TAU
     """Outlier threshold: |x| > tau * mean|x| of the sequence."""
     bos: bool = False
@@ -72,6 +75,8 @@ class Source:
     """Draws random controls and resamples."""
     accept_setting: tuple[str, ...] = ()
     """Settings of the model's config that are unknown here and that you know to change nothing; the report records them."""
+    export: Literal["npz", "csv"] | None = None
+    """Also write the statistics of all layers as statistics.npz or statistics.csv, and mask.json: outlier tokens by rule, and dims."""
     mesh: MeshConfig = field(default_factory=lambda: MeshConfig(data=1, fsdp=-1))
     """Where there are several devices: how they share weights and sequences. Changes results by rounding only."""
 
@@ -126,6 +131,7 @@ def prepare(
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     mesh = make_mesh(source.mesh.data, source.mesh.fsdp, source.mesh.tensor)
     text = read(source.text) if source.text is not None else None
+    compilations.keep()
     lm, notes = _open(source, mesh if mesh.size > 1 else None)
     if lm.tokenizer is None:
         raise so.InputError(
@@ -142,7 +148,7 @@ def prepare(
                 "No --text and no --prompt given: the text is the one that comes with the package."
             )
         wanted = source.num_seqs or NUM_SEQS
-        length = source.seq_len or min(SEQ_LEN, lm.config.context_length)
+        length = source.seq_len or min(source.LENGTH, lm.config.context_length)
         if length > lm.config.context_length:
             raise so.InputError(
                 f"--seq-len {length}: the model's context is {lm.config.context_length} tokens; ask for at most that"
@@ -214,10 +220,14 @@ def _check(source: Source) -> None:
 @contextlib.contextmanager
 def progress(lm: so.LanguageModel, passes: int | None = None) -> Iterator[so.LanguageModel]:
     """The model, whose passes move a bar over layers on a terminal; nothing is shown in a pipe."""
-    total = None if passes is None else passes * lm.num_layers
-    hidden = not sys.stderr.isatty() or jax.process_index() > 0
-    with tqdm(total=total, unit="layer", disable=hidden, leave=False) as bar:
+    with terminal_bar(None if passes is None else passes * lm.num_layers) as bar:
         yield lm.with_passes(on_layer=bar.update)
+
+
+def terminal_bar(layers: int | None = None, **more: Any) -> tqdm:
+    """A bar over layers of passes on a terminal; nothing is shown in a pipe."""
+    hidden = not sys.stderr.isatty() or jax.process_index() > 0
+    return tqdm(total=layers, unit="layer", disable=hidden, leave=False, **more)
 
 
 def check_out(out: Path) -> Path:
@@ -237,7 +247,8 @@ def tell(
 ) -> None:
     """Write a report, then show its summary: nothing that befalls the terminal costs the report, nor a full disk the summary."""
     try:
-        paths = write()
+        with terminal_bar(desc="writing the report", bar_format="{desc} …"):
+            paths = write()
     finally:
         say(fit(summary))
         if expectation:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import sysout_jax as so
-from analyze.source import Source, check_out, prepare, progress, settings, tell
-from sysout_jax.analyses.variants.page import summary, write_variants_report
+from analyze.analysis import Found, Shared, finish, say_notes
+from analyze.source import Prepared, Source, check_out, prepare, progress
+from sysout_jax.analyses.variants.page import summary, verdict, write_variants_report
 from sysout_jax.analyses.variants.side_by_side import SideBySide
 from sysout_jax.commands.arguments import parse
-from sysout_jax.commands.cli import run, say
+from sysout_jax.commands.cli import run
 from sysout_jax.figures.select import short_names
-from sysout_jax.reports.terminal import fit
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,10 @@ class Args(Source):
     """Directory for variants.json, figures and report.html."""
 
 
+def analyse(args: Args, prepared: Prepared, shared: Shared) -> Found:
+    return _side_by_side(args, [prepared], [_profile(prepared, shared)])
+
+
 def main() -> None:
     args = parse(Args, "python -m analyze.variants")
     out = check_out(args.out)
@@ -38,16 +42,29 @@ def main() -> None:
             f"--labels: {len(args.labels)} given for {len(ckpts)} checkpoints; give one for each or none"
         )
     prepared = [prepare(dataclasses.replace(args, ckpt=ckpt)) for ckpt in ckpts]
-    for note in dict.fromkeys(note for one in prepared for note in one.notes):
-        say(fit(note))
+    say_notes(*prepared)
     profiles = []
     for one in prepared:
         with progress(one.lm, 3) as lm:
-            profiles.append(so.variant_profile(lm, one.tokens, args.tau))
+            profiles.append(_profile(one, Shared(lm, one, args.tau, args.seed)))
+    found = _side_by_side(args, prepared, profiles)
+    finish(found, args, prepared[0], out, others=prepared[1:])
+
+
+def _profile(prepared: Prepared, shared: Shared) -> so.VariantProfile:
+    return so.variant_profile(shared.lm, prepared.tokens, shared.tau, stats=shared.stats)
+
+
+def _side_by_side(
+    args: Args, prepared: Sequence[Prepared], profiles: Sequence[so.VariantProfile]
+) -> Found:
     names = args.labels or tuple(short_names([one.lm.name for one in prepared]))
     report = SideBySide(tuple(profiles), tuple(names), tuple(one.token_text for one in prepared))
-    written = partial(write_variants_report, out, report, settings(args, *prepared))
-    tell(summary(report), written, out)
+    return Found(
+        headline=verdict(report),
+        summary=summary(report),
+        write=lambda out, settings, _: write_variants_report(out, report, settings),
+    )
 
 
 if __name__ == "__main__":

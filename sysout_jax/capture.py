@@ -28,7 +28,7 @@ TAPS = {
     "k": "(B, T, K, Dh) keys as they meet the queries (after rotation)",
     "v": "(B, T, K, Dh) values",
     "lse": "(B, H, T) log-sum-exp of each query's logits; not with sigmoid attention",
-    "attn_map": "(B, H, T, S) attention over the real keys, before `attn_scale`; rows sum to 1 but with sigmoid attention",
+    "attn_map": "(B, H, T, S) attention over the real keys, before `attn_scale`; rows sum to 1, except with sigmoid attention",
     "attn_sums": "(B, H, S) column sums of the attention map",
     "attn_scale": "(B, H, T) context-aware scale on what attention gives: context_scale, attention_bias and learned sinks only",
     "attn_heads": "(B, T, H, Dh) output of every head as its variant makes it, before the output projection",

@@ -1,4 +1,4 @@
-"""For which platform functions are being compiled: the one jax runs on, or one that is not there (ahead-of-time plans)."""
+"""The platform that functions are compiled for: the one jax runs on or, for ahead-of-time plans, one that is not there."""
 
 from __future__ import annotations
 

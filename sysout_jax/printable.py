@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable
 
 LONGEST = 1000  # characters of one message
@@ -36,6 +37,30 @@ def some(names: Iterable[str], most: int = 12) -> str:
 def escaped(text: str, kept: str = "") -> str:
     """`text` at its length: only what a terminal would obey or could not show is escaped, except for the characters `kept`."""
     return "".join(c if c.isprintable() or c in kept else _escaped(c) for c in text)
+
+
+def html_table(header: Iterable[str], rows: Iterable[Iterable[object]], caption: str) -> str:
+    """A small table for notebooks; all text is escaped."""
+
+    def line(tag: str, cells: Iterable[object]) -> str:
+        return (
+            "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+        )
+
+    body = "".join(line("td", row) for row in rows)
+    return f"<table><caption>{html.escape(caption)}</caption>{line('th', header)}{body}</table>"
+
+
+class Told:
+    """What notebooks show of a report with `to_dict`: its single values."""
+
+    def to_dict(self) -> dict:
+        raise NotImplementedError
+
+    def _repr_html_(self) -> str:
+        single = (str, int, float, bool)
+        rows = [(k, v) for k, v in self.to_dict().items() if isinstance(v, single)]
+        return html_table(("quantity", "value"), rows, type(self).__name__)
 
 
 def _escaped(character: str) -> str:

@@ -12,7 +12,7 @@ import jax
 import tyro
 from tqdm import tqdm
 
-from sysout_jax.commands import interrupts
+from sysout_jax.commands import compilations, interrupts
 from sysout_jax.commands.cli import run, say
 from sysout_jax.processes import start_processes
 from sysout_jax.training.host_memory import keep_freed_memory
@@ -35,6 +35,7 @@ def main() -> None:
     keep_freed_memory()
     start_processes()
     command = parse(Command, "python -m train", __doc__, sys.argv[1:], workdir=tyro.MISSING)
+    compilations.keep()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     stop = threading.Event()
     bar = tqdm(

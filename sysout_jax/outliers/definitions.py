@@ -46,6 +46,11 @@ def ratio(magnitude: Array, mean: Array) -> Array:
     return xp.where(some, magnitude / xp.where(some, mean, xp.ones_like(mean)), 0.0)
 
 
+def reachable(tau: float, count: int) -> bool:
+    """Whether one of `count` magnitudes can exceed τ times their mean: it is at most `count` times the mean, where all others are 0."""
+    return tau < count
+
+
 def level_of(largest: float, tau: float) -> float:
     """The ratio over which elements are shown: τ where the largest ratio exceeds it, else `CANDIDATE_SHARE` of the largest."""
     return float(tau if largest > tau else CANDIDATE_SHARE * largest)
@@ -107,6 +112,13 @@ def intersection_over_union(activation_T: np.ndarray, attention_HxT: np.ndarray)
     union = (activation_T[..., None, :] | attention_HxT).sum(axis=-1)
     shared = (activation_T[..., None, :] & attention_HxT).sum(axis=-1)
     return np.where(union > 0, shared / np.maximum(union, 1), np.nan)
+
+
+def severity(mean_C: np.ndarray, variance_C: np.ndarray) -> float:
+    """`γ = ‖mean‖ / ‖std‖` over tokens: how far what all tokens share outweighs what differs between them; 0 where both are 0, inf where
+    all tokens are equal."""
+    shared, differing = np.sqrt((mean_C**2).sum()), np.sqrt(variance_C.sum())
+    return float(shared / differing) if differing > 0 else float("inf" if shared > 0 else 0.0)
 
 
 def neuron_rms_kurtosis(power_C: np.ndarray) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,11 +37,20 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Link:
+    """The way to a file below the page's directory, under a picture of what is there."""
+
+    text: str
+    path: str
+    picture: bytes | None = None
+
+
+@dataclass(frozen=True)
 class Section:
     """A heading and what stands under it, in order; a string is a paragraph. All text is escaped by the page."""
 
     title: str
-    blocks: tuple[str | Table | Picture | Curves | TokenView, ...]
+    blocks: tuple[str | Table | Picture | Link | Curves | TokenView, ...]
 
 
 _NUMBER = re.compile(r"[−-]?([\d,]*\.?\d+(e[−+-]?\d+)?|∞)%?|n/a( \(NaN\))?|–")
@@ -62,6 +72,7 @@ a { color: #0058a3; }
 nav ul { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; }
 figure { margin: 1rem 0 1.6rem; }
 figure img { display: block; width: 100%; max-width: 56rem; height: auto; }
+figure.link img { max-width: 34rem; margin-bottom: .4rem; }
 figcaption { color: var(--soft); margin-top: .5rem; max-width: 56rem; }
 .table { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
@@ -174,7 +185,9 @@ def _section(index: int, title: str, blocks: list[str]) -> str:
 
 
 def _block(
-    block: str | Table | Picture | Curves | TokenView, images: Mapping[str, bytes], linked: bool
+    block: str | Table | Picture | Link | Curves | TokenView,
+    images: Mapping[str, bytes],
+    linked: bool,
 ) -> str:
     if isinstance(block, str):
         return f"<p>{_text(block)}</p>"
@@ -182,6 +195,8 @@ def _block(
         return block.html()
     if isinstance(block, Table):
         return _table(block)
+    if isinstance(block, Link):
+        return _link(block)
     caption, data = _text(block.caption), base64.b64encode(images[block.figure]).decode()
     name = _text(block.figure)
     pdf = f' <a href="figures/{name}.pdf">PDF</a>' if linked else ""
@@ -189,6 +204,14 @@ def _block(
         f'<figure id="figure-{name}">\n<img src="data:image/png;base64,{data}" alt="{caption}"/>\n'
         f"<figcaption>{caption}{pdf}</figcaption>\n</figure>"
     )
+
+
+def _link(link: Link) -> str:
+    text, picture = _text(link.text), ""
+    if link.picture is not None:
+        data = base64.b64encode(link.picture).decode()
+        picture = f'<img src="data:image/png;base64,{data}" alt=""/>'
+    return f'<figure class="link">\n<a href="{_text(urllib.parse.quote(link.path))}">{picture}\n{text}</a>\n</figure>'
 
 
 def _table(table: Table) -> str:

@@ -36,11 +36,15 @@ class ActivationStats:
     sequence_median: np.ndarray  # (L, N)
     sequence_top: np.ndarray  # (L, N, 3) largest magnitudes of each sequence
     token_max: np.ndarray  # (L, N, T) largest magnitude of each token
+    channel_max: np.ndarray  # (L, N, C) largest magnitude of each channel
     channel_ratio: np.ndarray  # (L, C) largest magnitude over mean magnitude of its sequence
     counts: np.ndarray  # (L, len(TAUS)) elements flagged at each threshold of TAUS
     massive: np.ndarray  # (L,) elements that are massive activations (Sun et al.)
     neuron_kurtosis: np.ndarray  # (L,) neuron-RMS kurtosis over all sequences
     excess_kurtosis: np.ndarray  # (L,) mean over sequences
+    severity: (
+        np.ndarray
+    )  # (L,) γ over all tokens; NaN where channels are those of experts, which not all tokens reach
     nonfinite: np.ndarray  # (L,) NaN and inf elements
     first_nonfinite: (
         np.ndarray
@@ -106,6 +110,7 @@ def reduce_activations(x_BxTxC: jax.Array, top: int) -> dict[str, jax.Array]:
         "median": median,
         "token_max": token_max,
         "channel_max": channel_max,
+        "channel_mean": signed / T,
         "power": squares / T,  # in units of 4^exponent
         "exponent": exponent,
         "excess_kurtosis": rules.excess_kurtosis(fourth, variance),
@@ -207,8 +212,11 @@ def join_activations(
         if "reached" in found:  # sums over the tokens of each expert
             reached = np.repeat(found["reached"].sum(axis=0), C // found["reached"].shape[1])
             power = power.sum(axis=0)[reached > 0] / reached[reached > 0]
+            severity = float("nan")
         else:
             power = power.mean(axis=0)
+            centre = found["channel_mean"].astype(np.float64).mean(axis=0)
+            severity = rules.severity(centre, np.maximum(power - centre**2, 0.0))
         where = np.flatnonzero(found["first_nonfinite"] >= 0)[:1]
         flat = found["first_nonfinite"][where]
         row = {
@@ -223,11 +231,13 @@ def join_activations(
             "sequence_median": found["median"],
             "sequence_top": found["top_magnitude"][:, :3],
             "token_max": found["token_max"],
+            "channel_max": found["channel_max"],
             "channel_ratio": rules.ratio(found["channel_max"], mean[:, None]).max(axis=0),
             "counts": found["counts"].sum(axis=0),
             "massive": found["massive"].sum(),
             "neuron_kurtosis": rules.neuron_rms_kurtosis(power),
             "excess_kurtosis": found["excess_kurtosis"].astype(np.float64).mean(),
+            "severity": severity,
             "nonfinite": found["nonfinite"].astype(np.int64).sum(),
             "first_nonfinite": np.array([where[0], flat[0] // C, flat[0] % C])
             if len(where)
@@ -240,7 +250,7 @@ def join_activations(
 
 
 _COLUMNS = """top_values top_signs top_sequences top_tokens top_channels mean median ratio massive
-neuron_kurtosis excess_kurtosis nonfinite first_nonfinite""".split()
+neuron_kurtosis excess_kurtosis severity nonfinite first_nonfinite""".split()
 
 
 def _columns(stats: ActivationStats) -> dict[str, np.ndarray]:

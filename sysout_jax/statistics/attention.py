@@ -18,6 +18,7 @@ from sysout_jax.statistics.statistic import Layer, Statistic
 class AttentionStats:
     """Attention over N sequences of T tokens, H heads, L layers. All from column sums; no map is ever whole in memory."""
 
+    sums: np.ndarray  # (L, N, H, T) float32: column sums; 0 where they are not finite
     cumulative: np.ndarray  # (L, H, T) column sums, mean over sequences
     head_mean: np.ndarray  # (L, N, T) column sums, mean over heads
     outlier_keys: (
@@ -35,7 +36,7 @@ class AttentionStats:
     code_outlier_tokens: np.ndarray  # (L, N, T) bool, the published code's rule
     sink_rate: np.ndarray  # (L,) share of (sequence, head) whose first token is a sink (α > 0.3)
     overlap: np.ndarray  # (L,) paper B.2 with the paper's rule, mean over samples with outlier tokens and heads; NaN without
-    overlap_code: np.ndarray  # (L,) the same with each head's column sum ≥ T/10
+    overlap_code: np.ndarray  # (L,) the same with the published code's rule
     iou: np.ndarray  # (L,) intersection over union beside `overlap`
     iou_code: np.ndarray  # (L,)
     nonfinite: np.ndarray  # (L,)
@@ -50,7 +51,7 @@ def reduce_attention(
     flagged = rules.attention_outliers(sums, tau)
     mean = sums.mean(axis=-1, keepdims=True)
     ratio = rules.ratio(sums, mean)
-    flagged_code = rules.code_outliers(sums)
+    flagged_code = rules.code_outliers(sums.mean(axis=1))
     with_outliers = np.flatnonzero(outliers_NxT.any(axis=1))
 
     def mean_over_samples(measure, keys_NxHxT) -> float:
@@ -58,18 +59,19 @@ def reduce_attention(
         return float(np.nanmean(values)) if values and np.isfinite(values).any() else float("nan")
 
     return {
+        "sums": sums.astype(np.float32),
         "cumulative": sums.mean(axis=0),
         "head_mean": sums.mean(axis=1),
         "outlier_keys": flagged.any(axis=-1).mean(axis=0),
         "key_heads": flagged.sum(axis=1, dtype=np.int32),
         "counts": np.array([(ratio > each).sum() for each in rules.TAUS]),
         "ratio": ratio.max(),
-        "code_outlier_tokens": rules.code_outliers(sums.mean(axis=1)),
+        "code_outlier_tokens": flagged_code,
         "sink_rate": rules.sink_rate(sums),
         "overlap": mean_over_samples(rules.overlap, flagged),
-        "overlap_code": mean_over_samples(rules.overlap, flagged_code),
+        "overlap_code": mean_over_samples(rules.overlap, flagged_code[:, None]),
         "iou": mean_over_samples(rules.intersection_over_union, flagged),
-        "iou_code": mean_over_samples(rules.intersection_over_union, flagged_code),
+        "iou_code": mean_over_samples(rules.intersection_over_union, flagged_code[:, None]),
         "nonfinite": (~finite).sum(),
     }
 

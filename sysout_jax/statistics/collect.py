@@ -14,6 +14,7 @@ from sysout_jax.language_model import LanguageModel
 from sysout_jax.models.spec import LayerSpec
 from sysout_jax.nonfinite import Nonfinite
 from sysout_jax.outliers.definitions import TAU
+from sysout_jax.printable import html_table
 from sysout_jax.statistics import activations, attention, values, weights
 from sysout_jax.statistics.activations import ActivationStats
 from sysout_jax.statistics.attention import AttentionStats
@@ -61,6 +62,24 @@ class Stats:
     @property
     def weights(self) -> WeightStats:
         return self.gathered["weights"]
+
+    def _repr_html_(self) -> str:
+        """A row for each layer, for notebooks."""
+        h, x_down, attention = self.h, self.x_down, self.attention
+        header = (
+            "layer",
+            "largest |h| / mean",
+            "largest |x_down| / mean",
+            "mean |h|",
+            "γ of h",
+            "sink rate",
+        )
+        rows = [
+            (l + 1, *(f"{values[l]:,.4g}" for values in (h.ratio, x_down.ratio, h.mean, h.severity, attention.sink_rate)))
+            for l in range(len(h.ratio))
+        ]  # fmt: skip
+        N, T = self.tokens.shape
+        return html_table(header, rows, f"Statistics of {N} × {T} tokens, τ = {self.tau:g}")
 
     def to_dict(self) -> dict:
         """JSON-ready numbers of every layer, without what has one value per token or sequence."""

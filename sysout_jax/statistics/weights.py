@@ -15,6 +15,8 @@ from sysout_jax.numerics.sweeps import count, in_blocks
 from sysout_jax.outliers.definitions import TAUS, exceeds, ratio
 from sysout_jax.statistics.statistic import Statistic
 
+_DOWN_LINES = "lines of down"
+
 
 @dataclass(frozen=True)
 class WeightStats:
@@ -30,6 +32,9 @@ class WeightStats:
     row: np.ndarray  # (L, M) int
     counts: np.ndarray  # (L, M, len(TAUS)) weights flagged at each threshold of TAUS, row-wise rule
     column_ratios: dict[str, np.ndarray]  # module → (L, I) extremal ratio of every column
+    down_row_ratios: np.ndarray  # (L, D) extremal ratio of every row of the down projection
+    down_weight_ratios: np.ndarray  # (L, F) for every column of the down projection the largest |w| over the mean of that weight's row
+    down_largest_rows: np.ndarray  # (L, F) int: the row of every column's largest |w|
     nonfinite: np.ndarray  # (L, M)
 
     @property
@@ -40,16 +45,36 @@ class WeightStats:
 
 def reduce_weights(spec: LayerSpec, params: dict) -> dict[str, dict[str, jax.Array]]:
     """Everything `WeightStats` needs of one layer; one program is compiled for every shape of matrix."""
-    return {matrix.name: _reduce(matrix.of(params)) for matrix in spec.matrices}
+    reduced = {matrix.name: _reduce(matrix.of(params)) for matrix in spec.matrices}
+    return reduced | {_DOWN_LINES: _lines(spec.matrix("down").of(params))}
 
 
 @jax.jit
-def outlier_lines(kernel_IxO: jax.Array, tau) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Columns (I,) and rows (O,) of W that hold a weight outlier at τ, bool, and the largest |w| over the mean of its row."""
-    magnitude = jnp.where(jnp.isfinite(kernel_IxO), jnp.abs(kernel_IxO.astype(jnp.float32)), 0.0)
-    mean = magnitude.mean(0)
-    flagged = exceeds(magnitude, mean[None], tau)
-    return flagged.any(1), flagged.any(0), ratio(magnitude.max(0), mean).max()
+def _lines(kernel_IxO: jax.Array) -> dict[str, jax.Array]:
+    """What tells in which columns (I,) and rows (O,) of W the outliers of any threshold are."""
+    kernel_1xIxO = kernel_IxO[None].astype(jnp.float32)
+
+    def magnitude(block_1xRxO):
+        return jnp.where(jnp.isfinite(block_1xRxO), jnp.abs(block_1xRxO), 0.0)
+
+    def sums(carry, block_1xRxO):
+        size = magnitude(block_1xRxO)
+        return [carry[0] + size.sum(1), jnp.maximum(carry[1], size.max(1))], ()
+
+    none = jnp.zeros((1, kernel_IxO.shape[1]))
+    (total, largest), _ = in_blocks(sums, [none, none], kernel_1xIxO)
+    mean = total / kernel_IxO.shape[0]
+
+    def of_columns(carry, block_1xRxO):
+        size = magnitude(block_1xRxO)
+        return carry, (ratio(size, mean[:, None]).max(2), size.argmax(2))
+
+    _, (weight_ratios, rows) = in_blocks(of_columns, (), kernel_1xIxO)
+    return {
+        "down_row_ratios": ratio(largest, mean)[0],
+        "down_weight_ratios": weight_ratios[0],
+        "down_largest_rows": rows[0],
+    }
 
 
 @jax.jit
@@ -112,6 +137,10 @@ def join_weights(
             name: np.stack([layer[name]["columns"] for layer in layers]) for name in modules
         },
         nonfinite=table(lambda m: m["nonfinite"]),
+        **{
+            name: np.stack([layer[_DOWN_LINES][name] for layer in layers])
+            for name in layers[0][_DOWN_LINES]
+        },
     )
 
 

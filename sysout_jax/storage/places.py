@@ -1,4 +1,4 @@
-"""Where output may go: what a path leads to, and why nothing can be written there."""
+"""Where output may go: what a path leads to, why nothing can be written there, and the user's cache directory."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ from sysout_jax.errors import InputError, RunError
 from sysout_jax.printable import printable, printable_name
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def cache_directory() -> Path:
+    """$SYSOUT_CACHE, or sysout_jax below the user's cache directory."""
+    if own := os.environ.get("SYSOUT_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sysout_jax"
 
 
 def place_of(out: Path, *, new: bool) -> Path:

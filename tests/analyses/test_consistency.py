@@ -36,17 +36,28 @@ def slow(lm, tokens, levels) -> dict[str, np.ndarray]:
             before = over("h", layer - 1) if layer else np.zeros_like(h)
             sums = np.asarray(taps["attn_map"][layer, n], np.float64).sum(1)
             keys = [indices(s > levels["attention"] * s.mean()) for s in sums]
-            wide = [indices(s >= 0.1 * T) for s in sums]
+            wide = [indices(sums.mean(axis=0) >= 0.1 * T)]
+            dying = before.any() and not h.any()
+            ratios = w.max(axis=0) / w.mean(axis=0)
+            extremal = indices(ratios > 0.75 * ratios.max()) if x_down.any() else set()
             pairs = [
                 (indices(heavy.any(0)), [indices(x_down.any(0))]),
                 (indices(heavy.any(1)), [indices(h.any(0))]),
-                (indices(x_down.any(1)), [indices(h.any(1))]),
+                (indices(x_down.any(1)), [indices((before if dying else h).any(1))]),
                 (indices(h.any(1)), keys),
+                (extremal, [indices(x_down.any(0))]),
+                (
+                    {int(w[:, c].argmax()) for c in extremal},
+                    [indices((before if dying else h).any(0))],
+                ),
                 (indices(h.any(1)), wide),
                 (indices(before.any(1)), keys),
                 (indices(before.any(1)), wide),
             ]
+            most = {"W_down": w.shape[1], "attention": T}  # what no ratio can exceed
             for r, (first, seconds) in enumerate(pairs):
+                if any(levels[kind] >= most.get(kind, np.inf) for kind in ROWS[r].kinds):
+                    continue
                 values = {
                     "overlap": [len(first & s) / len(first) for s in seconds if first],
                     "reverse": [len(first & s) / len(s) for s in seconds if s],
@@ -86,7 +97,8 @@ def test_every_measure_of_every_row_layer_and_sample(case):
 def test_averages_are_means_of_layer_means(case):
     *_, report = case
     for measure in MEASURES:
-        values = getattr(report.at_tau, measure)
+        # over the same layers and samples, whatever is measured
+        values = np.where(np.isnan(report.at_tau.overlap), np.nan, getattr(report.at_tau, measure))
         for row, average in zip(values, report.at_tau.averages(measure), strict=True):
             layers = [np.nanmean(v) for v in row if np.isfinite(v).any()]
             np.testing.assert_allclose(average.value, np.mean(layers) if layers else np.nan)
@@ -134,7 +146,9 @@ def test_planted_truth(_):
     )
     tokens = planted.tokens(3, 256, seed)
     report = so.consistency(planted.lm, tokens)
-    assert report.found and report.missing == ("attention",)  # T is below τ
+    assert report.found and report.missing == ("attention",)
+    assert report.out_of_reach(1000) == ("attention",)  # T is below τ
+    assert np.isnan(report.at_tau.overlap[3]).all() and np.isnan(report.at_tau.overlap[7]).all()
     overlap, reverse = report.at_tau.layers("overlap"), report.at_tau.layers("reverse")
     nan = np.nan
     # layer 1 gives birth; layer 3 kills: its weights write the same dims, and nothing of h is left after it
@@ -142,11 +156,13 @@ def test_planted_truth(_):
     np.testing.assert_array_equal(reverse[0], [nan, 1, nan, 1, nan])
     np.testing.assert_array_equal(overlap[1], [nan, 1, nan, 0, nan])
     np.testing.assert_array_equal(reverse[1], [nan, 1, 0, nan, nan])
-    np.testing.assert_array_equal(overlap[2], [nan, 1, nan, 0, nan])
+    # the MLP that takes back writes for the tokens that enter it
+    np.testing.assert_array_equal(overlap[2], [nan, 1, nan, 1, nan])
+    np.testing.assert_array_equal(overlap[4], [nan, 1, nan, 1, nan])
+    np.testing.assert_array_equal(overlap[5], [nan, 1, nan, 1, nan])
     # sinks, as the code's rule sees them in the attention that reads the outliers
     sinks = [sum(layer == l for layer, _ in planted.truth.sink_heads) for l in range(5)]
-    want = [nan, nan, sinks[2] / 4, sinks[3] / 4, nan]
-    np.testing.assert_allclose(overlap[6], want)
+    np.testing.assert_array_equal(overlap[8], [nan, nan, *(float(s > 0) for s in sinks[2:4]), nan])
     assert report.at_tau.first_size[0, 1] == 2 and report.at_tau.first_size[1, 1] == 2
     json.dumps(report.to_dict(), allow_nan=False)
 
@@ -156,6 +172,7 @@ def test_nothing_to_compare():
     report = so.consistency(lm, np.random.default_rng(0).integers(0, 64, (2, 30)))
     assert not report.found and not np.isfinite(report.at_tau.overlap).any()
     assert report.candidate is not None and set(report.missing) == set(report.ratios)
+    assert "num_layers" in report._repr_html_()  # in a notebook
     for kind, level in report.candidate.levels.items():
         assert level == pytest.approx(0.75 * report.ratios[kind])
 

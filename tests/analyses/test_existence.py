@@ -116,17 +116,20 @@ def test_layers_elements_and_values_on_raw_tensors(name):
         report.attention.received, maps[layer].sum(0)[shown] / tokens.shape[1], rtol=1e-4
     )
     # weights
-    rows = []
-    for l in range(lm.num_layers):
-        w = np.abs(np.asarray(lm.params[f"layer_{l}"]["mlp"]["down_proj"]["kernel"], np.float64).T)
-        rows.append(w / w.mean(1, keepdims=True))
-    layer = int(np.argmax([r.max() for r in rows]))
-    assert report.w_down.layer == layer
-    want = np.argwhere(rows[layer] > report.w_down.level)
-    want = want[np.argsort(-rows[layer][tuple(want.T)])][:ELEMENTS]
-    assert [(e.line, e.channel) for e in report.w_down.elements] == [
-        tuple(w) for w in want.tolist()
-    ]
+    h = np.abs(np.asarray(taps["h"], np.float64))[:, n]
+    largest = (h / h.mean((1, 2), keepdims=True)).max((1, 2))
+    assert report.w_down.layer == np.flatnonzero(largest > report.h.level)[0]
+    params = lm.params[f"layer_{report.w_down.layer}"]
+    w = np.abs(np.asarray(params["mlp"]["down_proj"]["kernel"], np.float64).T)
+    rows, columns = w / w.mean(1, keepdims=True), w.max(0) / w.mean(0)
+    assert report.w_down.found == (rows.max() > tau)
+    if report.w_down.found:
+        want = [tuple(e) for e in np.argwhere(rows > tau).tolist()]
+        want.sort(key=lambda e: -rows[e])
+    else:
+        strong = [int(c) for c in np.argsort(-columns) if columns[c] > 0.75 * columns.max()]
+        want = [(int(w[:, c].argmax()), c) for c in strong]
+    assert [(e.line, e.channel) for e in report.w_down.elements] == want[:ELEMENTS]
     json.dumps(report.to_dict(), allow_nan=False)
 
 

@@ -69,6 +69,10 @@ def test_activation_statistics(case, name):
     np.testing.assert_allclose(
         got.sequence_top, -np.sort(-a.reshape(*a.shape[:2], -1))[..., :3], rtol=1e-6
     )
+    pooled_LxXxC = x.reshape(len(x), -1, x.shape[-1])
+    gamma = [np.linalg.norm(p.mean(0)) / np.linalg.norm(p.std(0)) for p in pooled_LxXxC]
+    np.testing.assert_allclose(got.severity, gamma, rtol=1e-4)
+    np.testing.assert_allclose(got.channel_max, a.max(2), rtol=1e-6)
     for layer in range(len(x)):
         order = np.argsort(-a[layer].ravel(), kind="stable")[: got.top_values.shape[1]]
         where = np.unravel_index(order, a[layer].shape)
@@ -104,13 +108,14 @@ def test_attention_statistics(case):
     sums = np.asarray(taps["attn_map"], np.float64).sum(3)  # (L, N, H, S)
     got, T = stats.attention, tokens.shape[1]
     np.testing.assert_allclose(got.cumulative, sums.mean(1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got.sums, sums, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(got.head_mean, sums.mean(2), rtol=1e-4, atol=1e-5)
     for layer in range(len(sums)):
         tokens_flagged = np.stack(
             [rules.activation_outliers(s, TAU).any(-1) for s in np.asarray(taps["h"][layer])]
         )
         keys = np.stack([rules.attention_outliers(s, TAU) for s in sums[layer]])
-        wide = sums[layer] >= 0.1 * T
+        wide = sums[layer].mean(axis=1, keepdims=True) >= 0.1 * T
         for found, flagged, measure in (
             (got.overlap, keys, rules.overlap),
             (got.overlap_code, wide, rules.overlap),
@@ -159,6 +164,14 @@ def test_weight_statistics(case):
             )
             found = stats.weights.column_ratios[name][layer]
             np.testing.assert_allclose(found, columns, rtol=1e-5)
+            if name == "down":
+                row_mean = np.abs(w).mean(1, keepdims=True)
+                np.testing.assert_allclose(stats.weights.down_row_ratios[layer], rows, rtol=1e-5)
+                over = (np.abs(w) / row_mean).max(0)
+                np.testing.assert_allclose(stats.weights.down_weight_ratios[layer], over, rtol=1e-5)
+                np.testing.assert_array_equal(
+                    stats.weights.down_largest_rows[layer], np.abs(w).argmax(0)
+                )
 
 
 def test_any_split_into_batches_gives_the_same(case):

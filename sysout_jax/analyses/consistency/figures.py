@@ -26,20 +26,34 @@ def row_name(i: int) -> str:
     return f"{ROWS[i].first} ↔ {ROWS[i].second}"
 
 
+def attention_bound(report: Consistency) -> str:
+    """The share of its head's attention with which a key exceeds τ times the mean column sum."""
+    return f"over {report.tau / report.length:.0%} of its head's attention"
+
+
+def _label(report: Consistency, i: int) -> str:
+    row = ROWS[i]
+    bound = row.second == "attention" and report.tau < report.length
+    return (
+        f"{row_name(i)}\n({row.dimension}{f'; a key {attention_bound(report)}' if bound else ''})"
+    )
+
+
 def remark(report: Consistency) -> str:
-    """Says so where what is drawn are no outliers."""
+    """Says where what is drawn is no outlier."""
     if not report.missing:
         return ""
-    shown = "their strongest candidates, for orientation" if report.candidate else "nothing to show"
+    shown = "their strongest elements are shown" if report.candidate else "nothing to show"
     return f"no outlier at τ = {report.tau:g} in {joined(list(report.missing))}: {shown}"
 
 
 @style.styled
 def table(report: Consistency, token_text: TokenText) -> Figure:
     """Every row of the table with the 95 % intervals of its three measures."""
-    figure = style.new_figure(4.6, remark(report))
+    figure = style.new_figure(5.4, remark(report))
     axes = figure.subplots()
     y = np.arange(len(ROWS), dtype=float)
+    y[4:] += 0.5  # room for a word
     for offset, measure in zip((-0.22, 0.0, 0.22), MEASURES, strict=True):
         averages = report.shown.averages(measure, report.seed)
         value = 100 * np.array([a.value for a in averages])
@@ -54,12 +68,14 @@ def table(report: Consistency, token_text: TokenText) -> Figure:
         )
     for i, average in enumerate(report.shown.averages("overlap", report.seed)):
         if not np.isfinite(average.value):
-            axes.text(50, i, "no outlier of the first type", ha="center", va="center", fontsize=9)
-    axes.set_yticks(y, [f"{row_name(i)}\n({row.dimension})" for i, row in enumerate(ROWS)])
-    axes.axhline(3.5, color=style.BLACK, lw=0.8, ls=(0, (1, 2)))
-    axes.annotate("beyond the paper's table", (1, 3.5), (0, -10), xycoords=("axes fraction", "data"),
+            axes.text(
+                50, y[i], "no outlier of the first type", ha="center", va="center", fontsize=9
+            )
+    axes.set_yticks(y, [_label(report, i) for i in range(len(ROWS))])
+    axes.axhline(3.55, color=style.BLACK, lw=0.8, ls=(0, (1, 2)))
+    axes.annotate("beyond the paper's table", (1, 3.55), (0, -11), xycoords=("axes fraction", "data"),
                   textcoords="offset points", ha="right", fontsize=8.5, fontstyle="italic")  # fmt: skip
-    axes.set_ylim(len(ROWS) - 0.5, -0.5)
+    axes.set_ylim(len(ROWS), -0.5)
     axes.set_xlim(-4, 104)
     axes.set_xlabel("%, mean over layers and samples, with 95 % bootstrap intervals")
     axes.grid(axis="x")
@@ -82,7 +98,7 @@ def layers(report: Consistency, token_text: TokenText) -> Figure:
     """Overlap of every row in every layer."""
     L = report.num_layers
     overlap_RxL = 100 * report.shown.layers("overlap")
-    figure = style.new_figure(3.9, remark(report))
+    figure = style.new_figure(4.4, remark(report))
     axes = figure.subplots()
     image = axes.imshow(
         overlap_RxL,

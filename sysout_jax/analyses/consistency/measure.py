@@ -1,23 +1,22 @@
-"""`so.consistency`: do weight, activation and attention outliers coincide? Paper Table 1 with the formula of B.2."""
+"""`so.consistency`: do weight, activation and attention outliers coincide? Paper Table 1 with the formula of B.2.
+
+Everything is read off the statistics of one pass, at any threshold.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 
-from sysout_jax.calls import check_arguments
-from sysout_jax.engine import Stream
+from sysout_jax.calls import check_arguments, check_kind
 from sysout_jax.language_model import LanguageModel
-from sysout_jax.models.spec import MlpSpec
-from sysout_jax.nonfinite import Nonfinite, finite_or
+from sysout_jax.nonfinite import Nonfinite
 from sysout_jax.numerics.intervals import Interval, bootstrap_weights, interval
 from sysout_jax.outliers import definitions as rules
 from sysout_jax.outliers.definitions import TAU, TAUS
-from sysout_jax.statistics.activations import reduce_activations, reduce_x_down
-from sysout_jax.statistics.weights import outlier_lines
+from sysout_jax.printable import Told
+from sysout_jax.statistics.collect import Stats, collect
 from sysout_jax.storage.serialise import plain
 
 KINDS = ("W_down", "x_down", "h", "attention")  # what has a threshold
@@ -30,25 +29,30 @@ class Row:
     first: str
     second: str
     dimension: str  # feature or sequence
-    of_paper: bool  # one of the four rows of Table 1
+    kinds: tuple[str, ...]  # whose thresholds decide
+    of_paper: bool = False  # one of the four rows of Table 1
 
 
-#: The paper's four rows, and the last of them by the published code's rule, and against the h that attention reads.
+#: The paper's four rows. Then the first two by the extremal ratio of columns, which the paper finds weight outliers with, and the last by the
+#: published code's rule, and against the h that attention reads.
 ROWS = (
-    Row("W_down columns", "x_down", "feature", True),
-    Row("W_down rows", "h", "feature", True),
-    Row("x_down", "h", "sequence", True),
-    Row("h", "attention", "sequence", True),
-    Row("h", "attention (code's rule)", "sequence", False),
-    Row("h before the layer", "attention", "sequence", False),
-    Row("h before the layer", "attention (code's rule)", "sequence", False),
+    Row("W_down columns", "x_down", "feature", ("W_down", "x_down"), True),
+    Row("W_down rows", "h", "feature", ("W_down", "h"), True),
+    Row("x_down", "h", "sequence", ("x_down", "h"), True),
+    Row("h", "attention", "sequence", ("h", "attention"), True),
+    Row("W_down extremal columns", "x_down", "feature", ("x_down",)),
+    Row("W_down rows of these", "h", "feature", ("x_down", "h")),
+    Row("h", "attention (code's rule)", "sequence", ("h",)),
+    Row("h before the layer", "attention", "sequence", ("h", "attention")),
+    Row("h before the layer", "attention (code's rule)", "sequence", ("h",)),
 )
 MEASURES = ("overlap", "reverse", "iou")
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """R rows at the thresholds `levels`, for every layer and sample; NaN where a set to divide by is empty.
+    """R rows at the thresholds `levels`, for every layer and sample; NaN where a set to divide by is empty, and where a threshold is out of
+    reach (`rules.reachable`).
 
     `overlap` = |first ∩ second| / |first| (B.2; mean over heads where there are heads), `reverse` the share of the second set,
     `iou` the intersection over the union.
@@ -68,14 +72,15 @@ class Agreement:
         return np.where(seen, values, 0.0).sum(-1) / np.where(seen.any(-1), seen.sum(-1), np.nan)
 
     def averages(self, measure: str, seed: int = 0) -> tuple[Interval, ...]:
-        """Each row's mean over its layers, with 95 % bootstrap intervals over samples."""
-        values = getattr(self, measure)
+        """Each row's mean over the layers and samples with an outlier of the first type, the same ones for every measure, with 95 %
+        bootstrap intervals over samples."""
+        values = np.where(np.isfinite(self.overlap), getattr(self, measure), np.nan)
         weights_RxN = bootstrap_weights(values.shape[-1], seed)
         return tuple(_average(row, weights_RxN) for row in values)
 
 
 @dataclass(frozen=True)
-class Consistency:
+class Consistency(Told):
     """The report. `candidate` puts a share of its largest ratio in place of τ for every kind that has no outlier."""
 
     model: str
@@ -85,6 +90,7 @@ class Consistency:
     num_sequences: int
     length: int
     ratios: dict[str, float]  # kind → largest ratio, what τ is compared with
+    counts: dict[str, int]  # kind → values that a mean goes over, which a ratio cannot exceed
     at_tau: Agreement
     others: dict[float, Agreement]  # at the thresholds of TAUS
     candidate: Agreement | None
@@ -100,6 +106,10 @@ class Consistency:
         """Kinds without any outlier at τ."""
         return tuple(kind for kind, ratio in self.ratios.items() if not ratio > self.tau)
 
+    def out_of_reach(self, tau: float) -> tuple[str, ...]:
+        """Kinds that cannot have an outlier at `tau`, whatever the model."""
+        return tuple(kind for kind, n in self.counts.items() if not rules.reachable(tau, n))
+
     @property
     def shown(self) -> Agreement:
         """What figures draw: the agreement at τ, or that of the candidates where some kind has no outlier."""
@@ -107,10 +117,9 @@ class Consistency:
 
     def to_dict(self) -> dict:
         """JSON-ready numbers, samples averaged."""
-        names = (
-            "model tau seed num_layers num_sequences length found ratios missing nonfinite".split()
-        )
+        names = "model tau seed num_layers num_sequences length found ratios counts missing nonfinite".split()
         result = {name: getattr(self, name) for name in names} | {"rows": ROWS}
+        result["out_of_reach"] = {f"{tau:g}": self.out_of_reach(tau) for tau in (self.tau, *TAUS)}
         tables = {"at_tau": self.at_tau, "candidate": self.candidate}
         tables |= {f"at_{tau:g}": agreement for tau, agreement in self.others.items()}
         for name, agreement in tables.items():
@@ -135,21 +144,32 @@ def consistency(
     tokens,
     tau: float = TAU,
     *,
+    stats: Stats | None = None,
     seed: int = 0,
 ) -> Consistency:
-    """Which outliers of a model coincide on samples `tokens` (N, T), at threshold τ. One pass, two where a kind has no outlier.
+    """Which outliers of a model coincide on samples `tokens` (N, T), at threshold τ; one pass.
 
-    `seed` draws the bootstrap samples. Raises InputError for bad tokens and
-    bad τ.
+    `stats` are those of `collect` on the same tokens when they are at hand. `seed` draws the bootstrap samples. Raises InputError
+    for bad tokens and bad τ.
     """
     check_arguments(lm, tau=tau, seed=seed)
-    levels = [dict.fromkeys(KINDS, float(each)) for each in (tau, *TAUS)]
-    (at_tau, *others), ratios, nonfinite = _pass(lm, tokens, levels)
-    candidate = None
+    check_kind("stats", stats, Stats)
+    stats = stats or collect(lm, tokens, tau)
+    (N, T), D = stats.tokens.shape, lm.config.d_model
+    mlp = lm.config.layer(0).mlp
+    counts = {
+        "W_down": mlp.channels,
+        "x_down": T * mlp.width * mlp.rows,
+        "h": T * D,
+        "attention": T,
+    }
+
+    def at(levels: dict[str, float]) -> Agreement:
+        return _agreement(stats, levels, counts)
+
+    ratios = _ratios(stats)
     lowered = {kind: rules.level_of(ratio, tau) for kind, ratio in ratios.items()}
-    if lowered != levels[0] and all(lowered.values()):
-        (candidate,), *_ = _pass(lm, tokens, [lowered])
-    N, T = np.shape(tokens)
+    lower = any(level != tau for level in lowered.values()) and all(lowered.values())
     return Consistency(
         model=lm.name,
         tau=float(tau),
@@ -158,96 +178,90 @@ def consistency(
         num_sequences=N,
         length=T,
         ratios=ratios,
-        at_tau=at_tau,
-        others=dict(zip(TAUS, others, strict=True)),
-        candidate=candidate,
-        nonfinite=nonfinite,
+        counts=counts,
+        at_tau=at(dict.fromkeys(KINDS, float(tau))),
+        others={each: at(dict.fromkeys(KINDS, each)) for each in TAUS},
+        candidate=at(lowered) if lower else None,
+        nonfinite=stats.nonfinite,
     )
 
 
-def _pass(
-    lm: LanguageModel, tokens, levels: list[dict[str, float]]
-) -> tuple[list[Agreement], dict[str, float], Nonfinite]:
-    """One agreement for each choice of thresholds, the largest ratio of each kind, and what is not finite."""
-    stream = Stream(lm, tokens)
-    found: list[list[dict[str, np.ndarray]]] = [[] for _ in levels]
-    before: list[np.ndarray | None] = [None for _ in levels]
-    ratios = dict.fromkeys(KINDS, 0.0)
-    observes = [_Largest(lm.config.layer(l).mlp) for l in range(lm.num_layers)]
-    for layer, params, seen in stream.layers(observes):
-        kernel = lm.config.layer(layer).matrix("down").of(params)
-        seen["sums"] = finite_or(seen["sums"]).astype(np.float64)
-        for i, level in enumerate(levels):
-            lines = jax.device_get(outlier_lines(kernel, np.float32(level["W_down"])))
-            for kind, ratio in _ratios(lines, seen).items():
-                ratios[kind] = max(ratios[kind], ratio)
-            sets = _sets(lines, seen, level, before[i])
-            before[i] = sets[3][0]
-            found[i].append(_compare(sets))
-    agreements = [
-        Agreement(
-            levels=level,
-            **{name: np.stack([layer[name] for layer in layers], axis=1) for name in layers[0]},
-        )
-        for level, layers in zip(levels, found, strict=True)
-    ]
-    return agreements, ratios, stream.nonfinite()
-
-
-@dataclass(frozen=True)
-class _Largest:
-    """The `Observe` that keeps the largest magnitudes."""
-
-    mlp: MlpSpec
-
-    def __call__(self, x_in, taps, extra):
-        places = {
-            "h": reduce_activations(taps["h"], 1),
-            "x_down": reduce_x_down(self.mlp, taps, 1),
-        }
-        names = ("token_max", "channel_max", "mean")
-        found = {place: {name: got[name] for name in names} for place, got in places.items()}
-        return found | {"sums": taps["attn_sums"]}
-
-
-def _ratios(lines: tuple, seen: Mapping) -> dict[str, float]:
-    def activation(place: str) -> float:
-        mean = seen[place]["mean"].astype(np.float64)
-        return float(rules.ratio(seen[place]["token_max"].max(axis=1), mean).max())
-
-    sums = seen["sums"]
+def _ratios(stats: Stats) -> dict[str, float]:
+    """Kind → its largest ratio."""
     return {
-        "W_down": float(lines[2]),
-        "x_down": activation("x_down"),
-        "h": activation("h"),
-        "attention": float(rules.ratio(sums.max(axis=-1), sums.mean(axis=-1)).max()),
+        "W_down": float(stats.weights.down_row_ratios.max()),
+        "x_down": float(stats.x_down.ratio.max()),
+        "h": float(stats.h.ratio.max()),
+        "attention": float(stats.attention.ratio.max()),
     }
 
 
+def _agreement(stats: Stats, levels: dict[str, float], counts: dict[str, int]) -> Agreement:
+    """All rows at these thresholds, layer by layer."""
+    layers: list[dict[str, np.ndarray]] = []
+    N, T = stats.tokens.shape
+    before = np.zeros((N, T), bool), np.zeros((N, stats.h.channel_max.shape[2]), bool)
+    for layer in range(len(stats.h.ratio)):
+        sets, before = _sets(stats, layer, levels, *before)
+        layers.append(_compare(sets))
+    found = {name: np.stack([layer[name] for layer in layers], axis=1) for name in layers[0]}
+    reach = np.array(
+        [all(rules.reachable(levels[kind], counts[kind]) for kind in row.kinds) for row in ROWS]
+    )
+    for measure in MEASURES:
+        found[measure] = np.where(reach[:, None, None], found[measure], np.nan)
+    return Agreement(levels=levels, **found)
+
+
 def _sets(
-    lines: tuple, seen: Mapping, level: dict[str, float], before: np.ndarray | None
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Both index sets of each row as masks: first (N, X), second (N, G, X) with G heads or 1."""
-    N = len(seen["sums"])
-    columns_F, rows_D, _ = lines
+    stats: Stats,
+    layer: int,
+    levels: dict[str, float],
+    before_NxT: np.ndarray,
+    before_NxD: np.ndarray,
+) -> tuple[list[tuple[np.ndarray, np.ndarray]], tuple[np.ndarray, np.ndarray]]:
+    """Both index sets of each row as masks, first (N, X), second (N, G, X) with G heads or 1; and the tokens and dims with an outlier of h,
+    which the next layer gets as those before it."""
+    weights, N = stats.weights, len(stats.tokens)
 
     def over(place: str, what: str) -> np.ndarray:
-        mean = seen[place]["mean"][:, None]
-        return np.asarray(rules.exceeds(seen[place][what], mean, level[place]))
+        found = getattr(stats, place)
+        mean = found.sequence_mean[layer][:, None]
+        return np.asarray(rules.exceeds(getattr(found, what)[layer], mean, levels[place]))
 
-    h = over("h", "token_max")
-    entering = np.zeros_like(h) if before is None else before
-    keys = rules.attention_outliers(seen["sums"], level["attention"])
-    wide = rules.code_outliers(seen["sums"])
-    return [
-        (np.broadcast_to(columns_F, (N, *columns_F.shape)), over("x_down", "channel_max")[:, None]),
-        (np.broadcast_to(rows_D, (N, *rows_D.shape)), over("h", "channel_max")[:, None]),
-        (over("x_down", "token_max"), h[:, None]),
-        (h, keys),
-        (h, wide),
-        (entering, keys),
-        (entering, wide),
+    def every(lines_X: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(lines_X, (N, *lines_X.shape))
+
+    tokens, channels = over("h", "token_max"), over("x_down", "channel_max")
+    dims = over("h", "channel_max")
+    # where outliers die, x_down holds what takes them back: they are in the h that enters
+    dying_Nx1 = before_NxT.any(1, keepdims=True) & ~tokens.any(1, keepdims=True)
+    written = np.where(dying_Nx1, before_NxT, tokens)
+    written_dims = np.where(dying_Nx1, before_NxD, dims)
+    sums = stats.attention.sums[layer].astype(np.float64)
+    keys = rules.attention_outliers(sums, levels["attention"])
+    wide = rules.code_outliers(sums.mean(axis=1))[:, None]
+    # every matrix has a column of largest ratio: it is compared where there is an outlier to compare with
+    extremal, writes_Nx1 = _extremal_columns(stats, layer), channels.any(1, keepdims=True)
+    rows = np.isin(np.arange(dims.shape[1]), weights.down_largest_rows[layer][extremal])
+    sets = [
+        (every(weights.down_weight_ratios[layer] > levels["W_down"]), channels[:, None]),
+        (every(weights.down_row_ratios[layer] > levels["W_down"]), dims[:, None]),
+        (over("x_down", "token_max"), written[:, None]),
+        (tokens, keys),
+        (every(extremal) & writes_Nx1, channels[:, None]),
+        (every(rows) & writes_Nx1, written_dims[:, None]),
+        (tokens, wide),
+        (before_NxT, keys),
+        (before_NxT, wide),
     ]
+    return sets, (tokens, dims)
+
+
+def _extremal_columns(stats: Stats, layer: int) -> np.ndarray:
+    """(F,) columns of W_down whose extremal ratio is near the largest of the layer."""
+    ratios = stats.weights.down_column_ratios[layer]
+    return ratios > rules.CANDIDATE_SHARE * ratios.max()
 
 
 def _compare(sets: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:

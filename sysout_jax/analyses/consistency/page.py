@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from sysout_jax.analyses.consistency.figures import CONSISTENCY, row_name
+from sysout_jax.analyses.consistency.figures import CONSISTENCY, attention_bound, row_name
 from sysout_jax.analyses.consistency.measure import MEASURES, ROWS, Agreement, Consistency
 from sysout_jax.figures.select import joined, number, percent
 from sysout_jax.figures.spec import draw_figures
 from sysout_jax.numerics.intervals import Interval
-from sysout_jax.outliers.definitions import CANDIDATE_SHARE, CODE_SHARE
+from sysout_jax.outliers.definitions import CANDIDATE_SHARE, CODE_SHARE, TAUS
 from sysout_jax.outliers.tokens import TokenText
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.nonfinite import nothing_measured, remarks
@@ -87,16 +87,39 @@ def _remarks(report: Consistency) -> list[str]:
     if report.missing:
         largest = joined([f"{number(report.ratios[kind])} in {kind}" for kind in report.missing])
         lines.append(f"No outlier at τ = {report.tau:g} in {joined(list(report.missing))}; the largest ratios are {largest}.")  # fmt: skip
-        if report.length <= report.tau and "attention" in report.missing:
-            lines.append(
-                f"With {report.length:,} tokens a column sum of attention is at most {report.length:,} times the mean, so that τ = "
-                f"{report.tau:g} cannot be exceeded."
-            )
         if report.candidate:
             lines.append(
-                f"Where a kind has no outlier, the candidates are the elements over {CANDIDATE_SHARE:.0%} of its largest ratio; "
-                "they are for orientation and no outliers."
+                f"Where a kind has no outlier, its strongest elements are compared instead: those over {CANDIDATE_SHARE:.0%} of its "
+                "largest ratio. They are called candidates."
             )
+    return [*lines, *_reach(report)]
+
+
+def _reach(report: Consistency) -> list[str]:
+    """What no model can exceed in sequences of this length, each said once."""
+    lines = []
+    if report.tau < report.length:
+        lines.append(
+            f"A key is an attention outlier at τ = {report.tau:g} where it gets {attention_bound(report)}."
+        )
+    taus = {
+        kind: [tau for tau in sorted({report.tau, *TAUS}) if kind in report.out_of_reach(tau)]
+        for kind in report.counts
+    }
+    what = {
+        "attention": f"among {report.length:,} keys no column sum of attention",
+        "W_down": f"in rows of {report.counts['W_down']:,} no weight of W_down",
+        "h": "no element of h",
+        "x_down": "no element of x_down",
+    }
+    parts = [
+        f"{what[kind]} can exceed {joined([f'{tau:g}' for tau in over])} times the mean"
+        for kind, over in taus.items()
+        if over
+    ]
+    if parts:
+        text = "; ".join(parts)
+        lines.append(f"{text[0].upper()}{text[1:]}: what needs it is n/a.")
     return lines
 
 
@@ -122,7 +145,10 @@ def _rows(report: Consistency, agreement: Agreement) -> Table:
         for i in range(len(ROWS))
     )
     header = ("type 1", "type 2", "dimension", "overlap (95 % interval)", "reverse", "IoU", "most of type 1", "most of type 2")  # fmt: skip
-    note = "Mean over layers and samples, the last two columns the largest mean size of a set in any layer. The first four rows are the paper's Table 1."
+    note = (
+        "Mean over the layers and samples with an outlier of type 1, the last two columns the largest mean size of a set in any layer. "
+        "The first four rows are the paper's Table 1."
+    )
     return Table(header, rows, note)
 
 
@@ -147,19 +173,25 @@ def _others(report: Consistency) -> Table:
         (row_name(i), *(percent(each[i].value) for each in averages)) for i in range(len(ROWS))
     )
     header = ("overlap of", *(f"τ = {tau:g}" for tau in taus))
-    return Table(header, rows, "n/a: no outlier of the first type in any layer.")
+    return Table(
+        header,
+        rows,
+        "n/a: no outlier of the first type in any layer, or the threshold is out of reach.",
+    )
 
 
 def _definitions() -> Table:
     rows = (
         ("overlap", "|1 ∩ 2| / |1| of two index sets, the formula of the paper's B.2; mean over samples, heads and layers with an outlier of type 1"),
-        ("reverse", "|1 ∩ 2| / |2|"),
-        ("IoU", "|1 ∩ 2| / |1 ∪ 2|"),
+        ("reverse", "|1 ∩ 2| / |2|; the same layers and samples, of them those with an outlier of type 2"),
+        ("IoU", "|1 ∩ 2| / |1 ∪ 2|; the same layers and samples"),
+        ("x_down ↔ h, rows of these ↔ h", "the layer's output; where the last outlier of a sample dies, x_down holds what takes it back, and the layer's input is compared"),
+        ("W_down extremal columns", f"columns whose max|w| / mean|w| is over {CANDIDATE_SHARE:.0%} of the largest in the layer, where x_down has an outlier; the rows of these are those of their largest weights"),
         ("W_down columns, rows", "lines of the matrix with a weight over τ times the mean of its row; columns are compared with channels of x_down, rows with dims of h"),
         ("x_down, h, feature", "channels or dims with an activation outlier in the sample"),
         ("x_down, h, sequence", "tokens with an activation outlier in the sample"),
         ("attention", "keys whose column sum in the head exceeds τ times the head's mean column sum"),
-        ("attention (code's rule)", f"keys whose column sum in the head is at least {CODE_SHARE:g} · T"),
+        ("attention (code's rule)", f"keys whose column sum, mean over heads, is at least {CODE_SHARE:g} · T"),
         ("h before the layer", "output of the previous layer, which this layer's attention reads; the paper's row compares with the layer's own output"),
         ("interval", "2.5 and 97.5 percentiles over resampled samples (bootstrap)"),
     )  # fmt: skip

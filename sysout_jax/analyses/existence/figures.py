@@ -199,7 +199,7 @@ def overview_sentence(report: Existence, token_text: TokenText) -> str:
     ]
     most = int(report.attention.received.argmax())
     return (
-        f"Chosen by their largest ratio: {joined(layers)}; the attention of layer {report.attention.layer + 1} gathers most on "
+        f"{joined(layers)[0].upper()}{joined(layers)[1:]}: of h and x_down the layer of the largest ratio, of W_down the layer of the birth. The attention of layer {report.attention.layer + 1} gathers most on "
         f"one token, of those drawn {percent(float(report.attention.received[most]))} on token {report.shown[most]} "
         f"“{token_text(report.sequence, int(report.shown[most]))}”."
     )
@@ -216,7 +216,9 @@ def _sentence(name: str) -> Any:
             if name == "w_down"
             else f"token {first.line} “{token_text(report.sequence, first.line)}”, {'dim' if name == 'h' else 'channel'} {first.label}"
         )
-        mean = "the mean of its row" if name == "w_down" else "the mean of its sequence"
+        mean = "the mean of its sequence"
+        if name == "w_down":
+            mean = "the mean of its row" if surface.found else "the mean of its column"
         drawn = surface.pooled.values.shape[1]
         pooled = f" Of {surface.channels:,} channels the largest of every {surface.channels / drawn:.3g} is drawn, so that no peak is lost." if drawn < surface.channels else ""  # fmt: skip
         return f"The largest {what}: {number(first.value)} at {where}, {number(first.ratio)} times {mean}.{pooled}"

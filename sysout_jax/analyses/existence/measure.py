@@ -13,7 +13,8 @@ from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.numerics.pooling import Pooled, pool_lines, pool_matrix
-from sysout_jax.outliers.definitions import TAU, level_of, ratio
+from sysout_jax.outliers.definitions import CANDIDATE_SHARE, TAU, level_of, ratio
+from sysout_jax.printable import Told
 from sysout_jax.statistics.activations import channel_label
 from sysout_jax.statistics.collect import Stats, collect
 from sysout_jax.storage.serialise import plain
@@ -33,7 +34,7 @@ class Element:
     channel: int
     label: str  # how the channel is called: its number, with experts `expert:unit`
     value: float
-    ratio: float  # over the mean magnitude of the sequence, or of the matrix row
+    ratio: float  # over the mean magnitude of the sequence; of W_down of the row or, without an outlier at τ, of the column
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Attention:
 
 
 @dataclass(frozen=True)
-class Existence:
+class Existence(Told):
     """The report. Positions, channels and layers are 0-based."""
 
     model: str
@@ -103,7 +104,8 @@ def existence(
 ) -> Existence:
     """What the strongest outliers among `tokens` (N, T) look like, at threshold τ; two passes, the second over one sequence.
 
-    Every place is shown in the layer of its largest ratio in that sequence. `stats` are those of `collect` on the same tokens.
+    h, x_down and attention are shown in the layer of their largest ratio in that sequence, W_down in the layer of the birth: the first
+    in which the sequence holds an outlier of h, or what stands for one where there is none. `stats` are those of `collect` on the same tokens.
     Raises InputError for bad tokens.
     """
     check_arguments(lm, tau=tau)
@@ -113,9 +115,9 @@ def existence(
     stats = stats or collect(lm, tokens, tau)
     sequence, ratios = _strongest_sequence(stats)
     levels = {name: level_of(float(ratio_LxT.max()), tau) for name, ratio_LxT in ratios.items()}
-    down = stats.weights.modules.index("down")
     layers = {name: int(ratio_LxT.max(axis=1).argmax()) for name, ratio_LxT in ratios.items()}
-    layers["w_down"] = int(stats.weights.row_ratio[:, down].argmax())
+    # where what is drawn of h comes from
+    layers["w_down"] = int((ratios["h"].max(axis=1) > levels["h"]).argmax())
     layers["attention"] = int(stats.attention.head_mean[:, sequence].max(axis=1).argmax())
     over = {
         name: ratio_LxT[layers[name]] / max(levels[name], 1e-30)
@@ -141,7 +143,7 @@ def existence(
             tau,
             stats.x_down.expert_width,
         ),
-        w_down=_weights(kernel, layers["w_down"], tau, stats.x_down.expert_width),
+        w_down=_weights(kernel, stats, layers["w_down"], tau, stats.x_down.expert_width),
         h=_activations(seen["h"], layers["h"], shown, mean["h"], levels["h"], tau),
         attention=Attention(
             layer=layers["attention"],
@@ -247,27 +249,44 @@ def _activations(
     )
 
 
-def _weights(kernel_FxD: np.ndarray, layer: int, tau: float, expert_width: int | None) -> Surface:
+def _weights(
+    kernel_FxD: np.ndarray, stats: Stats, layer: int, tau: float, expert_width: int | None
+) -> Surface:
+    """W_down with its outliers by rows or, where it has none, the largest weights of its columns of extremal ratio."""
     F, D = kernel_FxD.shape
-    total_D, most_D = np.zeros(D), np.zeros(D)
+    mean_D = np.zeros(D)
     for start in range(0, F, CHUNK):  # never a second matrix
-        part = _magnitude(kernel_FxD[start : start + CHUNK])
-        total_D += part.sum(axis=0, dtype=np.float64)
-        most_D = np.maximum(most_D, part.max(axis=0))
-    mean_D = total_D / F
-    ratio_D = ratio(most_D, mean_D)
-    level = level_of(float(ratio_D.max()), tau)
-    # the largest elements are in the rows of the largest ratios
-    rows = np.argsort(-ratio_D, kind="stable")[:ELEMENTS]
-    w_RxF = kernel_FxD[:, rows].T.astype(np.float32)
+        mean_D += _magnitude(kernel_FxD[start : start + CHUNK]).sum(axis=0, dtype=np.float64) / F
+    ratio_D = stats.weights.down_row_ratios[layer]
+    found = bool((ratio_D > tau).any())
+    if found:
+        # the largest elements are in the rows of the largest ratios
+        rows = np.argsort(-ratio_D, kind="stable")[:ELEMENTS]
+        w_RxF = kernel_FxD[:, rows].T.astype(np.float32)
+        over_row_mean = ratio(_magnitude(w_RxF), mean_D[rows][:, None])
+        elements = _elements(over_row_mean, w_RxF, rows, tau, expert_width)
+        level = tau
+    else:
+        ratio_F = stats.weights.down_column_ratios[layer]
+        level = CANDIDATE_SHARE * float(ratio_F.max())
+        columns = np.argsort(-ratio_F, kind="stable")[:ELEMENTS]
+        elements = tuple(
+            Element(
+                int(row := stats.weights.down_largest_rows[layer, c]),
+                int(c),
+                channel_label(c, expert_width),
+                float(kernel_FxD[c, row]),
+                float(ratio_F[c]),
+            )
+            for c in columns
+            if ratio_F[c] > level
+        )
     return Surface(
         layer=layer,
-        found=level == tau,
+        found=found,
         level=level,
         pooled=pool_matrix(kernel_FxD.T, MATRIX_LINES, BINS),
-        elements=_elements(
-            ratio(_magnitude(w_RxF), mean_D[rows][:, None]), w_RxF, rows, level, expert_width
-        ),
+        elements=elements,
         channels=F,
         lines=D,
     )

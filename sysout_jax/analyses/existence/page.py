@@ -9,7 +9,7 @@ from sysout_jax.analyses.existence.figures import EXISTENCE, SURFACES, surfaces
 from sysout_jax.analyses.existence.measure import Element, Existence
 from sysout_jax.figures.select import joined, listed, number, percent
 from sysout_jax.figures.spec import draw_figures
-from sysout_jax.outliers.definitions import CANDIDATE_SHARE, TAUS
+from sysout_jax.outliers.definitions import CANDIDATE_SHARE, TAUS, reachable
 from sysout_jax.outliers.tokens import TokenText
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.nonfinite import nothing_measured, remarks
@@ -123,9 +123,14 @@ def _remarks(report: Existence) -> list[str]:
     calm = [(title, s) for title, s in surfaces(report).items() if not s.found]
     if calm:
         levels = joined([f"{number(s.level)} in {title}" for title, s in calm])
+        columns = (
+            " In W_down that is the ratio to the mean of the column."
+            if not report.w_down.found
+            else ""
+        )
         lines.append(
-            f"No outlier at τ = {report.tau:g} in {joined([title for title, _ in calm])}. What is highlighted there are the elements "
-            f"over {CANDIDATE_SHARE:.0%} of the largest ratio ({levels} times the mean); they are for orientation and no outliers."
+            f"No outlier at τ = {report.tau:g} in {joined([title for title, _ in calm])}. The strongest elements are highlighted there "
+            f"instead: those over {CANDIDATE_SHARE:.0%} of the largest ratio ({levels} times the mean).{columns}"
         )
     if len(report.shown) < report.length:
         lines.append(
@@ -163,15 +168,26 @@ def _flags(report: Existence) -> Table:
         (name, *(int(n) for n in counts.sum(axis=0)))
         for name, counts in (("x_down", stats.x_down.counts), ("W_down", stats.weights.counts[:, down]), ("h", stats.h.counts))
     )  # fmt: skip
+    width = stats.weights.down_weight_ratios.shape[1]
+    rows = tuple(
+        tuple("n/a" if row[0] == "W_down" and i and not reachable(TAUS[i - 1], width) else cell for i, cell in enumerate(row))
+        for row in rows
+    )  # fmt: skip
+    far = [f"{tau:g}" for tau in TAUS if not reachable(tau, width)]
+    bound = (
+        f" n/a: in rows of {width:,} weights none can exceed {joined(far)} times the mean."
+        if far
+        else ""
+    )
     header = ("elements of", *(f"τ = {tau:g}" for tau in TAUS))
-    return Table(header, rows, "All layers and sequences together.")
+    return Table(header, rows, f"All layers and sequences together.{bound}")
 
 
 def _definitions(report: Existence) -> Table:
     rows = (
         ("activation outlier", f"|h| > τ · mean|h| of its sequence, τ = {report.tau:g}; x_down alike"),
-        ("weight outlier", "|w| > τ · mean|w| of its row of W_down"),
-        ("layer drawn", "x_down and h: where the sequence has its largest ratio; W_down: where a row has its largest |w| / mean|w|; attention: where one token receives most, mean over heads"),
+        ("weight outlier", "|w| > τ · mean|w| of its row of W_down; where there is none, the largest weights of the columns with the largest max|w| / mean|w| are highlighted"),
+        ("layer drawn", "x_down and h: where the sequence has its largest ratio; W_down: the first layer with an outlier of h, or with an element that is highlighted in its place; attention: where one token receives most, mean over heads"),
         ("landscape", "magnitudes; of every group of channels the largest is drawn where it stands"),
         *expert_terms(report.stats.x_down.expert_width),
     )  # fmt: skip

@@ -26,6 +26,7 @@ from sysout_jax.nonfinite import Nonfinite
 from sysout_jax.numerics.intervals import Interval, bootstrap_weights, interval
 from sysout_jax.outliers.definitions import TAU
 from sysout_jax.perplexity import Protocol, protocol_of
+from sysout_jax.printable import Told
 from sysout_jax.storage.serialise import plain
 
 
@@ -48,7 +49,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Interventions:
+class Interventions(Told):
     """All outcomes beside the unedited model. Layers, heads and dims are 0-based."""
 
     model: str

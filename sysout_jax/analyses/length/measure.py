@@ -15,6 +15,7 @@ from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import Nonfinite, pooled
 from sysout_jax.outliers.definitions import CODE_SHARE, TAU, TAUS, level_of, ratio
 from sysout_jax.outliers.tokens import TokenClasses
+from sysout_jax.printable import Told
 from sysout_jax.statistics.collect import collect
 from sysout_jax.storage.serialise import plain
 
@@ -84,7 +85,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class ByLength:
+class ByLength(Told):
     """The report. `level` is τ where any text holds an outlier of h at τ, else a share of the largest ratio."""
 
     model: str

@@ -96,8 +96,8 @@ def _remarks(report: ByLength) -> list[str]:
         lines.append(f"{plural(missing, 'sentence')} longer than the model's context left out.")
     if not report.found:
         lines.append(
-            f"No outlier of h at τ = {report.tau:g} in any text. Marked are the tokens over {number(report.level)} times the mean, "
-            f"{CANDIDATE_SHARE:.0%} of the largest ratio of all texts; they are for orientation and no outliers."
+            f"No outlier of h at τ = {report.tau:g} in any text. The strongest tokens are marked instead: those over "
+            f"{number(report.level)} times the mean, {CANDIDATE_SHARE:.0%} of the largest ratio of all texts."
         )
     return lines
 

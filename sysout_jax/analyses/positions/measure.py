@@ -14,6 +14,7 @@ from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.outliers.definitions import CANDIDATE_SHARE, TAU, TAUS, level_of
 from sysout_jax.outliers.tokens import TokenClasses
+from sysout_jax.printable import Told
 from sysout_jax.statistics.activations import ActivationStats
 from sysout_jax.statistics.collect import Stats, collect
 from sysout_jax.storage.serialise import plain
@@ -77,7 +78,7 @@ class Keys:
 
 
 @dataclass(frozen=True)
-class Positions:
+class Positions(Told):
     """The report. Layers, tokens, channels and heads are 0-based."""
 
     model: str

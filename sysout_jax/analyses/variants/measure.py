@@ -13,9 +13,11 @@ import numpy as np
 from sysout_jax.analyses.existence.measure import Existence, existence
 from sysout_jax.attention import AttentionSpec, attend
 from sysout_jax.attention.logits import logit_range
+from sysout_jax.calls import check_arguments, check_kind
 from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.outliers.definitions import TAU
+from sysout_jax.printable import Told
 from sysout_jax.statistics.attention import near_zero_updates
 from sysout_jax.statistics.collect import Stats, collect
 from sysout_jax.storage.serialise import plain
@@ -34,7 +36,7 @@ class Scale:
 
 
 @dataclass(frozen=True)
-class VariantProfile:
+class VariantProfile(Told):
     """One model. Layers, heads and positions are 0-based.
 
     The *implicit* scale of a query and head is the attention that sink tokens leave for others, Σ A_ij over keys j that are no sink
@@ -101,12 +103,16 @@ def variant_profile(
     lm: LanguageModel,
     tokens,
     tau: float = TAU,
+    *,
+    stats: Stats | None = None,
 ) -> VariantProfile:
     """Profile of one model over `tokens` (N, T), in three streaming passes; no attention map is held.
 
-    Finds the training record beside a checkpoint that `python -m train` wrote. Raises InputError for bad tokens and bad τ.
+    `stats` are those of `collect` on the same tokens when they are at hand. Finds the training record beside a checkpoint that `python -m train` wrote. Raises InputError for bad tokens and bad τ.
     """
-    stats = collect(lm, tokens, tau)
+    check_arguments(lm, tau=tau)
+    check_kind("stats", stats, Stats)
+    stats = stats or collect(lm, tokens, tau)
     shape = existence(lm, tokens, tau, stats=stats)
     sinks_NxT = np.array(stats.h.outlier_tokens(tau).any(axis=0))
     sinks_NxT[:, 0] = True

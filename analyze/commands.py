@@ -1,0 +1,16 @@
+"""Every analysis command and what it does, in one line."""
+
+from __future__ import annotations
+
+COMMANDS = {
+    "all": "every analysis of a model, with an index page; costs less than one after the other",
+    "lifecycle": "birth, spread, death and cause of the outliers",
+    "positions": "in which layers, tokens, channels, matrices, keys and heads they are",
+    "consistency": "whether outliers of weights, activations and attention coincide",
+    "existence": "what they look like, as landscapes and an attention map",
+    "length": "which tokens carry them as a text grows, with and without BOS",
+    "variants": "trained models side by side: outliers, scales, loss",
+    "intervene": "the model without them, beside random controls",
+    "compare": "two finished lifecycles side by side, differences in sentences",
+    "compression": "perplexity under quantisation and pruning, and their part in it",
+}
