@@ -33,7 +33,8 @@ def beside(
     name = _kernel(kernel, q_BxTxHxDh.dtype, spec, placed=False)
     if KERNELS[name].rows:
         attended = attend(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv, kernel=name, spec=spec)
-        logit_BxHxT = _logits(q_BxTxHxDh, key_HxDh[None], attended.lse, spec, placed=False)[0]
+        assert attended.lse is not None
+        logit_BxHxT = _logits(q_BxTxHxDh, key_HxDh[None], spec, placed=False)[0]
         return attended, jax.nn.sigmoid(logit_BxHxT - attended.lse)
     # Two more value channels give g and 1 − g, each to its own relative precision: out must not suffer where g is nearly 1.
     ones = jnp.ones_like(v_BxSxKxDv[..., :1])
@@ -65,7 +66,8 @@ def among(
     name = _kernel(kernel, q_BxTxHxDh.dtype, spec, placed)
     if KERNELS[name].rows:
         attended = attend(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv, kernel=name, spec=spec)
-        logits_MxBxHxT = _logits(q_BxTxHxDh, keys_MxHxDh, attended.lse, spec, placed)
+        assert attended.lse is not None
+        logits_MxBxHxT = _logits(q_BxTxHxDh, keys_MxHxDh, spec, placed)
         own_BxHxT = jax.nn.logsumexp(logits_MxBxHxT, axis=0)
         odds_BxHxT = own_BxHxT - attended.lse
         scale_BxHxT = jax.nn.sigmoid(-odds_BxHxT)  # 1 − σ(odds), without cancellation
@@ -82,16 +84,17 @@ def among(
     def scale() -> jax.Array:
         # only for the record, by a kernel that has lse
         lse_BxHxT = attend(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv, kernel="blockwise", spec=spec).lse
-        logits_MxBxHxT = _logits(q_BxTxHxDh, keys_MxHxDh, lse_BxHxT, spec, placed)
+        assert lse_BxHxT is not None
+        logits_MxBxHxT = _logits(q_BxTxHxDh, keys_MxHxDh, spec, placed)
         return jax.nn.sigmoid(lse_BxHxT - jax.nn.logsumexp(logits_MxBxHxT, axis=0))
 
     mixed = _prepended(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv, keys_MxHxDh, values_MxHxDv, name, spec)
     return Among(Attended(mixed, None, None), scale, None)
 
 
-def _logits(q_BxTxHxDh, keys_MxHxDh, lse_BxHxT, spec: AttentionSpec, placed: bool) -> jax.Array:
+def _logits(q_BxTxHxDh, keys_MxHxDh, spec: AttentionSpec, placed: bool) -> jax.Array:
     """(M, B, H, T) of the layer's own keys; where a query does not see one, so low that it takes nothing."""
-    dtype = lse_BxHxT.dtype
+    dtype = accumulator(q_BxTxHxDh.dtype)
     logits_MxBxHxT = jnp.einsum(
         "bthd,mhd->mbht",
         q_BxTxHxDh,

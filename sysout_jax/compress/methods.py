@@ -169,7 +169,9 @@ class Compressor:
         return unflatten_dict(flat, sep="/")
 
     def _absmax(self, method: Method, kernel, kept: Kept, matrix: Matrix | None = None):
-        """Every expert's matrix by itself."""
+        """Every expert's matrix by itself; as it is where a method leaves weights alone."""
+        if not method.bits:
+            return kernel
         count, axis = (1, 0) if matrix is None else (matrix.experts, matrix.expert_axis)
         mask = kept.mask(kernel.shape) if kept != Kept() else None
         masks = [None] * count if mask is None else np.split(mask, count, axis)
