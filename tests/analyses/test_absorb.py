@@ -72,7 +72,7 @@ def test_the_proof_and_the_model_hold():
 
 def test_quantised_inputs_alone_leave_the_weights():
     lm, (a8, w8a8) = parked(), report().quantised
-    assert (a8.label, w8a8.label) == ("A8 static per tensor", "W8A8 static")
+    assert (a8.label, w8a8.label) == ("A8 static per tensor", "W8A8 static per tensor")
     made = Compressor(lm, calibration=calibrate(lm, TEXT))
     kernels = [
         made.model(method).read("layer_0")["attn"]["o_proj"]["kernel"] for method in QUANTISED

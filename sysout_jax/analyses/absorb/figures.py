@@ -12,6 +12,7 @@ from sysout_jax.figures.select import number, percent
 from sysout_jax.figures.spec import FigureSpec
 from sysout_jax.outliers.definitions import TAUS
 from sysout_jax.outliers.tokens import TokenText
+from sysout_jax.reports.terminal import ran_over
 
 BEFORE = {"color": style.BLACK, "marker": "o", "label": "as it is"}
 AFTER = {"color": style.ORANGE, "marker": "s", "mfc": "white", "ls": "--", "label": "absorbed"}
@@ -20,7 +21,7 @@ AFTER = {"color": style.ORANGE, "marker": "s", "mfc": "white", "ls": "--", "labe
 @style.styled
 def ratios(report: Absorption, token_text: TokenText) -> Figure:
     """Largest |h| and |x_down| over the mean in every layer, with the thresholds."""
-    figure = style.new_figure(5.2)
+    figure = style.new_figure(5.4, _stamp(report))
     panels = figure.subplots(2, 1, sharex=True)
     for axes, place, title in ((panels[0], "h_ratio", "h"), (panels[1], "x_down_ratio", "x_down")):
         values = [getattr(reading, place) for reading in (report.before, report.after)]
@@ -32,18 +33,16 @@ def ratios(report: Absorption, token_text: TokenText) -> Figure:
             if low < tau < high:
                 axes.axhline(tau, color=style.GREY, lw=0.9, ls=(0, (1, 2)), zorder=0)
                 axes.text(1.005, tau, f"τ = {tau:g}", transform=axes.get_yaxis_transform(), va="center", fontsize=8)  # fmt: skip
-        axes.set_title(f"largest |{title}| / mean|{title}|", pad=16 if axes is panels[0] else 6)
+        axes.set_title(f"largest |{title}| / mean|{title}|")
         style.layer_axis(axes, report.num_layers, axes is panels[1])
-    style.legend_above(panels[0], 2)
-    panels[0].set_title("largest |h| / mean|h|", loc="right")
-    panels[0].set_title("", loc="left")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
 @style.styled
 def attention(report: Absorption, token_text: TokenText) -> Figure:
     """Attention on the text's first token and on the extra keys, mean over heads, and the heads that make sinks of them."""
-    figure = style.new_figure(3.2)
+    figure = style.new_figure(3.4, _stamp(report))
     axes = figure.subplots()
     before, after = report.before, report.after
     extra = {**AFTER, "color": style.BLUE, "marker": "^", "ls": "-"}
@@ -58,6 +57,13 @@ def attention(report: Absorption, token_text: TokenText) -> Figure:
     style.layer_axis(axes, report.num_layers)
     style.legend_above(axes, 4)
     return figure
+
+
+def _stamp(report: Absorption) -> str:
+    """Which model, prefix and text."""
+    prefix = " ".join(style.label_text(text) for text in report.prefix_text)
+    shown = ran_over(report.protocol.windows, report.protocol.length)
+    return f"{style.label_text(report.name, 40)}, prefix {prefix}, {shown}"
 
 
 def _line(axes: Axes, values: np.ndarray, look: dict) -> None:

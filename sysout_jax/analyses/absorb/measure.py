@@ -18,7 +18,7 @@ from sysout_jax.calls import check_arguments, check_list
 from sysout_jax.checks import Whole
 from sysout_jax.compress.absorption import absorbed, check_absorbable, prefix_keys, refusal
 from sysout_jax.compress.inputs import calibrate
-from sysout_jax.compress.methods import METHODS, Compressor, Method
+from sysout_jax.compress.methods import Compressor, Method
 from sysout_jax.data.text import Windows
 from sysout_jax.engine import Stream, observe_nothing
 from sysout_jax.errors import InputError
@@ -39,7 +39,7 @@ STAYING = 12  # tokens that are listed
 #: Static scales are what one outlier spoils.
 QUANTISED: tuple[Method, ...] = (
     Method("A8 static per tensor", inputs="static"),
-    METHODS["w8a8_static"],
+    Method("W8A8 static per tensor", 8, "tensor", "static"),
 )
 
 

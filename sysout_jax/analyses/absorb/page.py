@@ -21,6 +21,7 @@ from sysout_jax.reports.report import counting, figure_sections, write_report
 from sysout_jax.reports.terminal import text_table
 
 NAME = "absorb"
+NO_HELP = "No prefix helps here: what is large belongs to the text's own tokens."
 COLUMNS = ("", "as it is", "absorbed")
 
 
@@ -61,6 +62,7 @@ def verdict(report: Absorption) -> str:
         f"{report.name} with the prefix {prefix_name(report)} absorbed as {plural(len(report.prefix), 'extra key')} of every key head, "
         f"without training: the largest |h| goes from {number(before.h_ratio.max())} to {number(after.h_ratio.max())} times the mean, "
         f"elements over τ = {report.tau:g} from {_over(before, report.tau)} to {_over(after, report.tau)}; {', '.join(parts)}."
+        + (f" {NO_HELP}" if after.h_ratio.max() > GAIN * before.h_ratio.max() else "")
     )
 
 
@@ -202,6 +204,6 @@ def _definitions(report: Absorption) -> Table:
         ("a head's sink", f"more than {SINK_SHARE:.0%} of its attention, mean over queries and sequences (Gu et al. 2024)"),
         ("even share", f"what attention spread evenly over all keys up to the query gives the first one, mean over queries: {percent(report.even_share)}"),
         ("A8 static per tensor", "the inputs of all linear layers of all blocks rounded to 8 bits, with one scale each, from the largest |x| in calibration"),
-        ("W8A8 static", "and their weights to 8 bits with one scale per output channel; embeddings and head in full precision"),
+        ("W8A8 static per tensor", "and their weights to 8 bits with one scale per matrix; embeddings and head in full precision"),
     )  # fmt: skip
     return Table(("term", "rule"), rows)
