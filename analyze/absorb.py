@@ -96,7 +96,9 @@ def _divided(args: Args, prepared: Prepared, taken: int) -> tuple[Prepared, np.n
     windows, lm = prepared.windows, prepared.lm
     tokens = windows.tokens
     if args.seq_len is None and args.prompt is None:
-        tokens = tokens[:, : max(1, min(LENGTH, lm.config.context_length - taken))]
+        size = max(1, min(LENGTH, lm.config.context_length - taken))
+        pieces = 1 if args.bos else tokens.shape[1] // size or 1
+        tokens = tokens[:, : pieces * size].reshape(pieces * len(tokens), -1)
     calibration = None
     if args.calibration is not None:
         assert lm.tokenizer is not None
@@ -105,7 +107,7 @@ def _divided(args: Args, prepared: Prepared, taken: int) -> tuple[Prepared, np.n
     elif len(tokens) > 1 and args.prompt is None:
         wanted = args.num_seqs or WINDOWS
         count = min(wanted, len(tokens) - 1)
-        tokens, calibration = tokens[:count], tokens[count:]
+        tokens, calibration = tokens[:count], tokens[count : count + CALIBRATION]
     windows = Windows(tokens, windows.bos, windows.joined_by)
     return dataclasses.replace(prepared, windows=windows), calibration
 
