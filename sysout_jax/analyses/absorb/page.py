@@ -21,7 +21,6 @@ from sysout_jax.reports.report import counting, figure_sections, write_report
 from sysout_jax.reports.terminal import text_table
 
 NAME = "absorb"
-NO_HELP = "No prefix helps here: what is large belongs to the text's own tokens."
 COLUMNS = ("", "as it is", "absorbed")
 
 
@@ -62,8 +61,18 @@ def verdict(report: Absorption) -> str:
         f"{report.name} with the prefix {prefix_name(report)} absorbed as {plural(len(report.prefix), 'extra key')} of every key head, "
         f"without training: the largest |h| goes from {number(before.h_ratio.max())} to {number(after.h_ratio.max())} times the mean, "
         f"elements over τ = {report.tau:g} from {_over(before, report.tau)} to {_over(after, report.tau)}; {', '.join(parts)}."
-        + (f" {NO_HELP}" if after.h_ratio.max() > GAIN * before.h_ratio.max() else "")
+        + _no_help(report)
     )
+
+
+def _no_help(report: Absorption) -> str:
+    """A sentence where absorbing changes little."""
+    before, after = (reading.h_ratio.max() for reading in (report.before, report.after))
+    if before <= TAUS[0]:
+        return f" Nothing was over τ = {TAUS[0]:g}: there is no outlier to remove."
+    if after > GAIN * before:
+        return " This prefix does not help: what is large belongs to the text's own tokens."
+    return ""
 
 
 def summary(report: Absorption) -> str:
