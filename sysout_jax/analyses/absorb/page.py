@@ -142,9 +142,10 @@ def _note(report: Absorption) -> str:
 
 def _reading(report: Absorption) -> list[str]:
     count = len(report.prefix)
+    where = "at the position −1" if count == 1 else f"at the positions −{count} … −1"
     lines = [
         f"The original computes the keys and values of the prefix {prefix_name(report)} anew in front of every text. Here they are "
-        f"computed once and kept as {plural(count, 'constant')} of every layer and key head, at the positions −{count} … −1. Attention sees no "
+        f"computed once and kept as {plural(count, 'constant')} of every layer and key head, {where}. Attention sees no "
         "difference, and the prefix, the only token that carries what was parked on it, is no longer computed.",
         f"Read texts without the prefix: it is inside the model. Its context is shorter by {plural(count, 'token')}.",
         f"Protocol: {report.protocol.sentence()}.",
