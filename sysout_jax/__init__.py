@@ -7,12 +7,15 @@ logits, taps = so.capture(lm, tokens)
 stats = so.collect(lm, tokens)
 report = so.lifecycle(lm, tokens)
 edited = so.intervene(lm, tokens)
+clean = so.absorb(lm, tokens)
 compressed = so.compression(lm, tokens)
 """
 
 # First: our commands can be interrupted while the rest is imported.
 from sysout_jax.commands import interrupts as interrupts  # noqa: I001
 from sysout_jax.capture import TAPS
+from sysout_jax.analyses.absorb.measure import absorb
+from sysout_jax.analyses.absorb.results import Absorption
 from sysout_jax.analyses.compression.results import Compression
 from sysout_jax.analyses.compression.measure import compression
 from sysout_jax.engine import capture
@@ -35,6 +38,7 @@ from sysout_jax.version import __version__
 
 __all__ = [
     "TAPS",
+    "Absorption",
     "Compression",
     "InputError",
     "Interventions",
@@ -43,6 +47,7 @@ __all__ = [
     "Stats",
     "VariantProfile",
     "__version__",
+    "absorb",
     "by_length",
     "capture",
     "collect",

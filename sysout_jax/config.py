@@ -63,6 +63,7 @@ RULES: dict[str, Rule] = {
     "bias": Flag(),
     "local_rope_theta": OrNone(Real(1, 1e15)),
     "attention": Word(ATTENTION),
+    "extra_keys": Whole(0, 2**10),
     "sigmoid_bias": Word(("context", "length")),
     "activation": Word(ACTIVATIONS),
 }
@@ -90,10 +91,18 @@ class ModelConfig:
     """Variant of attention, see `sysout_jax.attention.variants`."""
     sigmoid_bias: Literal["context", "length"] = "context"
     """b of sigmoid attention: −log of the context length, or of the current length (the paper's published code)."""
+    extra_keys: int = 0
+    """Keys and values that attention_bias adds to every key head, at the positions before the text. 0: one to every query head, at none,
+    as in the paper."""
 
     def __post_init__(self) -> None:
         check("config field family", self.family, Word((type(self).family,)))
         _check(self, "config field ")
+        if self.extra_keys and self.attention != "attention_bias":
+            raise InputError(
+                f"extra_keys is {self.extra_keys}, which only attention_bias has, and attention is {self.attention}; "
+                "choose attention_bias, or no extra keys"
+            )
 
     def layer(self, l: int) -> LayerSpec:
         """What layer `l` is made of; every family says it."""

@@ -43,6 +43,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"scale_proj/kernel", P("fsdp", "tensor")),  # (D, H)
     (r"scale_proj/bias", P("tensor")),
     (r"(k|v)_extra", P("tensor", None)),  # (H, Dh)
+    (r"(k|v)_extra", P(None, "tensor", None)),  # (M, K, Dh)
     (r"attn/sink", P("tensor")),  # (H,)
 )
 #: What every device holds whole.

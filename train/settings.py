@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import tyro
 from sysout_jax.commands import arguments
 from sysout_jax.commands.cli import say
 from sysout_jax.errors import InputError
+from sysout_jax.loading import load
 from sysout_jax.training.config import TrainConfig, load_config
 
 #: All settings of a run as flags, switches as `--remat True`.
@@ -21,6 +23,7 @@ Settings = Annotated[TrainConfig, tyro.conf.arg(name=""), tyro.conf.FlagConversi
 @dataclass(frozen=True)
 class _Which:
     config: Path | None = None
+    init: Path | None = None
 
 
 def parse(command: type, prog: str, usage: str | None, given: list[str], **required: Any) -> Any:
@@ -35,7 +38,16 @@ def parse(command: type, prog: str, usage: str | None, given: list[str], **requi
             say(f"{usage}\n\nWith --config FILE, --help lists all settings and their values.")
             sys.exit(0)
         raise InputError("--config is missing; name a file of configs/")
-    default = command(config=which.config, settings=load_config(which.config), **required)
+    settings = load_config(which.config)
+    if which.init is not None:  # its model is the one that is trained
+        model = load(which.init).config
+        settings = dataclasses.replace(
+            settings,
+            init=which.init,
+            model=model,
+            seq_len=min(settings.seq_len, model.context_length),
+        )
+    default = command(config=which.config, settings=settings, **required)
     return arguments.parse(
         command, prog, given, default=default, config=(tyro.conf.AvoidSubcommands,)
     )

@@ -41,3 +41,22 @@ def logit_range(
 
     high, low = jax.lax.map(block, (jnp.arange(0, padded, rows), q))
     return high.max(0), low.min(0)
+
+
+def first_key_weights(
+    q_BxTxHxDh: jax.Array, k_BxSxKxDh: jax.Array, lse_BxHxT: jax.Array, spec: AttentionSpec = PLAIN
+) -> jax.Array:
+    """The attention of every query to the first key, (B, H, T): softmax weights that belong to `lse`, without the map."""
+    T, H, Dh = q_BxTxHxDh.shape[1:]
+    first_BxHxDh = jnp.repeat(k_BxSxKxDh[:, 0], H // k_BxSxKxDh.shape[2], axis=1)
+    logits_BxHxT = spec.scale_of(Dh) * jnp.einsum(
+        "bthd,bhd->bht", q_BxTxHxDh, first_BxHxDh, preferred_element_type=jnp.float32
+    )
+    logits_BxHxT = spec.capped(logits_BxHxT)
+    distance_T = jnp.arange(T)
+    slopes_H = spec.slopes()
+    if slopes_H is not None:
+        far_HxT = slopes_H[:, None] * distance_T.astype(jnp.float32)[None]
+        logits_BxHxT = logits_BxHxT - far_HxT[None]
+    weights_BxHxT = jnp.exp(logits_BxHxT - lse_BxHxT)
+    return jnp.where(spec.sees(distance_T)[None, None], weights_BxHxT, 0.0)

@@ -4,7 +4,7 @@
     context_bias    out + g v'                attention_bias  (1 − g) out + g v'        g = σ(q·k'/√d − lse)
     context_scale   S(x) out, S = 2σ(xW + b)  sigmoid         Σ σ(q·k/√d + b) v
 
-k' and v' are one vector per head. (c) and (d) are the paper's formulas with the extra key appended, once the softmax is expanded, so all
+k' and v' are one vector per head; (d) may have M of them per key head instead, at positions −M … −1. (c) and (d) are the paper's formulas with the extra key appended, once the softmax is expanded, so all
 but `sigmoid` run at the speed of any softmax kernel.
 """
 
@@ -29,11 +29,13 @@ from sysout_jax.linear import INIT, dense
 class Mixed(NamedTuple):
     """What a variant returns: what its kernel gave, with `out` (B, T, H, Dh) as the variant makes it, and the scale c(x) on it.
 
-    `scale` (B, H, T) is None where the variant has none; it may be a function, called only when the scale is recorded.
+    `scale` gives (B, H, T) and is called only when it is recorded; None where the variant has none. `lse` (B, H, T) is that of all keys where
+    the variant adds some; None: the kernel's.
     """
 
     attended: Attended
-    scale: jax.Array | Callable[[], jax.Array] | None = None
+    scale: Callable[[], jax.Array] | None = None
+    lse: jax.Array | None = None
 
 
 #: `variant(module, x, q, k, v, kernel, spec)`: `module` is the attention module whose parameters it may declare, `x` (B, T, D) its input.
@@ -42,8 +44,16 @@ Variant = Callable[..., Mixed]
 
 def _vectors(module: nn.Module, name: str) -> jax.Array:
     """(H, Dh) parameter: one vector per head."""
-    shape = (module.cfg.num_heads, module.cfg.head_dim)
-    return module.param(name, INIT, shape, module.param_dtype)
+    heads = module.spec.heads
+    return module.param(name, INIT, (heads.heads, heads.head_dim), module.param_dtype)
+
+
+def _of_key_heads(module: nn.Module, name: str) -> jax.Array:
+    """(M, H, Dh) from an (M, K, Dh) parameter: M vectors per key head, each for all of its query heads."""
+    heads, count = module.spec.heads, module.cfg.extra_keys
+    shape = (count, heads.kv_heads, heads.head_dim)
+    vectors_MxKxDh = module.param(name, INIT, shape, module.param_dtype)
+    return jnp.repeat(vectors_MxKxDh, heads.heads // heads.kv_heads, axis=1)
 
 
 def default(module, x_BxTxD, q, k, v, kernel, spec) -> Mixed:
@@ -67,9 +77,13 @@ def context_bias(module, x_BxTxD, q, k, v, kernel, spec) -> Mixed:
 
 
 def attention_bias(module, x_BxTxD, q, k, v, kernel, spec) -> Mixed:
-    """(d): an extra key and value take part in the softmax."""
-    key, value = _vectors(module, "k_extra"), _vectors(module, "v_extra")
-    return Mixed(*among(q, k, v, key, value, kernel, spec))
+    """(d): an extra key and value take part in the softmax; with `extra_keys` so many of every key head, at the positions before the text."""
+    placed = module.cfg.extra_keys > 0
+    if placed:
+        keys, values = _of_key_heads(module, "k_extra"), _of_key_heads(module, "v_extra")
+    else:
+        keys, values = _vectors(module, "k_extra")[None], _vectors(module, "v_extra")[None]
+    return Mixed(*among(q, k, v, keys, values, kernel, spec, placed))
 
 
 def context_scale(module, x_BxTxD, q, k, v, kernel, spec) -> Mixed:
@@ -79,7 +93,7 @@ def context_scale(module, x_BxTxD, q, k, v, kernel, spec) -> Mixed:
     logit_BxTxH = project(x_BxTxD).astype(jnp.promote_types(module.dtype, jnp.float32))
     scale_BxHxT = 2.0 * jax.nn.sigmoid(logit_BxTxH).transpose(0, 2, 1)
     scaled = attended._replace(out=per_head(scale_BxHxT, attended.out))
-    return Mixed(scaled, scale_BxHxT)
+    return Mixed(scaled, lambda: scale_BxHxT)
 
 
 def sigmoid(module, x_BxTxD, q, k, v, kernel, spec) -> Mixed:
@@ -93,7 +107,7 @@ def attention_spec(cfg, plain: AttentionSpec, length: int) -> AttentionSpec:
     b of sigmoid attention is −log of the context length, so that a prefix keeps its meaning, or of the current length as in the paper's
     published code.
     """
-    if plain.window is not None and plain.window >= length:
+    if plain.window is not None and plain.window >= length + cfg.extra_keys:
         plain = dataclasses.replace(plain, window=None)
     if cfg.attention != "sigmoid":
         return plain

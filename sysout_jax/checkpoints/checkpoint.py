@@ -45,10 +45,12 @@ def save(
     bos_id: int | None = None,
     on_group: Callable[[], object] | None = None,
     accepted: tuple[str, ...] = (),
+    beside: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write a checkpoint directory; it appears whole or not at all, and in memory there is one group at a time.
 
-    `source` gives the weights, written in `dtype`; the tokenizer goes along. `on_group` is called after each group. All of it is read
+    `source` gives the weights, written in `dtype`; the tokenizer goes along, and so do the files of
+    `beside`, which nothing here reads. `on_group` is called after each group. All of it is read
     again before this returns. Raises InputError when `directory` exists and is not an empty directory, or `dtype` has no numbers as
     large as some weights; RunError when it cannot be written.
     """
@@ -62,6 +64,8 @@ def save(
                 on_group()
         if tokenizer:
             tokenizer.save(staging / tokenizers.FILE)
+        for name, content in (beside or {}).items():
+            (staging / name).write_bytes(content)
         sizes = file_sizes(staging / PARAMS)
         write_config(staging, config, bos_id, written, sizes, accepted)
         _read_back(staging, config)

@@ -15,6 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sysout_jax.checks import Flag, Real, Rule, Whole, check_fields
+from sysout_jax.compress.block_formats import BlockFormat, block_weights
 from sysout_jax.compress.inputs import Calibration, QuantisedInputs
 from sysout_jax.compress.prune import count_ties, find_threshold, prune, prune_matrix, pruned_count
 from sysout_jax.compress.quantise import Granularity, absmax_scale, absmax_weights
@@ -29,13 +30,14 @@ class Method:
     """How weights and inputs of linear layers are compressed; the parts that are None or 0 are left out."""
 
     label: str
-    bits: int = 0  # of weights
+    bits: int = 0  # of weights, on a grid of integers; 0: left as they are, unless they have a `block_format`
     granularity: Granularity = "tensor"
     inputs: str = ""  # "static": one calibrated scale per tensor; "token": one per token
     smooth: str = (
         ""  # SmoothQuant into the "norms", or into the norms and "up" before the down projection
     )
     prune: str = ""  # smallest weights of each "matrix" or of the whole "model"
+    block_format: BlockFormat | None = None  # four-bit floats, in place of a grid
 
 
 INPUT_BITS = 8
@@ -47,6 +49,8 @@ METHODS: dict[str, Method] = {
     "w4_tensor": Method("W4 per tensor", 4),
     "w4_channel": Method("W4 per channel", 4, "channel"),
     "w4_group": Method("W4 per group", 4, "group"),
+    "mxfp4": Method("MXFP4", block_format="mxfp4"),
+    "nvfp4": Method("NVFP4", block_format="nvfp4"),
     "w8a8_static": Method("W8A8 static", 8, "channel", "static"),
     "w8a8_token": Method("W8A8 per token", 8, "channel", "token"),
     "smooth_static": Method("SmoothQuant static", 8, "channel", "static", "norms"),
@@ -159,7 +163,7 @@ class Compressor:
         for name in linear_layers(params):
             kept = keep.get((layer, name), Kept())
             kernel = flat[f"{name}/kernel"]
-            flat[f"{name}/kernel"] = self._absmax(method, kernel, kept, matrices.get(name))
+            flat[f"{name}/kernel"] = self._rounded(method, kernel, kept, matrices.get(name))
             if method.inputs:
                 free = ~np.isin(np.arange(len(kernel)), kept.inputs)
                 flat[f"{name}/input_kept"] = ~free
@@ -168,28 +172,35 @@ class Compressor:
                     flat[f"{name}/input_scale"] = absmax_scale(jnp.float32(largest), INPUT_BITS)
         return unflatten_dict(flat, sep="/")
 
-    def _absmax(self, method: Method, kernel, kept: Kept, matrix: Matrix | None = None):
-        """Every expert's matrix by itself."""
+    def _rounded(self, method: Method, kernel, kept: Kept, matrix: Matrix | None = None):
+        """Every expert's matrix by itself; as it is where a method leaves weights alone."""
+        if not method.bits and method.block_format is None:
+            return kernel
         count, axis = (1, 0) if matrix is None else (matrix.experts, matrix.expert_axis)
         mask = kept.mask(kernel.shape) if kept != Kept() else None
         masks = [None] * count if mask is None else np.split(mask, count, axis)
-        rounded = [
-            absmax_weights(
+
+        def rounded_part(part, mask):
+            mask = None if mask is None else jnp.asarray(mask)
+            if method.block_format is not None:
+                return block_weights(part, mask, kind=method.block_format)
+            return absmax_weights(
                 part,
-                None if mask is None else jnp.asarray(mask),
+                mask,
                 bits=method.bits,
                 granularity=method.granularity,
                 group_size=self.settings.group_size,
             )
-            for part, mask in zip(jnp.split(jnp.asarray(kernel), count, axis), masks, strict=True)
-        ]
+
+        parts = jnp.split(jnp.asarray(kernel), count, axis)
+        rounded = [rounded_part(part, mask) for part, mask in zip(parts, masks, strict=True)]
         return rounded[0] if count == 1 else jnp.concatenate(rounded, axis)
 
     def _quantise_end(self, method: Method, params: dict) -> dict:
         return {
-            key: self._absmax(method, value, Kept())
+            key: self._rounded(method, value, Kept())
             if key == "kernel"
-            else self._absmax(method, value.T, Kept()).T  # a table of rows: each is a channel
+            else self._rounded(method, value.T, Kept()).T  # a table of rows: each is a channel
             for key, value in params.items()
         }
 

@@ -31,7 +31,7 @@ class GptOssConfig(ExpertsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.attention != "default":
+        if self.attention != "default" and not self.extra_keys:
             raise InputError(
                 f"attention is {shown(self.attention)}; expected default, gpt-oss has learned sinks of its own"
             )

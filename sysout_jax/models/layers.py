@@ -175,15 +175,18 @@ def attend_and_tap(
     spec = attention_spec(cfg, module.spec.attention, q_BxTxHxDh.shape[1])
     if module.spec.heads.sink:
         kernel = with_rows(kernel, q_BxTxHxDh.dtype, spec)
-    attended, scale_BxHxT = variant(
+    attended, scale, lse_of_all_BxHxT = variant(
         module, x_BxTxD, q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh, kernel, spec
     )
     out_BxTxHxDh, lse_BxHxT, sums_BxHxS = attended
     if module.spec.heads.sink:
-        assert lse_BxHxT is not None
+        whole = lse_BxHxT if lse_of_all_BxHxT is None else lse_of_all_BxHxT
+        assert whole is not None
         sink_H = module.param("sink", INIT, (q_BxTxHxDh.shape[2],), module.param_dtype)
-        scale_BxHxT = jax.nn.sigmoid(lse_BxHxT - sink_H.astype(lse_BxHxT.dtype)[None, :, None])
-        out_BxTxHxDh = per_head(scale_BxHxT, out_BxTxHxDh)
+        left_BxHxT = jax.nn.sigmoid(whole - sink_H.astype(whole.dtype)[None, :, None])
+        out_BxTxHxDh = per_head(left_BxHxT, out_BxTxHxDh)
+        of_variant = scale
+        scale = (lambda: left_BxHxT) if of_variant is None else (lambda: left_BxHxT * of_variant())
     if lse_BxHxT is not None:
         record(module, "lse", lambda: lse_BxHxT)
     if sums_BxHxS is not None:
@@ -193,8 +196,7 @@ def attend_and_tap(
             "attn_map",
             lambda: attention_map(q_BxTxHxDh, k_BxTxKxDh, lse_BxHxT, spec),
         )
-    if scale_BxHxT is not None:
-        lazy = scale_BxHxT if callable(scale_BxHxT) else lambda: scale_BxHxT
-        record(module, "attn_scale", lazy)
+    if scale is not None:
+        record(module, "attn_scale", scale)
     out_BxTxHxDh = tap(module, "attn_heads", out_BxTxHxDh)
     return out_BxTxHxDh.reshape(*out_BxTxHxDh.shape[:2], -1)

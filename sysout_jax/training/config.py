@@ -62,6 +62,7 @@ _COUNTS = """steps batch_size seq_len accumulate loss_chunk eval_every eval_sequ
 _RULES: dict[str, Rule] = {name: Whole(1) for name in _COUNTS.split()} | {
     "model": Is(ModelConfig),
     "data": Is(Path),
+    "init": OrNone(Is(Path)),
     "tokens": OrNone(Whole(1, 2**63 - 1)),
     "optimizer": Is(OptimizerConfig),
     "dtype": Word(("float32", "bfloat16")),
@@ -83,6 +84,8 @@ class TrainConfig:
     model: ModelConfig
     data: Path
     """Directory with train.bin and val.bin, from python -m train.prepare or nanoGPT."""
+    init: Path | None = None
+    """Checkpoint of `model` whose weights the run starts from; default: random ones. Its optimiser is not taken over."""
     steps: int
     tokens: int | None = None
     """Stop earlier, once so many tokens were seen."""
@@ -159,7 +162,8 @@ FREE_ON_RESUME = (
 def to_dict(config: TrainConfig) -> dict[str, Any]:
     """JSON-ready; `from_dict` inverts it."""
     fields = dataclasses.asdict(config)
-    return fields | {"model": config_to_dict(config.model), "data": str(config.data)}
+    init = None if config.init is None else str(config.init)
+    return fields | {"model": config_to_dict(config.model), "data": str(config.data), "init": init}
 
 
 def from_dict(fields: dict[str, Any]) -> TrainConfig:
@@ -171,6 +175,7 @@ def from_dict(fields: dict[str, Any]) -> TrainConfig:
             | {
                 "model": config_from_dict(fields["model"]),
                 "data": Path(fields["data"]),
+                "init": Path(fields["init"]) if fields.get("init") else None,
                 "optimizer": OptimizerConfig(**fields["optimizer"]),
                 "mesh": MeshConfig(**fields["mesh"]),
             }

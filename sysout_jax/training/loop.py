@@ -13,11 +13,15 @@ import jax
 import numpy as np
 
 from sysout_jax.attention import attention_spec, resolve_kernel
+from sysout_jax.checks import shown
+from sysout_jax.config import config_to_dict
 from sysout_jax.data.identity import check_identity, identity
 from sysout_jax.data.token_files import check_vocab
 from sysout_jax.errors import InputError, RunError
+from sysout_jax.language_model import LanguageModel
+from sysout_jax.loading import load
 from sysout_jax.provenance import run_settings
-from sysout_jax.sharding import make_mesh, relaid
+from sysout_jax.sharding import lay, make_mesh, put, relaid
 from sysout_jax.training import metrics as sinks
 from sysout_jax.training.checkpoints import Checkpoints
 from sysout_jax.training.clock import Clock
@@ -80,6 +84,7 @@ def fit(
         program = make_program(config, mesh)
         feed = Feed(config, program)
         check(config, workdir)
+        start = _start(config)
         with alone_in(workdir), closing(Checkpoints(workdir, config.keep)) as checkpoints:
             check(config, workdir)  # again: another training may have begun it meanwhile
             data = identity(config.data)
@@ -87,16 +92,54 @@ def fit(
             if restored:
                 check_identity(config.data, data, restored.data)
             claim(config, workdir)
+            first = None if start is None or restored else put(lay(start.params, mesh), mesh)
             run = _Run(
-                config, workdir, program, feed, checkpoints, restored, data, report, should_stop
+                config,
+                workdir,
+                program,
+                feed,
+                checkpoints,
+                restored,
+                first,
+                data,
+                report,
+                should_stop,
             )
             run.write({"run": run_settings(kernel, mesh=dict(mesh.shape))})
             return run.run()
 
 
+def _start(config: TrainConfig) -> LanguageModel | None:
+    """The model whose weights the run starts from. InputError when it is another one than the config's."""
+    if config.init is None:
+        return None
+    lm = load(config.init)
+    if lm.config != config.model:
+        theirs, ours = config_to_dict(lm.config), config_to_dict(config.model)
+        wrong = [
+            f"{name}: {shown(theirs.get(name))} there, {shown(ours.get(name))} here"
+            for name in sorted(theirs | ours)
+            if theirs.get(name) != ours.get(name)
+        ]
+        raise InputError(
+            f"init {config.init}: holds another model ({'; '.join(wrong[:4])}); take its config as it is"
+        )
+    return lm
+
+
 class _Run:
     def __init__(
-        self, config, workdir, program, feed, checkpoints, restored, data, report, should_stop
+        self,
+        config,
+        workdir,
+        program,
+        feed,
+        checkpoints,
+        restored,
+        first,
+        data,
+        report,
+        should_stop,
     ):
         self.config: TrainConfig = config
         self.program: Program = program
@@ -106,6 +149,8 @@ class _Run:
         self.report, self.should_stop = report, should_stop
         if restored is None:
             self.state: State = program.init(jax.random.key(config.seed))
+            if first is not None:
+                self.state = self.state | {"params": first}
             self.step = 0
         else:
             self.state = relaid(restored.state, program.shapes)

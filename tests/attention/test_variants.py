@@ -14,6 +14,7 @@ from sysout_jax.attention import VARIANTS, Attended, blocks, kernels, splash
 from sysout_jax.attention.variants import Mixed
 from sysout_jax.capture import COLLECTION, flatten_taps
 from sysout_jax.config import ATTENTION
+from sysout_jax.errors import InputError
 from sysout_jax.families import config_from_dict
 from sysout_jax.families.gpt2 import Gpt2Config
 from sysout_jax.families.llama import LlamaConfig
@@ -46,6 +47,7 @@ OTHER_CASES = [
     )
     for v in ATTENTION
 ]
+EXTRA_KEYS = 3
 # the others call the kernel as `default` does
 SPLASH_CASES = ["default", "context_bias", "attention_bias"] + [
     pytest.param(v, marks=pytest.mark.slow) for v in ("fixed_bias", "context_scale")
@@ -86,6 +88,18 @@ def formula(module, x, q, k, v, kernel, spec) -> Mixed:
         out = out + vector("v_extra")[None, None]
     elif cfg.attention == "context_bias":
         out = out + with_extra_key(vector("k_extra"), vector("v_extra"))[1]
+    elif cfg.extra_keys:  # more keys at the front
+        own = {
+            name: module.param(
+                name, jax.nn.initializers.zeros, (EXTRA_KEYS, H // group, Dh), q.dtype
+            )
+            for name in ("k_extra", "v_extra")
+        }
+        keys, values = (jnp.repeat(own[name], group, 1) for name in own)
+        extra = jnp.einsum("bthd,mhd->bhtm", q, keys) / Dh**0.5
+        maps = jax.nn.softmax(jnp.concatenate([extra, logits], -1), -1)
+        out = jnp.einsum("bhtm,mhd->bthd", maps[..., :EXTRA_KEYS], values)
+        out = out + jnp.einsum("bhts,bshd->bthd", maps[..., EXTRA_KEYS:], v)
     elif cfg.attention == "attention_bias":
         out = sum(with_extra_key(vector("k_extra"), vector("v_extra")))
     elif cfg.attention == "context_scale":
@@ -139,9 +153,34 @@ def test_equals_the_formula(family, variant, names, monkeypatch):
         found = {name: loss_and_gradients(config, params, tokens, name) for name in names}
         monkeypatch.setattr(layers, "VARIANTS", dict.fromkeys(VARIANTS, formula))
         wanted = loss_and_gradients(config, params, tokens, "reference")
+    assert_equal_to(wanted, found)
+
+
+def assert_equal_to(wanted, found):
     for name, result in found.items():
         # jax's own attention works in float32 whatever it is given
         assert_equal_gradients(result, wanted, 2e-4 if name == "fused" else 1e-10, name)
+
+
+def test_more_extra_keys_equal_the_formula(monkeypatch):
+    """M keys per key head, on every kernel; with windows and distances see tests/compress/test_absorb.py."""
+    rng = np.random.default_rng()
+    with jax.enable_x64(True):
+        config = dataclasses.replace(
+            CONFIGS["llama"], attention="attention_bias", extra_keys=EXTRA_KEYS
+        )
+        params = random_params(config, rng, jnp.float64)
+        assert params["layer_0"]["attn"]["k_extra"].shape == (EXTRA_KEYS, 2, 6)
+        tokens = rng.integers(0, config.vocab_size, (2, T))
+        names = kernels_for("attention_bias")
+        found = {name: loss_and_gradients(config, params, tokens, name) for name in names}
+        monkeypatch.setattr(layers, "VARIANTS", dict.fromkeys(VARIANTS, formula))
+        assert_equal_to(loss_and_gradients(config, params, tokens, "reference"), found)
+
+
+def test_extra_keys_belong_to_attention_bias():
+    with pytest.raises(InputError, match="extra_keys is 2, which only attention_bias has"):
+        dataclasses.replace(CONFIGS["llama"], attention="sigmoid", extra_keys=2)
 
 
 @pytest.mark.parametrize("variant", SPLASH_CASES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -9,6 +10,7 @@ from flax.traverse_util import flatten_dict
 
 import sysout_jax as so
 from sysout_jax.analyses.compression.keeps import find_keeps, kept_weights, random_others
+from sysout_jax.compress.block_formats import block_weights
 from sysout_jax.compress.inputs import QuantisedInputs, calibrate
 from sysout_jax.compress.methods import METHODS, Compressor, Kept, Method, Settings
 from sysout_jax.compress.smooth import folds, smooth
@@ -217,3 +219,16 @@ def test_what_cannot_be():
         Compressor(lm).model(METHODS["w8a8_static"])
     with pytest.raises(ValueError, match="not when pruning"):
         Compressor(lm).model(METHODS["prune_model"], keep={(0, "mlp/up_proj"): Kept((1,))})
+
+
+@pytest.mark.parametrize("kind", ["mxfp4", "nvfp4"])
+def test_block_formats_round_every_kernel(kind):
+    lm = random_model("llama-gqa", 0)
+    found, before = weights(Compressor(lm).model(METHODS[kind])), weights(lm)
+    for name, value in before.items():
+        if name.startswith("layer_") and name.endswith("/kernel"):
+            want = block_weights(jnp.asarray(value), kind=kind)
+            np.testing.assert_array_equal(found[name], want, err_msg=name)
+            assert (found[name] != value).any(), name
+        else:
+            np.testing.assert_array_equal(found[name], value, err_msg=name)

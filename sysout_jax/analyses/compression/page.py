@@ -266,6 +266,8 @@ def _definitions(result: Compression) -> Table:
         ("perplexity", "exp of the mean negative log-likelihood of the counted tokens, summed in float64"),
         ("W8, W4", "AbsMax: weights rounded to a symmetric grid of 8 or 4 bits, scale = max|w| / 127 or 7, of a matrix (per tensor), of the "
          f"weights of an output channel, or of {settings.group_size} consecutive inputs of one (per group)"),
+        ("MXFP4, NVFP4", "weights as four-bit floats (0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives) with a scale for each 32 consecutive inputs of an output "
+         "channel, a power of two, or for each 16, an eight-bit float (E4M3) times one float32 of the matrix"),
         ("W8A8", f"W8 per channel, and the inputs of the linear layers rounded to {INPUT_BITS} bits; static: one scale from the largest calibrated |x| "
          "of the tensor; per token: a scale from each token's largest |x|"),
         ("SmoothQuant", f"Xiao et al. 2023, α = {settings.alpha:g}: input channels divided by max|X|^α / max|W|^(1−α), folded into the norms before "

@@ -1,0 +1,151 @@
+"""python -m analyze.absorb: a prefix made part of a pretrained model, which removes its outliers without training, as a report."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import sysout_jax as so
+from analyze.analysis import Found, finish, say_notes
+from analyze.limits import check_count, prompt_text
+from analyze.source import Prepared, Source, check_out, prepare, progress
+from sysout_jax.analyses.absorb.page import prefix_name, summary, verdict, write_absorb_report
+from sysout_jax.analyses.absorb.search import LONGEST
+from sysout_jax.checkpoints import checkpoint
+from sysout_jax.commands.arguments import parse
+from sysout_jax.commands.cli import run, say
+from sysout_jax.compress.prefix_cache import cache_files
+from sysout_jax.data.text import Windows, read_text, text_windows
+from sysout_jax.storage import staging
+
+WINDOWS, LENGTH, CALIBRATION = 4, 512, 2
+_IDS = re.compile(r"\d+([ ,]+\d+)*")
+
+
+@dataclass(frozen=True)
+class Args(Source):
+    """Find a prefix that takes over the outliers, make its keys and values part of the model, and show what that changes.
+
+    Without --num-seqs and --seq-len it reads 4 windows of 512 tokens.
+    """
+
+    prefix: str | None = None
+    """The prefix, as text (\\n is a line end) or as token ids (198 or 0,198). Default: it is searched for."""
+    longest: int = LONGEST
+    """Tokens of a prefix that is searched for, at most."""
+    calibration: Path | None = None
+    """Text for the search and for the scales of quantised inputs. Default: the windows that follow the analysed ones."""
+    save: Path | None = None
+    """New directory for the absorbed model, which opens with --ckpt; beside its weights lies the prefix as a key-value cache for transformers."""
+    out: Path = Path("out/absorb")
+    """Directory for absorb.json, figures and report.html."""
+
+
+def main() -> None:
+    args = parse(Args, "python -m analyze.absorb")
+    out = check_out(args.out)
+    check_count("--longest", args.longest, 64)
+    if args.save is not None:
+        try:
+            staging.check_out(args.save, new=True)
+        except so.InputError as error:
+            raise so.InputError(f"--save {error}") from None
+    if args.calibration is not None:
+        read_text(args.calibration)  # a missing file should not show after minutes
+    prepared = prepare(args if args.prompt is not None else _with_more(args))
+    say_notes(prepared)
+    prefix = _prefix(args.prefix, prepared.lm)
+    prepared, calibration = _divided(
+        args, prepared, args.longest if prefix is None else len(prefix)
+    )
+    with progress(prepared.lm) as lm:
+        report = so.absorb(
+            lm,
+            prepared.windows,
+            args.tau,
+            prefix=prefix,
+            calibration_tokens=calibration,
+            longest=args.longest,
+        )
+    if args.save is not None:
+        _save(args.save, report)
+    found = Found(
+        headline=verdict(report),
+        summary=summary(report),
+        write=lambda out, recorded, _: write_absorb_report(
+            out, report, prepared.token_text, recorded
+        ),
+    )
+    finish(found, args, prepared, out)
+    if args.save is not None:
+        say(
+            f"Model   {args.save}: {report.family} with {prefix_name(report)} absorbed, in {report.proof.dtype}"
+        )
+
+
+def _with_more(args: Args) -> Args:
+    """Where no other text is given, the windows to calibrate on come behind those to analyse."""
+    more = 0 if args.calibration is not None else CALIBRATION
+    return dataclasses.replace(args, num_seqs=(args.num_seqs or WINDOWS) + more)
+
+
+def _divided(args: Args, prepared: Prepared, taken: int) -> tuple[Prepared, np.ndarray | None]:
+    """The windows to analyse, and those to calibrate on; None where the text has no others. Room is left for a prefix of `taken` tokens."""
+    windows, lm = prepared.windows, prepared.lm
+    tokens = windows.tokens
+    if args.seq_len is None and args.prompt is None:
+        size = max(1, min(LENGTH, lm.config.context_length - taken))
+        pieces = 1 if args.bos else tokens.shape[1] // size or 1
+        tokens = tokens[:, : pieces * size].reshape(pieces * len(tokens), -1)
+    calibration = None
+    if args.calibration is not None:
+        assert lm.tokenizer is not None
+        text = read_text(args.calibration)
+        calibration = text_windows(lm.tokenizer, text, CALIBRATION, tokens.shape[1], args.bos)
+    elif len(tokens) > 1 and args.prompt is None:
+        wanted = args.num_seqs or WINDOWS
+        count = min(wanted, len(tokens) - 1)
+        tokens, calibration = tokens[:count], tokens[count : count + CALIBRATION]
+    windows = Windows(tokens, windows.bos, windows.joined_by)
+    return dataclasses.replace(prepared, windows=windows), calibration
+
+
+def _prefix(given: str | None, lm: so.LanguageModel) -> list[int] | None:
+    """Token ids of the flag."""
+    if given is None:
+        return None
+    if _IDS.fullmatch(given):
+        found = [int(token) for token in re.findall(r"\d+", given)]
+        if max(found) >= lm.config.vocab_size:
+            raise so.InputError(
+                f"--prefix {given}: the model's vocabulary has {lm.config.vocab_size:,} entries, from 0 on"
+            )
+        return found
+    assert lm.tokenizer is not None
+    text = prompt_text(given).replace("\\n", "\n").replace("\\t", "\t")
+    found = lm.tokenizer.encode(text)
+    if not found:
+        raise so.InputError("--prefix: gives no token; expected some text or token ids")
+    return found
+
+
+def _save(out: Path, report: so.Absorption) -> None:
+    clean = report.model
+    checkpoint.save(
+        out,
+        clean.config,
+        clean.source,
+        report.proof.dtype,
+        clean.tokenizer,
+        None if clean.tokenizer is None else clean.tokenizer.bos_id,
+        accepted=clean.accepted,
+        beside=cache_files(clean.config, report.keys, report.name, prefix_name(report)),
+    )
+
+
+if __name__ == "__main__":
+    run(main)

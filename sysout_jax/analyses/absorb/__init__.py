@@ -1,0 +1,1 @@
+"""A prefix absorbed into a model, and what that removes: `so.absorb`."""
