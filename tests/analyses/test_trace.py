@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
+from sysout_jax.analyses.lifecycle.measure import _entering
 from sysout_jax.analyses.lifecycle.trace import WINDOW
 from sysout_jax.config import ATTENTION
 from sysout_jax.testing import Birth, planted_llama
@@ -74,21 +75,31 @@ def test_attention_on_outliers_is_that_of_the_variant(name, attention):
     group = lm.config.num_heads // taps["v"].shape[3]
     values = np.repeat(taps["v"][:, chosen], group, axis=3)
     mask = path.targets.mask
-    sees = np.cumsum(mask, axis=1) > 0
-    mass = np.einsum("lehts,es,et->lh", maps, mask, sees) / sees.sum()
+    sees = np.cumsum(mask, axis=2) > 0
+    mass = np.einsum("lehts,les,let->lh", maps, mask, sees) / sees.sum((1, 2))[:, None]
     np.testing.assert_allclose(path.mass, mass, rtol=1e-4)
-    added = np.einsum("lehts,es,leshd->lethd", maps, mask, values)
+    added = np.einsum("lehts,les,leshd->lethd", maps, mask, values)
     if scaled:
         added *= taps["attn_scale"][:, chosen].transpose(0, 1, 3, 2)[..., None]
     share = np.linalg.norm(added, axis=-1) / np.linalg.norm(taps["attn_heads"][:, chosen], axis=-1)
     others = sees & ~mask
+    count = np.maximum(others.sum((1, 2)), 1)[:, None]
     np.testing.assert_allclose(
-        path.update, np.einsum("leth,et->lh", share, others) / max(others.sum(), 1), rtol=1e-4
+        path.update, np.einsum("leth,let->lh", share, others) / count, rtol=1e-4
     )
     head = path.close_up
     place = slice(head.start, head.start + WINDOW)
     want = maps[head.layer, 0, head.head][place, place]
     np.testing.assert_allclose(head.probabilities, want, rtol=1e-4, atol=1e-6)
+
+
+def test_the_tokens_looked_at_are_those_that_enter_the_layer():
+    living = np.zeros((4, 2, 3), bool)
+    living[0, 0, 1] = living[1, 0, 1] = living[1, 1, 2] = living[2, 1, 2] = True
+    want = np.zeros_like(living)
+    want[[0, 2], 0, 1] = want[[0, 2], 1, 2] = True  # layer 0: none enters, all that there ever are
+    want[1, 0, 1] = want[3, 1, 2] = True
+    np.testing.assert_array_equal(_entering(living), want)
 
 
 @pytest.mark.parametrize("layer", [0, 3, 5])

@@ -112,9 +112,17 @@ def follow(lm: LanguageModel, stats: Stats, tau: float) -> Trace:
     dims = np.sort(flagged[np.argsort(-channel_ratio[flagged], kind="stable")[:MAX_DIMS]])
     first = alive[sequences].argmax(axis=1)
     window = np.clip(first - 4, 0, max(stats.tokens.shape[1] - WINDOW, 0))
-    targets = Targets(sequences, tokens, valid, alive[sequences], dims, window)
-    holding = stats.h.outlier_tokens(tau)[:, sequences].any(axis=(1, 2))
+    living = np.asarray(stats.h.outlier_tokens(tau))[:, sequences]
+    targets = Targets(sequences, tokens, valid, _entering(living), dims, window)
+    holding = living.any(axis=(1, 2))
     return trace(lm, stats.tokens, targets, int(holding.argmax()))
+
+
+def _entering(living_LxExT: np.ndarray) -> np.ndarray:
+    """(L, E, T) outlier tokens that enter each layer; where none does, all that there ever are."""
+    entering = np.concatenate([np.zeros_like(living_LxExT[:1]), living_LxExT[:-1]])
+    some_Lx1x1 = np.asarray(entering.any(axis=(1, 2), keepdims=True))
+    return np.where(some_Lx1x1, entering, living_LxExT.any(axis=0))
 
 
 def _outlier_elements(stats: Stats, path: Trace, tau: float) -> tuple[np.ndarray, np.ndarray]:

@@ -33,7 +33,7 @@ class Targets:
     sequences: np.ndarray  # (E,) int, rows of the analysed tokens
     tokens: np.ndarray  # (E, M) int positions, padded with the first one
     valid: np.ndarray  # (E, M) bool: not padding
-    mask: np.ndarray  # (E, T) bool: every outlier token of the sequence, also beyond M
+    mask: np.ndarray  # (L, E, T) bool: every outlier token that enters the layer, also beyond M; where none enters, all there ever are
     dims: np.ndarray  # (P,) int feature dims of h
     window: np.ndarray  # (E,) int first position of the close-up
 
@@ -116,26 +116,27 @@ def trace(
     extra = {
         "tokens": targets.tokens.astype(np.int32),
         "dims": np.broadcast_to(dims, (E, len(dims))),
-        "mask": targets.mask,
         "window": targets.window.astype(np.int32),
     }
     stream = Stream(lm, tokens[targets.sequences])
     specs = [lm.attention(l, stream.tokens.shape[1]) for l in range(lm.num_layers)]
     observes = [_Follow(spec) for spec in specs]
     layers, channels, rows, close_up = [], [], None, None
-    for layer, params, seen in stream.layers(observes, [extra] * lm.num_layers):
+    extras = [extra | {"mask": mask} for mask in targets.mask]
+    for layer, params, seen in stream.layers(observes, extras):
         seen = {
             name: value if name == "expert" else finite_or(value, np.nan)
             for name, value in seen.items()
         }
         mass = seen["mass"].sum(0) / np.maximum(seen["queries"].sum(0), 1)
-        drain = seen["v_outlier"].mean(0) / np.maximum(seen["v_other"].mean(0), 1e-30)
+        holds = targets.mask[layer].any(axis=1)  # sequences with an outlier token there
+        drain = seen["v_outlier"][holds].mean(0) / np.maximum(seen["v_other"][holds].mean(0), 1e-30)
         update = seen["update"].sum(0) / np.maximum(seen["others"].sum(0), 1)
         if "down_gain" in seen:
             seen["down_gain"] = seen["down_gain"][..., :P]
         layers.append(
             {name: seen[name][..., :P] for name in ("x_in", "attn_out", "down", "h")}
-            | {"mass": mass, "drain": drain, "update": update, "qk": seen["qk"].mean(0)}
+            | {"mass": mass, "drain": drain, "update": update, "qk": seen["qk"][holds].mean(0)}
         )
         most = float(finite_or(mass, -1.0).max())
         layer_spec = lm.config.layer(layer)

@@ -75,8 +75,8 @@ def spread(report: Lifecycle, token_text: TokenText) -> Figure:
 
 def _outliers(path: Trace) -> np.ndarray:
     """(W,) bool: outlier tokens of the close-up's positions; it shows the first followed sequence."""
-    start = path.close_up.start
-    return path.targets.mask[0, start : start + len(path.close_up.q)]
+    layer, start = path.close_up.layer, path.close_up.start
+    return path.targets.mask[layer, 0, start : start + len(path.close_up.q)]
 
 
 def _view(path: Trace) -> slice:
