@@ -41,7 +41,7 @@ def analyse(args: Args, prepared: Prepared, shared: Shared) -> Found:
 
 
 def main() -> None:
-    run_alone(parse(Args, "python -m analyze.consistency"), analyse, passes=2)
+    run_alone(parse(Args, "python -m analyze.consistency"), analyse, passes=1)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def analyse(args: Args, prepared: Prepared, shared: Shared) -> Found:
 def main() -> None:
     args = parse(Args, "python -m analyze.positions")
     args.load_classes()  # what is wrong with them should not show after minutes
-    run_alone(args, analyse, passes=2)
+    run_alone(args, analyse, passes=1)
 
 
 if __name__ == "__main__":

@@ -167,7 +167,8 @@ def _replace(
 ) -> None:
     """Move finished files into `out` and drop outdated ones; on failure bring back what was there."""
     touched: list[str] = []
-    with staging.new_parents((out / FIGURES).absolute()):
+    drawn = any(file.startswith(FIGURES) for file in (*files, *outdated))
+    with staging.new_parents((out / FIGURES if drawn else out).absolute()):
         try:
             for file in (*files, *outdated):
                 if os.path.lexists(out / file):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from sysout_jax.calls import check_arguments
+from sysout_jax.calls import check_arguments, check_words
 from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.models.spec import LayerSpec
@@ -88,17 +88,22 @@ class Stats:
         )
 
 
-def collect(lm: LanguageModel, tokens, tau: float = TAU) -> Stats:
+def collect(
+    lm: LanguageModel, tokens, tau: float = TAU, *, names: Sequence[str] | None = None
+) -> Stats:
     """Statistics of all layers over sequences `tokens` (N, T), one layer at a time; see `Stats` for what they are.
 
     `tau` is the threshold at which attention outliers and overlaps are evaluated; activations can be asked at any threshold
-    afterwards. Raises InputError for bad tokens and bad τ.
+    afterwards. `names` are those of `STATISTICS` that are wanted (default: all); attention needs h. Raises InputError for bad tokens, bad τ and unknown
+    names.
     """
     check_arguments(lm, tau=tau)
+    names = tuple(STATISTICS) if names is None else check_words("names", names, STATISTICS)
     stream = Stream(lm, tokens)
     specs = [lm.config.layer(l) for l in range(lm.num_layers)]
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in STATISTICS}
-    for layer, params, seen in stream.layers([ObserveStatistics(spec) for spec in specs]):
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    observes = [ObserveStatistics(spec, names) for spec in specs]
+    for layer, params, seen in stream.layers(observes):
         finished = Layer(specs[layer], params, tau, seen)
         with lm.computing():
             for name in seen:
@@ -113,13 +118,14 @@ def collect(lm: LanguageModel, tokens, tau: float = TAU) -> Stats:
 
 @dataclass(frozen=True)
 class ObserveStatistics:
-    """The `Observe` of `collect`: what every statistic keeps of one layer and sequence."""
+    """The `Observe` of `collect`: what the named statistics keep of one layer and sequence."""
 
     spec: LayerSpec
+    names: tuple[str, ...] | None = None
 
     def __call__(self, x_in, taps, extra) -> dict:
         return {
-            name: statistic.reduce(self.spec, taps)
-            for name, statistic in STATISTICS.items()
-            if taps.keys() >= set(statistic.taps)
+            name: STATISTICS[name].reduce(self.spec, taps)
+            for name in self.names or STATISTICS
+            if taps.keys() >= set(STATISTICS[name].taps)
         }

@@ -127,8 +127,9 @@ def test_layers_elements_and_values_on_raw_tensors(name):
         want = [tuple(e) for e in np.argwhere(rows > tau).tolist()]
         want.sort(key=lambda e: -rows[e])
     else:
-        strong = [int(c) for c in np.argsort(-columns) if columns[c] > 0.75 * columns.max()]
-        want = [(int(w[:, c].argmax()), c) for c in strong]
+        over = w / w.mean(0)
+        want = [tuple(e) for e in np.argwhere(over > 0.75 * columns.max()).tolist()]
+        want.sort(key=lambda e: -over[e])
     assert [(e.line, e.channel) for e in report.w_down.elements] == want[:ELEMENTS]
     json.dumps(report.to_dict(), allow_nan=False)
 

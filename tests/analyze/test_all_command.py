@@ -47,6 +47,7 @@ def test_reports_are_those_of_the_single_commands(tmp_path, monkeypatch, capsys)
         assert part["done"] and part["headline"] and part["name"] in printed.out
         assert f'href="{part["name"]}/report.html"' in page
         assert (out / part["name"] / "report.html").is_file()
+    assert not (out / "figures").exists()
     assert page.count("<img") == 2 and "http" not in page
     assert call(monkeypatch, analyze.existence.main, *FEW, "--out", tmp_path / "alone") == 0
     alone, beside = (

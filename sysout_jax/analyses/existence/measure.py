@@ -270,16 +270,10 @@ def _weights(
         ratio_F = stats.weights.down_column_ratios[layer]
         level = CANDIDATE_SHARE * float(ratio_F.max())
         columns = np.argsort(-ratio_F, kind="stable")[:ELEMENTS]
-        elements = tuple(
-            Element(
-                int(row := stats.weights.down_largest_rows[layer, c]),
-                int(c),
-                channel_label(c, expert_width),
-                float(kernel_FxD[c, row]),
-                float(ratio_F[c]),
-            )
-            for c in columns
-            if ratio_F[c] > level
+        w_DxC = kernel_FxD[columns].T.astype(np.float32)
+        over_column_mean = ratio(_magnitude(w_DxC), _magnitude(w_DxC).mean(axis=0))
+        elements = _elements(
+            over_column_mean, w_DxC, np.arange(D), level, expert_width, columns=columns
         )
     return Surface(
         layer=layer,
@@ -297,15 +291,21 @@ def _magnitude(values: np.ndarray) -> np.ndarray:
 
 
 def _elements(
-    ratio_XxC: np.ndarray, values_XxC, lines_X: np.ndarray, level: float, expert_width: int | None
+    ratio_XxC: np.ndarray,
+    values_XxC,
+    lines_X: np.ndarray,
+    level: float,
+    expert_width: int | None,
+    columns: np.ndarray | None = None,
 ) -> tuple[Element, ...]:
+    """The largest ratios over `level`; `columns` are the channels of the second axis where these are not all."""
     flagged = np.argwhere(ratio_XxC > level)
     order = np.argsort(-ratio_XxC[tuple(flagged.T)], kind="stable")[:ELEMENTS]
     return tuple(
         Element(
             int(lines_X[x]),
-            int(c),
-            channel_label(c, expert_width),
+            channel := int(c if columns is None else columns[c]),
+            channel_label(channel, expert_width),
             float(values_XxC[x, c]),
             float(ratio_XxC[x, c]),
         )

@@ -174,7 +174,7 @@ def by_length(
     classes, tokens, tokenizer = classes or TokenClasses(), lm.check_tokens(tokens), lm.tokenizer
 
     def read(rows: np.ndarray) -> Reading:
-        stats = collect(lm, rows, tau)
+        stats = collect(lm, rows, tau, names=("h", "x_down", "attention"))
         return Reading(
             tokens=stats.tokens,
             classes=classes.classify(stats.tokens, tokenizer),

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-import jax.numpy as jnp
 import numpy as np
 
 from sysout_jax.calls import check_arguments, check_kind, check_same_tokens
-from sysout_jax.engine import Stream
 from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.outliers.definitions import CANDIDATE_SHARE, TAU, TAUS, level_of
@@ -132,7 +130,7 @@ def positions(
     classes: TokenClasses | None = None,
     stats: Stats | None = None,
 ) -> Positions:
-    """Where the outliers of a model are on `tokens` (N, T), at threshold τ; two passes.
+    """Where the outliers of a model are on `tokens` (N, T), at threshold τ; one pass.
 
     `classes` replaces the lists of token classes, `stats` are those of `collect` on the same tokens. Raises
     InputError for bad tokens and for a model without a tokenizer.
@@ -160,27 +158,16 @@ def positions(
         h=h,
         x_down=x_down,
         matrices=_matrices(stats),
-        keys=_keys(stats, count, attention_shares(lm, stats.tokens, alive)),
+        keys=_keys(stats, count, attention_shares(stats.attention.sums, alive)),
         stats=stats,
     )
 
 
-def attention_shares(
-    lm: LanguageModel,
-    tokens,
-    mask_NxT: np.ndarray,
-) -> np.ndarray:
-    """(L, N, H) share of attention on the marked tokens, over queries that can see one; NaN for a sequence without any."""
-    stream = Stream(lm, tokens)
+def attention_shares(sums_LxNxHxT: np.ndarray, mask_NxT: np.ndarray) -> np.ndarray:
+    """(L, N, H) share of attention on the marked tokens, from column sums, over queries that can see one; NaN for a sequence without any."""
     sees = np.maximum.accumulate(mask_NxT, axis=1).sum(axis=1)
-    marked = [seen for _, _, seen in stream.layers(_marked, [mask_NxT] * lm.num_layers)]
-    return np.stack(marked) / np.where(sees > 0, sees, np.nan)[None, :, None]
-
-
-def _marked(x_in, taps, mask_BxT):
-    sums_BxHxT = taps["attn_sums"].astype(jnp.float32)
-    finite = jnp.where(jnp.isfinite(sums_BxHxT), sums_BxHxT, 0.0)
-    return jnp.where(mask_BxT[:, None], finite, 0.0).sum(-1)
+    marked = np.stack([(sums * mask_NxT[:, None]).sum(-1) for sums in sums_LxNxHxT])
+    return marked / np.where(sees > 0, sees, np.nan)[None, :, None]
 
 
 class _Counter:
