@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sysout_jax.analyses.lifecycle.figures.waves import story_of
 from sysout_jax.analyses.lifecycle.results import BirthEvent, Lifecycle
 from sysout_jax.figures.select import digits, joined, listed, named, number, percent, plural
 from sysout_jax.outliers.definitions import SINK_SHARE
@@ -22,7 +23,7 @@ def story(report: Lifecycle, token_text: TokenText) -> list[str]:
     if not report.found or not report.birth.events:
         return [_STREAM, _without(report, token_text)]
     event = max(report.birth.events, key=lambda one: max(map(abs, one.values)))
-    return [_STREAM, _birth(report, event, token_text), *_writers(event), *_spread(report), _death(report), *_cause(report)]  # fmt: skip
+    return [_STREAM, _birth(report, event, token_text), *_writers(event), *_spread(report), _death(report), *_waves(report), *_cause(report)]  # fmt: skip
 
 
 def _without(report: Lifecycle, token_text: TokenText) -> str:
@@ -97,14 +98,26 @@ def _death(report: Lifecycle) -> str:
 def _cause(report: Lifecycle) -> list[str]:
     if report.cause is None:
         return []
-    before, after = (
-        digits(effect.perplexity, report.length)
-        for effect in (report.cause.baseline, report.cause.zeroed)
-    )
-    ratio = report.cause.zeroed.perplexity / report.cause.baseline.perplexity
+    cause = report.cause
+    ratio = cause.zeroed.perplexity / cause.baseline.perplexity
     depends = "The model depends on it" if not ratio < DEPENDS else "The model hardly needs it"
-    weights = plural(report.cause.weights, "weight")
+    before, zeroed, columns = (
+        digits(effect.perplexity, report.length)
+        for effect in (cause.baseline, cause.zeroed, cause.columns)
+    )
     return [
-        f"{depends}: with {weights} of the writers set to zero, perplexity (how many tokens the model hesitates between, lower is better) "
-        f"goes from {before} to {after}."
+        f"{depends}: with {plural(cause.weights, 'weight')} of the writers set to zero, perplexity (how many tokens the model hesitates between, "
+        f"lower is better) goes from {before} to {zeroed}; with all that these channels write, to {columns}."
+    ]
+
+
+def _waves(report: Lifecycle) -> list[str]:
+    others = [wave for wave in report.waves.waves if not wave.above]
+    if not others:
+        return []
+    strongest = max(others, key=lambda wave: wave.ratio)
+    what = "life" if len(others) == 1 else "lives"
+    return [
+        f"Under τ there {'is' if len(others) == 1 else 'are'} {len(others)} more such {what} (waves), the strongest up to {number(strongest.ratio)} "
+        f"times the mean, {story_of(strongest)}."
     ]
