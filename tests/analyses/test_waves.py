@@ -130,6 +130,7 @@ def test_two_waves_at_different_dims_and_layers():
     assert (one.births[0].layer, two.births[0].layer) == (1, 3)
     assert [set(one.dims), set(two.dims)] == [set(b.dims) for b in planted.truth.births]
     assert report.waves.sweep[1000.0] == (2, 2, 1) and report.waves.sweep[10_000.0] == (0, 0, 0)
+    assert report._repr_html_().count("<tr>") == 3  # in a notebook
     kept = json.loads(report.to_json())["waves"]
     assert [wave["births"][0]["layer"] for wave in kept["waves"]] == [1, 3]
     assert kept["sweep"]["1000.0"] == [2, 2, 1]

@@ -11,6 +11,7 @@ from sysout_jax.compress.methods import Settings
 from sysout_jax.nonfinite import Nonfinite
 from sysout_jax.numerics.intervals import Interval
 from sysout_jax.perplexity import Protocol
+from sysout_jax.printable import Told
 from sysout_jax.storage.serialise import plain
 
 
@@ -70,7 +71,7 @@ class Outliers:
 
 
 @dataclass(frozen=True)
-class Compression:
+class Compression(Told):
     """One model under all methods."""
 
     model: str

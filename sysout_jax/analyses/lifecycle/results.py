@@ -11,6 +11,7 @@ import numpy as np
 from sysout_jax.analyses.lifecycle.trace import Trace
 from sysout_jax.analyses.lifecycle.waves import Waves
 from sysout_jax.nonfinite import Nonfinite
+from sysout_jax.printable import html_table
 from sysout_jax.statistics.collect import Stats
 from sysout_jax.storage.serialise import plain
 
@@ -217,6 +218,22 @@ class Lifecycle:
                 name: candidate[name] for name in ("tau", "birth", "spread", "death")
             }
         return result
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: the waves, with layers counted from 0."""
+        rows = [
+            (
+                ", ".join(map(str, wave.dims[:4])),
+                f"{wave.ratio:,.0f}",
+                ", ".join(map(str, wave.born)),
+                ", ".join(map(str, wave.ended)),
+                len(wave.tokens),
+                "yes" if wave.above else "no",
+            )
+            for wave in self.waves.waves
+        ]
+        header = ("dims", "times the mean", "written in layer", "taken back in layer", "tokens", f"over τ = {self.tau:g}")  # fmt: skip
+        return html_table(header, rows, f"Waves of {self.model}")
 
     def to_json(self) -> str:
         """`to_dict` as text; NaN and inf become null, so any JSON reader takes it."""
