@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 import sysout_jax as so
 from sysout_jax.analyses.length.measure import SENTENCES
-from sysout_jax.figures import style
+from sysout_jax.figures import saving, style
 from sysout_jax.reports import report
 from tests.analyze.command import call, words
 from tests.parameters import mostly_endurance
@@ -66,7 +66,8 @@ DAMAGES = {
 def fast(monkeypatch):
     """Coarse figures, and one of the four sentences that are read at a length of their own each."""
     monkeypatch.setattr(style, "DPI", 20)
-    monkeypatch.setattr(report, "_FORMATS", ("png",))
+    for module in (report, saving):
+        monkeypatch.setattr(module, "SUFFIXES", ("png",))
     monkeypatch.setitem(so.by_length.__kwdefaults__, "sentences", SENTENCES[:1])
 
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 import sysout_jax as so
 from sysout_jax.analyses.lifecycle.figures import FIGURES, lifecycle_figures
+from sysout_jax.analyses.lifecycle.waves import Wave
 from sysout_jax.figures.saving import save_figures
 from sysout_jax.figures.select import layer_ranges, listed, number, percent
 from sysout_jax.figures.style import label_text, layer_ticks
@@ -77,6 +78,8 @@ def deep(value=None):
         return dataclasses.replace(value, **new)
     if isinstance(value, np.ndarray) and len(value) == 6:
         return np.repeat(value, 10, axis=0)
+    if isinstance(value, tuple) and value and isinstance(value[0], Wave):
+        return tuple(map(deep, value))
     if isinstance(value, dict):
         return {key: deep(x) for key, x in value.items()}
     if isinstance(value, (tuple, list)) and len(value) == 6:
@@ -152,7 +155,7 @@ def test_layer_axes_count_from_1(case):
         for axes in figure.axes
         if axes.get_xlabel() == "layer"
     ]
-    assert len(axes) == 5  # where, activations, weights, attention, death
+    assert len(axes) == 6  # where, waves, activations, weights, attention, death
     for panel in axes:
         assert panel.get_xlim() == (0.5, report.num_layers + 0.5)
         ticks = [int(tick) for tick in panel.get_xticks()]

@@ -204,7 +204,7 @@ def test_candidates_are_called_candidates():
         for figure in figures_of(analysis, "planted").values():
             title = figure.get_suptitle()
             # attention cannot exceed τ in so short a text
-            assert not title or (title.endswith("orientation") and "in attention:" in title)
+            assert not title or (title.endswith("are shown") and "in attention:" in title)
 
 
 def test_existence_draws_planted_channels_at_their_place():

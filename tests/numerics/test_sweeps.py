@@ -73,6 +73,8 @@ def test_statistics_do_not_depend_on_the_blocks(block, monkeypatch):
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(cut), strict=True):
         if jnp.issubdtype(a.dtype, jnp.integer):
             np.testing.assert_array_equal(a, b)
-        np.testing.assert_allclose(a, b, rtol=2e-6)
+        # signed sums cancel: to the rounding of what is summed
+        largest = np.abs(np.nan_to_num(b, posinf=0, neginf=0)).max(initial=0)
+        np.testing.assert_allclose(a, b, rtol=2e-6, atol=2e-6 * min(largest, 10))
     assert int(cut[0]["nonfinite"].sum()) == (~np.isfinite(x)).sum()
     assert int(cut[1]["down"]["nonfinite"]) == 1

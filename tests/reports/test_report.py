@@ -228,9 +228,9 @@ def test_lifecycle_report_on_disk(tmp_path):
     )
     found = json.loads((tmp_path / "lifecycle.json").read_text())
     assert found["found"] is False and found["settings"]["kernel"] == "blockwise"
-    assert found["figures"] == ["where", "activations", "weights", "attention"]
+    assert found["figures"] == ["where", "waves", "activations", "weights", "attention"]
     root = parse(tmp_path / "report.html")
-    assert len(list(root.iter("img"))) == 4 and len(paths) == 10
+    assert len(list(root.iter("img"))) == 5 and len(paths) == 12
     assert [h.text for h in root.iter("h2")][-2:] == ["Definitions", "Settings"]
 
 
