@@ -88,7 +88,7 @@ def test_planted_lives(offset):
     seed = int(np.random.default_rng().integers(10_000)) * 16 + offset
     print("seed", seed)
     planted = random_plant(seed)
-    truth, tokens = planted.truth, planted.tokens(2, 96, seed)
+    truth, tokens = planted.truth, planted.tokens(2, 256, seed)
     stats = so.collect(planted.lm, tokens)
     found = find_waves(planted.lm, stats, 1000.0)
     again = find_waves(planted.lm, stats, 300.0)

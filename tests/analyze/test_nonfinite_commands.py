@@ -86,7 +86,8 @@ def run(monkeypatch, capsys, command: str, model: Path, out: Path, *flags) -> tu
 
 def text_of(page: str) -> str:
     """What a reader sees of a report, and the descriptions of its pictures."""
-    page = re.sub(r'src="[^"]*"|<style>.*?</style>|<pre>.*?</pre>', "", page, flags=re.DOTALL)
+    hidden = r'src="[^"]*"|<(style|script|pre)\b[^>]*>.*?</\1>'
+    page = re.sub(hidden, "", page, flags=re.DOTALL)
     return words(page)
 
 

@@ -292,7 +292,7 @@ def _observe(x_in, taps, extra):
     largest = jnp.maximum(jnp.abs(before), jnp.abs(after))
     large = extra["marked"][..., None] & (largest > extra["least"][:, None, None])
     large &= jnp.abs(down) > rules.WRITE_SHARE * largest
-    risen = jnp.sign(down) == jnp.sign(after)
+    risen = jnp.abs(after) > jnp.abs(before)
     chosen = jnp.stack([large & risen, large & ~risen], axis=2)  # (B, T, 2, P)
     x_down = taps["x_down"].astype(jnp.float32)
     x_down = jnp.where(jnp.isfinite(x_down), x_down, 0.0)
