@@ -36,11 +36,15 @@ def check_kind(name: str, value: Any, kind: type) -> None:
         raise InputError(f"{name} is {shown(value)}; expected a {kind.__name__}, or none")
 
 
-def check_same_tokens(name: str, held: np.ndarray, given: np.ndarray) -> None:
-    """What was measured before was measured on these tokens (N, T)."""
+def check_same(name: str, held: np.ndarray, held_tau: float, given: np.ndarray, tau: float) -> None:
+    """What was measured before was measured on these tokens (N, T), at this τ."""
     if held.shape != given.shape or (held != given).any():
         raise InputError(
             f"{name} was measured on other tokens {held.shape} than those given {given.shape}; give the same, or leave {name} out"
+        )
+    if held_tau != tau:
+        raise InputError(
+            f"{name} was measured at tau = {held_tau:g}, not {tau:g}; give the same tau, or leave {name} out"
         )
 
 

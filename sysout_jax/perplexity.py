@@ -58,17 +58,22 @@ def perplexity(lm: LanguageModel, tokens) -> Perplexity:
     Raises InputError for bad tokens and for windows of one token.
     """
     stream = Stream(lm, tokens)
+    check_predicting(stream)
     for _ in stream.layers(observe_nothing):
         pass
     return perplexity_of(stream)
 
 
-def perplexity_of(stream: Stream) -> Perplexity:
-    """The same of a stream that has gone through all layers."""
-    nll_NxT = stream.nll().astype(np.float64)
-    if not nll_NxT.shape[1]:
+def check_predicting(stream: Stream) -> None:
+    """InputError for windows of one token, before anything is computed."""
+    if stream.tokens.shape[1] < 2:
         raise InputError("windows of one token predict nothing; expected at least 2 tokens each")
-    window_nll = nll_NxT.mean(axis=1)
+
+
+def perplexity_of(stream: Stream) -> Perplexity:
+    """The same of a stream that has gone through all layers; NaN for windows of one token."""
+    nll_NxT = stream.nll().astype(np.float64)
+    window_nll = nll_NxT.mean(axis=1) if nll_NxT.shape[1] else np.full(len(nll_NxT), np.nan)
     mean = float(window_nll.mean())
     return Perplexity(of_mean_nll(mean), mean, window_nll, protocol_of(stream.windows))
 

@@ -54,13 +54,11 @@ def measure(
         outliers.append(exceeds(seen["token_max"], seen["mean"][:, None], tau).sum(1))
         ratios.append(ratio(seen["token_max"], seen["mean"][:, None]).max())
         attention.append((finite_or(seen["sums"]) * marked[:, None]).sum(2).T)
-    length = tokens.shape[1]
-    nll = perplexity_of(stream).window_nll if length > 1 else np.full(len(tokens), np.nan)
     return Measured(
         outliers=np.stack(outliers),
         attention=np.stack(attention).astype(np.float64),
         queries=np.maximum.accumulate(marked, axis=1).sum(1),
-        nll=nll,
+        nll=perplexity_of(stream).window_nll,
         ratio=float(max(ratios)),
         nonfinite=stream.nonfinite(),
     )

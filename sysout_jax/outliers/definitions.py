@@ -82,6 +82,11 @@ def sink_scores(cumulative_HxT: Array) -> Array:
     return cumulative_HxT / (T - np.arange(T))
 
 
+def even_share(length: int) -> float:
+    """What attention that is even in each causal row gives the first of T keys, mean over the rows: mean 1/(t+1)."""
+    return float((1 / np.arange(1, length + 1)).mean())
+
+
 def is_sink(score: Array) -> Array:
     """Whether a head's α, or its share of attention, makes a sink, bool. Gu et al. 2024."""
     return score > SINK_SHARE

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sysout_jax.calls import check_arguments, check_words
+from sysout_jax.calls import check_arguments, check_kind, check_same, check_words
 from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.models.spec import LayerSpec
@@ -86,6 +86,19 @@ class Stats:
         return plain(
             {name: STATISTICS[name].columns(found) for name, found in self.gathered.items()}
         )
+
+
+def at_hand(
+    stats: Stats | None, lm: LanguageModel, tokens, tau: float, *, same_tau: bool = False
+) -> Stats:
+    """`stats` where they are given, else those of `collect`. InputError when they are none, of other tokens, or, with `same_tau`, of another τ."""
+    if stats is None:
+        return collect(lm, tokens, tau)
+    check_kind("stats", stats, Stats)
+    check_same(
+        "stats", stats.tokens, stats.tau, lm.check_tokens(tokens), tau if same_tau else stats.tau
+    )
+    return stats
 
 
 def collect(

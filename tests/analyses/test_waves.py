@@ -69,17 +69,18 @@ def test_an_old_life_does_not_hide_a_new_one():
     old = [[0, 1050, 1050, 1050, 1050, 1050]] * 11
     new = [0, 0, 0, 5000, 5000, 5000]
     elements = followed(*old, new)
+    places = np.array([(0, k, 3) for k in range(11)] + [(0, 11, 9)])
     found = [life for k in range(12) for life in lives_of(k, elements, 100.0)]
-    assert sorted((group[0].births, len(group)) for group in grouped(found)) == [((1,), 11), ((3,), 1)]  # fmt: skip
+    assert sorted((group[0].births, len(group)) for group in grouped(found, places)) == [((1,), 11), ((3,), 1)]  # fmt: skip
 
 
-def test_lives_that_share_a_birth_are_one_wave():
-    a, b, c, d = (
-        Life(k, births, (), births[0], 9, births[-1])
-        for k, births in enumerate([(1, 2), (2,), (5,), (2, 3)])
-    )
-    groups = grouped([a, c, b, d])
-    assert sorted(sorted(life.element for life in group) for group in groups) == [[0, 1, 3], [2]]
+def test_lives_that_share_a_birth_and_a_place_are_one_wave():
+    """Sequence, token, dim: a and b share a token, a and d a dim; c is born elsewhere, e with b but of nothing that it has."""
+    places = np.array([(0, 3, 7), (0, 3, 8), (0, 3, 7), (1, 0, 7), (1, 5, 9)])
+    births = [(1, 2), (2,), (5,), (2, 3), (2,)]
+    lives = [Life(k, layers, (), layers[0], 9, layers[-1]) for k, layers in enumerate(births)]
+    found = grouped([lives[k] for k in (0, 2, 1, 4, 3)], places)
+    assert sorted(sorted(life.element for life in group) for group in found) == [[0, 1, 3], [2], [4]]  # fmt: skip
 
 
 @pytest.mark.parametrize("offset", [0, 1, 4])

@@ -12,7 +12,6 @@ from sysout_jax.figures.select import number, percent
 from sysout_jax.figures.spec import FigureSpec
 from sysout_jax.outliers.definitions import TAUS
 from sysout_jax.outliers.tokens import TokenText
-from sysout_jax.reports.terminal import ran_over
 
 BEFORE = {"color": style.BLACK, "marker": "o", "label": "as it is"}
 AFTER = {"color": style.ORANGE, "marker": "s", "mfc": "white", "ls": "--", "label": "absorbed"}
@@ -21,7 +20,7 @@ AFTER = {"color": style.ORANGE, "marker": "s", "mfc": "white", "ls": "--", "labe
 @style.styled
 def ratios(report: Absorption, token_text: TokenText) -> Figure:
     """Largest |h| and |x_down| over the mean in every layer, with the thresholds."""
-    figure = style.new_figure(5.4, _stamp(report))
+    figure = style.new_figure(5.4, _prefix(report))
     panels = figure.subplots(2, 1, sharex=True)
     for axes, place, title in ((panels[0], "h_ratio", "h"), (panels[1], "x_down_ratio", "x_down")):
         values = [getattr(reading, place) for reading in (report.before, report.after)]
@@ -42,7 +41,7 @@ def ratios(report: Absorption, token_text: TokenText) -> Figure:
 @style.styled
 def attention(report: Absorption, token_text: TokenText) -> Figure:
     """Attention on the text's first token and on the extra keys, mean over heads, and the heads that make sinks of them."""
-    figure = style.new_figure(3.4, _stamp(report))
+    figure = style.new_figure(3.4, _prefix(report))
     axes = figure.subplots()
     before, after = report.before, report.after
     extra = {**AFTER, "color": style.BLUE, "marker": "^", "ls": "-"}
@@ -59,11 +58,8 @@ def attention(report: Absorption, token_text: TokenText) -> Figure:
     return figure
 
 
-def _stamp(report: Absorption) -> str:
-    """Which model, prefix and text."""
-    prefix = " ".join(style.label_text(text) for text in report.prefix_text)
-    shown = ran_over(report.protocol.windows, report.protocol.length)
-    return f"{style.label_text(report.name, 40)}, prefix {prefix}, {shown}"
+def _prefix(report: Absorption) -> str:
+    return "prefix " + " ".join(f"“{style.label_text(text)}”" for text in report.prefix_text)
 
 
 def _line(axes: Axes, values: np.ndarray, look: dict) -> None:

@@ -24,8 +24,9 @@ from sysout_jax.engine import Stream, observe_nothing
 from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.models.spec import LayerSpec
+from sysout_jax.outliers import definitions as rules
 from sysout_jax.outliers.definitions import TAU, TAUS
-from sysout_jax.perplexity import Perplexity, of_mean_nll, perplexity, protocol_of
+from sysout_jax.perplexity import perplexity, perplexity_of, protocol_of
 from sysout_jax.statistics.activations import (
     ActivationStats,
     join_activations,
@@ -94,7 +95,7 @@ def absorb(
         proof=_prove(lm, keys.prefix, stream),
         tau=float(tau),
         protocol=protocol_of(windows),
-        even_share=float((1 / np.arange(1, length + 1)).mean()),
+        even_share=rules.even_share(length),
         before=before,
         after=after,
         search=tried,
@@ -135,7 +136,7 @@ def _read(lm: LanguageModel, windows: Windows) -> tuple[Reading, Stream]:
         return np.stack([found[name].astype(np.float64).mean(axis=0) for found in seen])
 
     return Reading(
-        perplexity=_perplexity(stream.nll(), windows),
+        perplexity=perplexity_of(stream),
         h_ratio=h.ratio,
         x_down_ratio=x_down.ratio,
         h_counts=h.counts,
@@ -147,19 +148,8 @@ def _read(lm: LanguageModel, windows: Windows) -> tuple[Reading, Stream]:
     ), stream
 
 
-def _perplexity(nll_NxT: np.ndarray, windows: Windows) -> Perplexity:
-    """NaN where windows of one token predict nothing."""
-    if nll_NxT.shape[1]:
-        window_nll = nll_NxT.astype(np.float64).mean(axis=1)
-    else:
-        window_nll = np.full(len(nll_NxT), np.nan)
-    mean = float(window_nll.mean())
-    return Perplexity(of_mean_nll(mean), mean, window_nll, protocol_of(windows))
-
-
 def _staying(h: ActivationStats, tokens_NxT: np.ndarray) -> tuple[Staying, ...]:
-    mean_LxNx1 = h.sequence_mean[..., None]
-    ratio_LxNxT = h.token_max / np.where(mean_LxNx1 > 0, mean_LxNx1, np.inf)
+    ratio_LxNxT = rules.ratio(h.token_max, h.sequence_mean[..., None])
     over_LxNxT = h.outlier_tokens(TAUS[0])
     found = []
     for token in np.unique(tokens_NxT[over_LxNxT.any(axis=0)]):

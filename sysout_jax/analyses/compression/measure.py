@@ -29,7 +29,7 @@ from sysout_jax.language_model import LanguageModel
 from sysout_jax.models import parameter_count, parameter_shapes
 from sysout_jax.numerics.intervals import Interval, bootstrap_weights, interval
 from sysout_jax.outliers.definitions import TAU
-from sysout_jax.perplexity import Perplexity, perplexity_of
+from sysout_jax.perplexity import Perplexity, check_predicting, perplexity_of
 from sysout_jax.weights import expected_shapes
 
 
@@ -173,6 +173,7 @@ class _Study:
 
     def run(self, lm: LanguageModel) -> tuple[Stream, Perplexity]:
         stream = Stream(lm, self.windows)
+        check_predicting(stream)
         return stream, self.finish(stream, 0)
 
     def finish(self, stream: Stream, first: int) -> Perplexity:

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sysout_jax.calls import check_arguments, check_kind
+from sysout_jax.calls import check_arguments
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import Nonfinite
 from sysout_jax.numerics.intervals import Interval, bootstrap_weights, interval
 from sysout_jax.outliers import definitions as rules
 from sysout_jax.outliers.definitions import TAU, TAUS
 from sysout_jax.printable import Told
-from sysout_jax.statistics.collect import Stats, collect
+from sysout_jax.statistics.collect import Stats, at_hand
 from sysout_jax.storage.serialise import plain
 
 KINDS = ("W_down", "x_down", "h", "attention")  # what has a threshold
@@ -153,8 +153,7 @@ def consistency(
     for bad tokens and bad τ.
     """
     check_arguments(lm, tau=tau, seed=seed)
-    check_kind("stats", stats, Stats)
-    stats = stats or collect(lm, tokens, tau)
+    stats = at_hand(stats, lm, tokens, tau)
     (N, T), D = stats.tokens.shape, lm.config.d_model
     mlp = lm.config.layer(0).mlp
     counts = {

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sysout_jax.attention import AttentionSpec, attention_map
-from sysout_jax.calls import check_arguments, check_kind, check_same_tokens
+from sysout_jax.calls import check_arguments
 from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import finite_or
@@ -16,7 +16,7 @@ from sysout_jax.numerics.pooling import Pooled, pool_lines, pool_matrix
 from sysout_jax.outliers.definitions import CANDIDATE_SHARE, TAU, level_of, ratio
 from sysout_jax.printable import Told
 from sysout_jax.statistics.activations import channel_label
-from sysout_jax.statistics.collect import Stats, collect
+from sysout_jax.statistics.collect import Stats, at_hand
 from sysout_jax.storage.serialise import plain
 
 SHOWN = 16  # tokens drawn at most
@@ -109,10 +109,7 @@ def existence(
     Raises InputError for bad tokens.
     """
     check_arguments(lm, tau=tau)
-    check_kind("stats", stats, Stats)
-    if stats is not None:
-        check_same_tokens("stats", stats.tokens, lm.check_tokens(tokens))
-    stats = stats or collect(lm, tokens, tau)
+    stats = at_hand(stats, lm, tokens, tau)
     sequence, ratios = _strongest_sequence(stats)
     levels = {name: level_of(float(ratio_LxT.max()), tau) for name, ratio_LxT in ratios.items()}
     layers = {name: int(ratio_LxT.max(axis=1).argmax()) for name, ratio_LxT in ratios.items()}

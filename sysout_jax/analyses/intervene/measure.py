@@ -17,7 +17,7 @@ import numpy as np
 from sysout_jax.analyses.intervene.runs import USUAL_PLACES, WHAT, Bench, Run, plan, possible_runs
 from sysout_jax.analyses.lifecycle.measure import lifecycle
 from sysout_jax.analyses.lifecycle.results import Lifecycle
-from sysout_jax.calls import check_arguments, check_kind, check_same_tokens
+from sysout_jax.calls import check_arguments, check_kind, check_same
 from sysout_jax.data.text import Windows
 from sysout_jax.errors import InputError
 from sysout_jax.interventions.effects import Measured
@@ -100,11 +100,7 @@ def intervene(
     if report is None:
         report = lifecycle(lm, tokens, tau, cause=False)
     else:
-        check_same_tokens("report", report.stats.tokens, lm.check_tokens(tokens))
-        if report.tau != tau:
-            raise InputError(
-                f"report was measured at tau = {report.tau:g}, not {tau:g}; give the same tau, or leave report out"
-            )
+        check_same("report", report.stats.tokens, report.tau, lm.check_tokens(tokens), tau)
     life = report if report.found else report.candidate
     if life is None or life.trace is None or not life.birth.events:
         why = (

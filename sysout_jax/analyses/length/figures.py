@@ -15,7 +15,7 @@ from sysout_jax.analyses.positions.token_classes import class_look
 from sysout_jax.figures import style
 from sysout_jax.figures.select import listed, number, percent
 from sysout_jax.figures.spec import FigureSpec
-from sysout_jax.outliers.definitions import CODE_SHARE
+from sysout_jax.outliers.definitions import CODE_SHARE, even_share
 from sysout_jax.outliers.tokens import TokenText
 
 MAX_LABELS = 64  # tokens whose text is readable along an axis
@@ -198,7 +198,7 @@ def _shares(axes: Axes, report: ByLength, points: list[Point]) -> None:
         ([_most(p.reading.share(p.reading.outliers(report.level))) for p in points], style.ORANGE, "-", "o", "outlier tokens" if report.found else "candidates"),
         ([_most(p.reading.received[:, :, 0].mean(axis=1)) for p in points], style.BLACK, "--", "s", "first token"),
         ([_most(p.reading.received.max(axis=2).mean(axis=1)) for p in points], style.BLUE, "-.", "^", "largest key"),
-        ([float(np.mean(1 / np.arange(1, n + 1))) for n in x], style.GREY, ":", "x", "first token, even attention"),
+        ([even_share(n) for n in x], style.GREY, ":", "x", "first token, even attention"),
     ):  # fmt: skip
         axes.plot(x, values, color=colour, ls=line, marker=marker, label=name, mfc="white")
     axes.set_ylim(0, 1.04)

@@ -30,12 +30,12 @@ from sysout_jax.analyses.lifecycle.trace import (
     trace,
 )
 from sysout_jax.analyses.lifecycle.waves import Waves, find_waves
-from sysout_jax.calls import check_arguments, check_kind, check_same_tokens
+from sysout_jax.calls import check_arguments
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers import definitions as rules
 from sysout_jax.outliers.definitions import TAU, TAUS
-from sysout_jax.statistics.collect import Stats, collect
+from sysout_jax.statistics.collect import Stats, at_hand
 
 BIRTH_SHARE = (
     0.5  # a later layer gives birth when its own update makes up this share of the new outliers
@@ -59,10 +59,7 @@ def lifecycle(
     control weights. Raises InputError for bad tokens.
     """
     check_arguments(lm, tau=tau, seed=seed)
-    check_kind("stats", stats, Stats)
-    if stats is not None:
-        check_same_tokens("stats", stats.tokens, lm.check_tokens(tokens))
-    stats = stats or collect(lm, tokens, tau)
+    stats = at_hand(stats, lm, tokens, tau, same_tau=True)
     return _lifecycle(lm, stats, tau, find_waves(lm, stats, tau), cause, seed)
 
 

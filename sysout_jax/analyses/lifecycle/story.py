@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from sysout_jax.analyses.lifecycle.figures.waves import story_of
 from sysout_jax.analyses.lifecycle.results import BirthEvent, Lifecycle
-from sysout_jax.figures.select import digits, joined, listed, named, number, percent, plural
+from sysout_jax.analyses.lifecycle.waves import Wave
+from sysout_jax.figures.select import (
+    digits,
+    joined,
+    layer_ranges,
+    listed,
+    named,
+    number,
+    percent,
+    plural,
+)
 from sysout_jax.outliers.definitions import SINK_SHARE
 from sysout_jax.outliers.tokens import TokenText
 
@@ -119,5 +128,22 @@ def _waves(report: Lifecycle) -> list[str]:
     what = "life" if len(others) == 1 else "lives"
     return [
         f"Under τ there {'is' if len(others) == 1 else 'are'} {len(others)} more such {what} (waves), the strongest up to {number(strongest.ratio)} "
-        f"times the mean, {story_of(strongest)}."
+        f"times the mean, {course_of(strongest)}."
     ]
+
+
+def course_of(wave: Wave) -> str:
+    """`written in layers 2–3 and taken back in layers 10–11`."""
+    written = f"written in {_layers(wave.born)}"
+    if wave.ended:
+        return joined([written, f"taken back in {_layers(wave.ended)}"])
+    return joined(
+        [
+            written,
+            "alive in the last layer" if wave.survives else f"fades after layer {wave.last + 1}",
+        ]
+    )
+
+
+def _layers(layers: tuple[int, ...]) -> str:
+    return f"layer{'s' * (len(layers) > 1)} {layer_ranges(layers)}"

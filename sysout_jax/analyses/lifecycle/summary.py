@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from math import isfinite
 
-from sysout_jax.analyses.lifecycle.figures.waves import story_of
 from sysout_jax.analyses.lifecycle.results import Birth, BirthEvent, Effect, Lifecycle, Spread
-from sysout_jax.figures.select import digits
+from sysout_jax.analyses.lifecycle.story import course_of
+from sysout_jax.figures.select import digits, named, plural
 from sysout_jax.outliers.definitions import SINK_SHARE
 from sysout_jax.outliers.tokens import TokenText
 from sysout_jax.reports.nonfinite import nothing_measured, remarks
@@ -97,12 +97,9 @@ def _waves(report: Lifecycle, token_text: TokenText) -> list[str]:
     for count, wave in sorted(numbered):
         texts = Counter(token_text(n, t) for n, t in wave.tokens)
         shown = ", ".join(f"“{text}” x{times}" for text, times in texts.most_common(3))
-        dims = f"dim{'s' * (len(wave.dims) > 1)} {', '.join(map(str, wave.dims[:3]))}{_more(wave.dims, 3)}"
-        tokens = (
-            f"{len(wave.tokens)} token{'s' * (len(wave.tokens) > 1)} ({wave.first_tokens} first)"
-        )
+        tokens = f"{plural(len(wave.tokens), 'token')} ({wave.first_tokens} first)"
         lines += [
-            f"        {count}: {dims}, {story_of(wave)}; up to {wave.ratio:,.0f} times the mean{' *' if wave.above else ''}",
+            f"        {count}: {named('dim', wave.dims, 3)}, {course_of(wave)}; up to {wave.ratio:,.0f} times the mean{' *' if wave.above else ''}",
             f"           {tokens}: {shown}{_more(list(texts), 3)}",
         ]
     return lines

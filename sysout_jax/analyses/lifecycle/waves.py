@@ -35,9 +35,8 @@ class Write:
     share: float  # of the wave's peak (births) or of what enters the layer (deaths, positive); mean over the elements written to
     from_mlp: float  # part of it that the MLP writes; the rest is attention's
     elements: int  # elements of the wave written to
-    channels: tuple[
-        tuple[int, float], ...
-    ]  # of the MLP: index, share of what the MLP writes; empty with experts
+    #: of the MLP: index, share of what the MLP writes; empty with experts
+    channels: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,8 @@ class Wave:
     dims: tuple[int, ...]  # strongest first
     tokens: tuple[tuple[int, int], ...]  # (sequence, token), strongest first
     births: tuple[Write, ...]
-    deaths: tuple[
-        Write, ...
-    ]  # empty where it survives the last layer, or fades without a write against it
+    #: empty where it survives the last layer, or fades without a write against it
+    deaths: tuple[Write, ...]
     first: int  # first layer whose output holds it
     last: int  # last layer whose output holds it, somewhere
     alive: np.ndarray  # (L,) int: tokens of it that the output of each layer holds
@@ -87,9 +85,8 @@ class Waves:
     level: float
     waves: tuple[Wave, ...]
     dims_left_out: int  # weaker dims over the level that are not followed
-    sweep: dict[
-        float, tuple[int, int, int]
-    ]  # τ → waves over it, layers that give birth to one, layers that end one
+    #: τ → waves over it, layers that give birth to one, layers that end one
+    sweep: dict[float, tuple[int, int, int]]
 
 
 #: (births or deaths, dim) → channels as (index, share of what the MLP writes to its elements)
@@ -117,7 +114,7 @@ def find_waves(lm: LanguageModel, stats: Stats, tau: float) -> Waves:
     dims = flagged[order[:MAX_DIMS]]
     followed = _follow(lm, stats, dims, level)
     lives = [life for k in range(followed.h.shape[1]) for life in lives_of(k, followed, level)]
-    waves = [_wave(group, followed, tau) for group in grouped(lives)]
+    waves = [_wave(group, followed, tau) for group in grouped(lives, followed.places)]
     waves.sort(key=lambda wave: (wave.first, -wave.ratio))
     sweep = {at: _counted([wave for wave in waves if wave.ratio > at]) for at in SWEEP}
     return Waves(level, tuple(waves), len(flagged) - len(dims), sweep)
@@ -177,19 +174,20 @@ def _life(k: int, write_L, before_L, after_L, start: int, end: int) -> Life | No
     return Life(k, tuple(births), tuple(deaths), births[0], last, peak)
 
 
-def grouped(lives: Iterable[Life]) -> list[list[Life]]:
-    """Lives that share a layer of birth, directly or through others, are one wave."""
-    groups: list[tuple[set[int], list[Life]]] = []
+def grouped(lives: Iterable[Life], places: np.ndarray) -> list[list[Life]]:
+    """Lives of elements at `places` (K, 3) that share a layer of birth and a token or a dim, directly or through others, are one wave."""
+    groups: list[tuple[set[tuple], list[Life]]] = []
     for life in lives:
-        layers, members = set(life.births), [life]
-        apart = []
+        sequence, token, dim = places[life.element].tolist()
+        shared = {(layer, *at) for layer in life.births for at in ((sequence, token), (dim,))}
+        members, apart = [life], []
         for other in groups:
-            if other[0] & layers:
-                layers |= other[0]
+            if other[0] & shared:
+                shared |= other[0]
                 members = other[1] + members
             else:
                 apart.append(other)
-        groups = [*apart, (layers, members)]
+        groups = [*apart, (shared, members)]
     return [members for _, members in groups]
 
 

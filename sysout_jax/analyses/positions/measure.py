@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sysout_jax.calls import check_arguments, check_kind, check_same_tokens
+from sysout_jax.calls import check_arguments, check_kind
 from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.outliers.definitions import CANDIDATE_SHARE, TAU, TAUS, level_of
 from sysout_jax.outliers.tokens import TokenClasses
 from sysout_jax.printable import Told
 from sysout_jax.statistics.activations import ActivationStats
-from sysout_jax.statistics.collect import Stats, collect
+from sysout_jax.statistics.collect import Stats, at_hand
 from sysout_jax.storage.serialise import plain
 
 MAX_TEXTS = 12  # most frequent token texts that are named
@@ -137,13 +137,10 @@ def positions(
     """
     check_arguments(lm, tau=tau)
     check_kind("classes", classes, TokenClasses)
-    check_kind("stats", stats, Stats)
-    if stats is not None:
-        check_same_tokens("stats", stats.tokens, lm.check_tokens(tokens))
     if lm.tokenizer is None:
         raise InputError(f"{lm.name}: token classes need the model's tokenizer; load it with one")
     classes = classes or TokenClasses()
-    stats = stats or collect(lm, tokens, tau)
+    stats = at_hand(stats, lm, tokens, tau, same_tau=True)
     count = _Counter(stats.tokens, classes, lm)
     h, x_down = (_place(place, tau, count) for place in (stats.h, stats.x_down))
     alive = np.asarray(stats.h.outlier_tokens(h.level).any(axis=0))

@@ -13,13 +13,13 @@ import numpy as np
 from sysout_jax.analyses.existence.measure import Existence, existence
 from sysout_jax.attention import AttentionSpec, attend
 from sysout_jax.attention.logits import logit_range
-from sysout_jax.calls import check_arguments, check_kind
+from sysout_jax.calls import check_arguments
 from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.outliers.definitions import TAU
 from sysout_jax.printable import Told
 from sysout_jax.statistics.attention import near_zero_updates
-from sysout_jax.statistics.collect import Stats, collect
+from sysout_jax.statistics.collect import Stats, at_hand
 from sysout_jax.storage.serialise import plain
 from sysout_jax.training.record import Record, training_record
 
@@ -111,8 +111,7 @@ def variant_profile(
     `stats` are those of `collect` on the same tokens when they are at hand. Finds the training record beside a checkpoint that `python -m train` wrote. Raises InputError for bad tokens and bad τ.
     """
     check_arguments(lm, tau=tau)
-    check_kind("stats", stats, Stats)
-    stats = stats or collect(lm, tokens, tau)
+    stats = at_hand(stats, lm, tokens, tau)
     shape = existence(lm, tokens, tau, stats=stats)
     sinks_NxT = np.array(stats.h.outlier_tokens(tau).any(axis=0))
     sinks_NxT[:, 0] = True

@@ -19,6 +19,7 @@ from sysout_jax.figures.select import (
     percent,
 )
 from sysout_jax.nonfinite import finite_or
+from sysout_jax.outliers.definitions import even_share
 from sysout_jax.outliers.tokens import TokenText
 
 _TOP_STYLES: Any = (
@@ -245,8 +246,7 @@ def attention_sentence(report: Lifecycle, token_text: TokenText) -> str:
         )
     if not mass_LxH.any():
         return "All attention is zero or not finite: there is nothing to see."
-    even = float(np.mean(1.0 / np.arange(1, report.length + 1)))
     return (
         f"The first token gets at most {top}, {percent(mass_LxH.mean())} on average over all heads; "
-        f"even attention would give it {percent(even)}."
+        f"even attention would give it {percent(even_share(report.length))}."
     )

@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sysout_jax.analyses.lifecycle.results import Lifecycle
+from sysout_jax.analyses.lifecycle.story import course_of
 from sysout_jax.analyses.lifecycle.waves import Wave
 from sysout_jax.figures import style
-from sysout_jax.figures.select import joined, layer_ranges, named, number, plural
+from sysout_jax.figures.select import named, number, plural
 from sysout_jax.outliers.definitions import TAUS
 from sysout_jax.outliers.tokens import TokenText
 
@@ -85,26 +86,9 @@ def waves_sentence(report: Lifecycle, token_text: TokenText) -> str:
     left = f" The {MOST} strongest are drawn." if len(found.waves) > MOST else ""
     return (
         f"{plural(len(found.waves), 'wave')} over {number(found.level)} times the mean, {said} τ = {report.tau:g}; the strongest, "
-        f"{number(strongest.ratio)} times, is {story_of(strongest)}. A line is thick where the wave lives; ▲ a layer that writes it, "
+        f"{number(strongest.ratio)} times, is {course_of(strongest)}. A line is thick where the wave lives; ▲ a layer that writes it, "
         f"▼ one that takes it back; horizontal lines are thresholds, the black one is τ.{left}"
     )
-
-
-def story_of(wave: Wave) -> str:
-    """`written in layers 2–3 and taken back in layers 10–11`."""
-    written = f"written in {_layers(wave.born)}"
-    if wave.ended:
-        return joined([written, f"taken back in {_layers(wave.ended)}"])
-    return joined(
-        [
-            written,
-            "alive in the last layer" if wave.survives else f"fades after layer {wave.last + 1}",
-        ]
-    )
-
-
-def _layers(layers: tuple[int, ...]) -> str:
-    return f"layer{'s' * (len(layers) > 1)} {layer_ranges(layers)}"
 
 
 def has_waves(report: Lifecycle) -> bool:
