@@ -190,7 +190,7 @@ def test_taps_of_the_monitor(taps):
 
 @pytest.mark.parametrize("given", ["stats", "report", 3, {}])
 def test_results_of_another_kind(lm, given):
-    for call in (so.lifecycle, so.existence, so.positions):
+    for call in (so.lifecycle, so.existence, so.consistency, so.variant_profile):
         assert "stats is " in refusal(call, lm, TOKENS, stats=given)
     assert "report is " in refusal(so.intervene, lm, TOKENS, report=given)
     for call in (so.by_length, so.positions):

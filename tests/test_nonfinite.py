@@ -20,7 +20,7 @@ from sysout_jax.data.demo import byte_tokenizer
 from sysout_jax.engine import Stream, observe_nothing
 from sysout_jax.figures import style
 from sysout_jax.figures.spec import draw_figures
-from sysout_jax.interventions.effects import measure
+from sysout_jax.interventions.effects import Unedited
 from sysout_jax.interventions.weights import edit_down_weights
 from sysout_jax.nonfinite import Counts, Damaged, Element, Nonfinite, pooled, suspicious
 from sysout_jax.reports.nonfinite import remarks
@@ -200,14 +200,15 @@ def test_sound_weights_are_read_no_more_often_than_they_are_used():
 def test_an_edit_is_checked_and_its_model_is_not_blamed():
     lm = random_model("llama-mha", seed=4)
     marked = np.zeros(TOKENS.shape, bool)
-    before = measure(lm, TOKENS, marked, 3.0)
+    unedited = Unedited(lm, TOKENS, marked, 3.0, first=0)
+    before = unedited.measured
     entries = {1: (np.array([3]), np.array([0]))}
     edited = edit_down_weights(lm, entries, lambda layer, kernel: np.full((1, 1), np.nan))
-    after = measure(edited, TOKENS, marked, 3.0)
+    after = unedited.edited(edited)
     assert not before.nonfinite.any and np.isfinite(before.perplexity)
     assert [w.group for w in after.nonfinite.weights] == ["layer_1"]
     assert after.nonfinite.h.first.layer == 1 and np.isnan(after.perplexity)
-    assert not measure(lm, TOKENS, marked, 3.0).nonfinite.any
+    assert not Unedited(lm, TOKENS, marked, 3.0, first=1).measured.nonfinite.any
 
 
 def nothing(dtype="float32", layers=3, **changes) -> Nonfinite:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,31 +38,56 @@ class Measured:
         return of_mean_nll(float(self.nll.mean()))
 
 
-def measure(
-    lm: LanguageModel,
-    tokens: np.ndarray,
-    marked: np.ndarray,
-    tau: float,
-    *,
-    write: Write | None = None,
-    extra: Sequence[Any] | None = None,
-) -> Measured:
-    """Run `tokens` (N, T) through the model and look at attention on `marked` (N, T) bool; `write` and `extra` as `Stream.layers`
-    takes them."""
-    stream = Stream(lm, tokens)
-    outliers, attention, ratios = [], [], []
-    for _, _, seen in stream.layers(_observe, extra, write):
-        outliers.append(exceeds(seen["token_max"], seen["mean"][:, None], tau).sum(1))
-        ratios.append(ratio(seen["token_max"], seen["mean"][:, None]).max())
-        attention.append((finite_or(seen["sums"]) * marked[:, None]).sum(2).T)
-    return Measured(
-        outliers=np.stack(outliers),
-        attention=np.stack(attention).astype(np.float64),
-        queries=np.maximum.accumulate(marked, axis=1).sum(1),
-        nll=perplexity_of(stream).window_nll,
-        ratio=float(max(ratios)),
-        nonfinite=stream.nonfinite(),
-    )
+class Unedited:
+    """A model as it is on `tokens` (N, T), with attention on `marked` (N, T) bool; and the state that edits of layer `first` or later start from.
+
+    What lies before that layer no such edit changes: it is computed once.
+    """
+
+    def __init__(self, lm: LanguageModel, tokens: np.ndarray, marked: np.ndarray, tau: float, first: int):  # fmt: skip
+        self._marked, self._tau, self._first = marked, tau, first
+        self._stream = Stream(lm, tokens)
+        self._entering = list(self._stream.hidden)
+        self._rows: list[dict[str, Any]] = []
+        for layer, _, seen in self._stream.layers(_observe):
+            self._rows.append(self._row(seen))
+            if layer + 1 == first:
+                self._entering = list(self._stream.hidden)
+        self.measured = self._measured(self._stream, self._rows)
+
+    def edited(
+        self,
+        lm: LanguageModel | None = None,
+        *,
+        write: Write | None = None,
+        extra: Sequence[Any] | None = None,
+    ) -> Measured:
+        """Under an edit: `lm` with other weights from layer `first` on, or `write` and `extra` as `Stream.layers` takes them."""
+        stream = copy.copy(self._stream)
+        stream.lm, stream.hidden = lm or stream.lm, list(self._entering)
+        rows = self._rows[: self._first]
+        for _, _, seen in stream.layers(_observe, extra, write, self._first):
+            rows.append(self._row(seen))
+        return self._measured(stream, rows)
+
+    def _row(self, seen: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Of one layer."""
+        mean_Nx1 = seen["mean"][:, None]
+        return {
+            "outliers": exceeds(seen["token_max"], mean_Nx1, self._tau).sum(1),
+            "ratio": ratio(seen["token_max"], mean_Nx1).max(),
+            "attention": (finite_or(seen["sums"]) * self._marked[:, None]).sum(2).T,
+        }
+
+    def _measured(self, stream: Stream, rows: Sequence[dict[str, Any]]) -> Measured:
+        return Measured(
+            outliers=np.stack([row["outliers"] for row in rows]),
+            attention=np.stack([row["attention"] for row in rows]).astype(np.float64),
+            queries=np.maximum.accumulate(self._marked, axis=1).sum(1),
+            nll=perplexity_of(stream).window_nll,
+            ratio=float(max(row["ratio"] for row in rows)),
+            nonfinite=stream.nonfinite(),
+        )
 
 
 def _observe(x_in, taps, extra):

@@ -21,7 +21,7 @@ from sysout_jax.analyses.intervene.runs import (
     plan,
 )
 from sysout_jax.engine import Stream
-from sysout_jax.interventions.effects import measure
+from sysout_jax.interventions.effects import Unedited
 from sysout_jax.interventions.elements import (
     Elements,
     draw_others,
@@ -187,12 +187,14 @@ def test_edited_model_equals_blocks_applied_by_hand(case, where, what, target):
         assert np.abs(want - h).max() > 1e-3
     written = {}
 
+    edited = Unedited.edited
+
     def spy(*args, **kwargs):
         written.update(kwargs)
-        return measure(*args, **kwargs)
+        return edited(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sysout_jax.analyses.intervene.runs.measure", spy)
+        patch.setattr(Unedited, "edited", spy)
         count, found = bench.run(run, donated)
     only = elements.only(life.birth.layers) if where == "birth" else elements
     assert count == only.active.sum()
@@ -228,9 +230,25 @@ def test_nothing_to_edit_changes_no_bit(case):
     np.testing.assert_array_equal(run_layers(lm, tokens, write=write_elements, extra=extra), plain)
     own = edits(bench.outliers, bench.values, tokens.shape)  # every outlier keeps its value
     np.testing.assert_array_equal(run_layers(lm, tokens, write=write_elements, extra=own), plain)
-    again = measure(lm, tokens, bench.marked, bench.life.tau, write=write_elements, extra=extra)
+    whole = Unedited(lm, tokens, bench.marked, bench.life.tau, first=0)
+    again = whole.edited(write=write_elements, extra=extra)
     for name, want in vars(bench.baseline).items():
         np.testing.assert_array_equal(getattr(again, name), want)
+
+
+def test_what_lies_before_an_edit_is_computed_once_and_changes_no_bit(case):
+    lm, tokens, _, bench = case
+    last = lm.num_layers - 1
+    entries = {last: (np.arange(3), np.arange(4))}
+    edited = edit_down_weights(lm, entries, lambda layer, kernel: np.zeros((1, 1)))
+    found = [
+        Unedited(lm, tokens, bench.marked, bench.life.tau, first).edited(edited)
+        for first in range(last + 1)
+    ]
+    for other in found[1:]:
+        for name, want in vars(found[0]).items():
+            np.testing.assert_array_equal(getattr(other, name), want)
+    assert (found[0].nll != bench.baseline.nll).any()
 
 
 def test_an_edit_reaches_the_next_layer_and_observers_only_from_its_layer_on(case):
@@ -301,13 +319,13 @@ def test_weight_edits(what, target):
     (birth,) = planted.truth.births
     seen = {}
 
-    def spy(lm, *args, **kwargs):
+    def spy(_, lm):
         for layer in range(lm.num_layers):
             seen[layer] = np.asarray(lm.read(f"layer_{layer}")["mlp"]["down_proj"]["kernel"])
         return bench.baseline
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sysout_jax.analyses.intervene.runs.measure", spy)
+        patch.setattr(Unedited, "edited", spy)
         count, _ = bench.run(Run("weight", what, target, 2), {})
     assert count == len(birth.channels) * len(birth.dims)
     for layer in range(planted.lm.num_layers):
@@ -452,9 +470,11 @@ def test_a_report_of_other_tokens_or_another_threshold_is_refused(case):
     for other, tau in ((tokens[:2], TAU), (np.roll(tokens, 1), TAU), (tokens, 2 * TAU)):
         with pytest.raises(so.InputError, match="report was measured"):
             so.intervene(lm, other, tau, report=report)
-    for call in (so.lifecycle, so.existence, so.positions):
+    for call in (so.lifecycle, so.existence, so.consistency, so.variant_profile):
         with pytest.raises(so.InputError, match="stats was measured on other tokens"):
             call(lm, np.roll(tokens, 1), TAU, stats=report.stats)
+    with pytest.raises(so.InputError, match="stats was measured at tau = 4, not 8"):
+        so.lifecycle(lm, tokens, 2 * TAU, stats=report.stats)
 
 
 def test_plan():

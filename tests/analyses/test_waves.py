@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
-from sysout_jax.analyses.lifecycle.waves import Followed, Life, find_waves, grouped, lives_of
+from sysout_jax.analyses.lifecycle.waves import Life, find_waves, grouped, lives_of
+from sysout_jax.analyses.lifecycle.writes import Followed
 from sysout_jax.testing import Birth, planted_llama, random_plant
 from tests.random_models import random_model
 

@@ -12,7 +12,7 @@ from sysout_jax.analyses.lifecycle.results import Lifecycle
 from sysout_jax.calls import RULES, check_words
 from sysout_jax.checks import check
 from sysout_jax.errors import InputError
-from sysout_jax.interventions.effects import Measured, measure
+from sysout_jax.interventions.effects import Measured, Unedited
 from sysout_jax.interventions.elements import (
     Elements,
     draw_donors,
@@ -116,7 +116,10 @@ class Bench:
         self.marked = np.asarray(life.stats.h.outlier_tokens(life.tau).any(axis=0))
         self.outliers, self.values, self.mean = find_outliers(lm, life.stats, life.tau, self.dims)
         self.born = birth_weights(life.birth)
-        self.baseline = measure(lm, self.tokens, self.marked, life.tau)
+        # the first layer that any run edits
+        first = min((*np.flatnonzero(self.outliers.active.any(axis=1)), *life.birth.layers))
+        self.unedited = Unedited(lm, self.tokens, self.marked, life.tau, int(first))
+        self.baseline = self.unedited.measured
         self.sinks = sink_heads(self.baseline.mass, life.birth)
 
     def rng(self, run_seed: int, purpose: int, layer: int = 0) -> np.random.Generator:
@@ -167,11 +170,7 @@ class Bench:
             values = _mean_per_dim(elements, self.values)
         if run.where == "birth":
             elements = elements.only(self.life.birth.layers)
-        found = measure(
-            self.lm,
-            self.tokens,
-            self.marked,
-            self.life.tau,
+        found = self.unedited.edited(
             write=write_elements,
             extra=edits(elements, values, self.tokens.shape),
         )
@@ -189,11 +188,7 @@ class Bench:
             if control:
                 tokens_NxT = other_tokens(tokens_NxT, self.rng(run.seed, _TOKENS))
             silenced = silence_values(heads_LxH, self.num_kv_heads, tokens_NxT)
-        found = measure(
-            self.lm,
-            self.tokens,
-            self.marked,
-            self.life.tau,
+        found = self.unedited.edited(
             write=write_silence,
             extra=silenced.extra(),
         )
@@ -234,7 +229,7 @@ class Bench:
             return np.take_along_axis(rest, chosen, axis=0)
 
         edited = edit_down_weights(self.lm, entries, fill)
-        found = measure(edited, self.tokens, self.marked, self.life.tau)
+        found = self.unedited.edited(edited)
         return sum(len(channels) * len(dims) for channels, dims in entries.values()), found
 
 

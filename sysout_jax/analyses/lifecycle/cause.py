@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from sysout_jax.analyses.lifecycle.results import Birth, Cause, Effect
-from sysout_jax.interventions.effects import Measured, measure
+from sysout_jax.interventions.effects import Measured, Unedited
 from sysout_jax.interventions.weights import (
     Entries,
     edit_down_weights,
@@ -28,14 +28,14 @@ def find_cause(
     tau: float,
     seed: int = 0,
 ) -> Cause | None:
-    """Five more passes over all sequences. None where no channel carries a birth."""
+    """Five more passes over all sequences, four of them from the first birth on. None where no channel carries a birth."""
     born = birth_weights(birth)
     if not born:
         return None
     random = random_weights(born, lm.config.layer(0).mlp.channels, np.random.default_rng(seed))
     marked = np.asarray(stats.h.outlier_tokens(tau).any(axis=0))
-    unedited = measure(lm, stats.tokens, marked, tau)
-    sinks = sink_heads(unedited.mass, birth)
+    unedited = Unedited(lm, stats.tokens, marked, tau, first=min(born))
+    sinks = sink_heads(unedited.measured.mass, birth)
 
     def effect(measured: Measured) -> Effect:
         return Effect(
@@ -47,11 +47,11 @@ def find_cause(
         )
 
     def zeroed(entries: Entries) -> Effect:
-        return effect(measure(edit_down_weights(lm, entries, zero), stats.tokens, marked, tau))
+        return effect(unedited.edited(edit_down_weights(lm, entries, zero)))
 
     return Cause(
         weights=sum(len(channels) * len(dims) for channels, dims in born.values()),
-        baseline=effect(unedited),
+        baseline=effect(unedited.measured),
         zeroed=zeroed(born),
         control=zeroed(random),
         columns=zeroed(whole_columns(born, lm.config.d_model)),

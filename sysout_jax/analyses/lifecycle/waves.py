@@ -7,22 +7,17 @@ under τ is not seen, and tokens pooled over all layers belong to no life. A wav
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
-from sysout_jax.engine import Stream
+from sysout_jax.analyses.lifecycle.writes import MAX_DIMS, Followed, follow_writes
 from sysout_jax.language_model import LanguageModel
-from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers import definitions as rules
 from sysout_jax.statistics.collect import Stats
 
-MAX_DIMS = 32  # strongest dims that are followed; one shape, hence one compilation
-KEPT_CHANNELS = 8  # strongest channels named per layer and dim
-LEAST_SHARE = 0.02  # weaker channels are not named
 MINOR = 0.5  # a layer that writes to less than this share of the elements of the busiest one is not named
 SWEEP = (*rules.TAUS, 10_000.0)  # thresholds at which waves are counted
 
@@ -89,10 +84,6 @@ class Waves:
     sweep: dict[float, tuple[int, int, int]]
 
 
-#: (births or deaths, dim) → channels as (index, share of what the MLP writes to its elements)
-Carried = Mapping[tuple[str, int], tuple[tuple[int, float], ...]]
-
-
 class Life(NamedTuple):
     """One life of one element."""
 
@@ -112,24 +103,12 @@ def find_waves(lm: LanguageModel, stats: Stats, tau: float) -> Waves:
         return Waves(level, (), 0, dict.fromkeys(SWEEP, (0, 0, 0)))
     order = np.argsort(-stats.h.channel_ratio.max(axis=0)[flagged], kind="stable")
     dims = flagged[order[:MAX_DIMS]]
-    followed = _follow(lm, stats, dims, level)
+    followed = follow_writes(lm, stats, dims, level)
     lives = [life for k in range(followed.h.shape[1]) for life in lives_of(k, followed, level)]
     waves = [_wave(group, followed, tau) for group in grouped(lives, followed.places)]
     waves.sort(key=lambda wave: (wave.first, -wave.ratio))
     sweep = {at: _counted([wave for wave in waves if wave.ratio > at]) for at in SWEEP}
     return Waves(level, tuple(waves), len(flagged) - len(dims), sweep)
-
-
-@dataclass(frozen=True)
-class Followed:
-    """K elements of h through all layers."""
-
-    places: np.ndarray  # (K, 3) sequence, token, dim
-    x_in: np.ndarray  # (L, K) before the layer
-    down: np.ndarray  # (L, K) added by the MLP
-    h: np.ndarray  # (L, K) after it
-    mean: np.ndarray  # (L, K) mean |h| of its sequence after the layer
-    channels: Sequence[Carried]  # per layer
 
 
 def lives_of(k: int, followed: Followed, level: float) -> list[Life]:
@@ -245,73 +224,3 @@ def _counted(waves: Sequence[Wave]) -> tuple[int, int, int]:
     births = {write.layer for wave in waves for write in wave.births}
     deaths = {write.layer for wave in waves for write in wave.deaths}
     return len(waves), len(births), len(deaths)
-
-
-def _follow(lm: LanguageModel, stats: Stats, dims: np.ndarray, level: float) -> Followed:
-    at = np.argwhere(stats.h.outlier_tokens(level).any(axis=0))  # (A, 2)
-    N = len(stats.tokens)
-    wanted = np.broadcast_to(np.resize(dims, MAX_DIMS).astype(np.int32), (N, MAX_DIMS))
-    marked = np.zeros(stats.tokens.shape, bool)
-    marked[at[:, 0], at[:, 1]] = True
-    # magnitudes of the residual stream before a layer are compared with the mean after it too
-    extra = [
-        {"dims": wanted, "marked": marked, "least": level * mean_N}
-        for mean_N in stats.h.sequence_mean.astype(np.float32)
-    ]
-    x_in, down, h, channels = [], [], [], []
-    for layer, params, seen in Stream(lm, stats.tokens).layers(_observe, extra):
-        parts = finite_or(seen["parts"][at[:, 0], at[:, 1]])[..., : len(dims)]  # (A, 3, P)
-        x_in.append(parts[:, 0])
-        down.append(parts[:, 1])
-        h.append(parts[:, 2])
-        kernel = np.asarray(lm.config.layer(layer).matrix("down").of(params))
-        channels.append(_strongest(kernel, dims, seen) if "met" in seen else {})
-    stacked = [np.stack(part).astype(np.float64) for part in (x_in, down, h)]
-    mean_LxA = stats.h.sequence_mean[:, at[:, 0]]
-    over = (np.abs(stacked[2]) > level * mean_LxA[..., None]).any(axis=0)  # (A, P)
-    token, dim = np.nonzero(over)
-    x_in_LxK, down_LxK, h_LxK = (part[:, token, dim] for part in stacked)
-    places = np.column_stack([at[token], dims[dim]]).astype(int)
-    return Followed(places, x_in_LxK, down_LxK, h_LxK, mean_LxA[:, token], channels)
-
-
-def _observe(x_in, taps, extra):
-    """At the followed dims of all tokens what comes in, what the MLP adds and what goes out; and which channels add it."""
-
-    def at_dims(x_BxTxD):
-        index = extra["dims"][:, None, :]
-        return jnp.take_along_axis(x_BxTxD.astype(jnp.float32), index, axis=2)
-
-    before, down, after = at_dims(x_in), at_dims(taps["down"]), at_dims(taps["h"])
-    seen = {"parts": jnp.stack([before, down, after], axis=2)}
-    if "expert" in taps:
-        return seen
-    # births and deaths apart: elements that are large before or after, and that the MLP raises or lowers
-    largest = jnp.maximum(jnp.abs(before), jnp.abs(after))
-    large = extra["marked"][..., None] & (largest > extra["least"][:, None, None])
-    large &= jnp.abs(down) > rules.WRITE_SHARE * largest
-    risen = jnp.abs(after) > jnp.abs(before)
-    chosen = jnp.stack([large & risen, large & ~risen], axis=2)  # (B, T, 2, P)
-    x_down = taps["x_down"].astype(jnp.float32)
-    x_down = jnp.where(jnp.isfinite(x_down), x_down, 0.0)
-    weight = jnp.where(chosen, jnp.sign(down)[:, :, None], 0.0)
-    if "down_gain" in taps:
-        weight *= at_dims(taps["down_gain"])[:, :, None]
-    total = jnp.where(chosen, jnp.abs(down)[:, :, None], 0.0).sum(1)
-    return seen | {"met": jnp.einsum("btf,btkp->bkpf", x_down, weight), "total": total}
-
-
-def _strongest(kernel_FxD: np.ndarray, dims: np.ndarray, seen: dict[str, np.ndarray]) -> Carried:
-    """Of the births and of the deaths of each dim."""
-    met_2xPxF, total_2xP = seen["met"].sum(0), seen["total"].sum(0)
-    found = {}
-    for side, p in np.argwhere(total_2xP[:, : len(dims)] > 0):
-        column_F = finite_or(kernel_FxD[:, dims[p]].astype(np.float32))
-        share_F = met_2xPxF[side, p] * column_F / total_2xP[side, p]
-        order = np.argsort(-share_F, kind="stable")[:KEPT_CHANNELS]
-        carried = np.cumsum(share_F[order])
-        enough = int(np.searchsorted(carried, rules.MAIN_SHARE)) + 1
-        found[("births", "deaths")[side], int(dims[p])] = tuple(
-            (int(c), float(share_F[c])) for c in order[:enough] if share_F[c] >= LEAST_SHARE
-        )
-    return found
