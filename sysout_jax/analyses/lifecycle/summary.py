@@ -11,7 +11,7 @@ from sysout_jax.figures.select import digits, named, plural
 from sysout_jax.outliers.definitions import SINK_SHARE
 from sysout_jax.outliers.tokens import TokenText
 from sysout_jax.reports.nonfinite import nothing_measured, remarks
-from sysout_jax.reports.terminal import ran_over
+from sysout_jax.reports.terminal import ran_over, text_table
 
 _MOST = 6  # members of a list that are printed
 
@@ -180,22 +180,27 @@ def _cause(report: Lifecycle) -> list[str]:
     cause = report.cause
     assert cause is not None
 
-    def row(name: str, effect: Effect) -> str:
-        bad = f"  ({effect.nonfinite:,} elements of h NaN or inf)" if effect.nonfinite else ""
-        return (
-            f"        {name:<22}outliers {effect.outliers:>6}  largest |h| {effect.ratio:>7,.0f} x mean  attention on them "
-            f"{_percent(effect.mass):>4}  perplexity {digits(effect.perplexity, report.length)}{bad}"
-        )
+    def row(name: str, effect: Effect) -> tuple[str, ...]:
+        bad = f" ({effect.nonfinite:,} elements of h NaN or inf)" if effect.nonfinite else ""
+        perplexity = digits(effect.perplexity, report.length) + bad
+        ratio = f"{effect.ratio:,.0f} x mean"
+        return name, str(effect.outliers), ratio, _percent(effect.mass), perplexity
 
     channels = sum(len(event.channels) for event in report.birth.events)
+    table = text_table(
+        ("set to zero", "outliers", "largest |h|", "attention on them", "perplexity"),
+        [
+            row("nothing", cause.baseline),
+            row("birth weights", cause.zeroed),
+            row("random weights", cause.control),
+            row("birth columns", cause.columns),
+            row("random columns", cause.column_control),
+        ],
+    )
     return [
-        f"Cause   the {cause.weights} birth weight{'s' * (cause.weights > 1)} W_down[d*, c*], or the whole "
-        f"column{'s' * (channels > 1)} of the channels c*, set to zero (outliers: layers x tokens):",
-        row("as it is", cause.baseline),
-        row("birth weights zero", cause.zeroed),
-        row("random weights zero", cause.control),
-        row("birth columns zero", cause.columns),
-        row("random columns zero", cause.column_control),
+        f"Cause   the {plural(cause.weights, 'birth weight')} W_down[d*, c*], or the whole column{'s' * (channels > 1)} of the channels c*, "
+        "set to zero (outliers: layers x tokens)",
+        *(f"        {line}" for line in table.split("\n")),
     ]
 
 

@@ -198,31 +198,30 @@ def cause(report: Lifecycle, token_text: TokenText) -> Figure:
     assert report.cause is not None
     found = report.cause
     effects = (found.baseline, found.zeroed, found.control, found.columns, found.column_control)
-    figure = style.new_figure(3.0)
-    panels = figure.subplots(1, 3)
+    figure = style.new_figure(2.8)
+    panels = figure.subplots(1, 3, sharey=True)
     for axes, field, title, text in (
         (panels[0], "outliers", "outliers (layer × token)", number),
-        (panels[1], "mass", "attention on them", number),
+        (panels[1], "mass", "attention on them", percent),
         (panels[2], "perplexity", "perplexity", lambda value: digits(value, report.length)),
     ):
         _bars(axes, [float(getattr(effect, field)) for effect in effects], text)
         axes.set_title(title)
+    panels[0].set_yticks(range(len(effects)), EDITS)
+    panels[0].invert_yaxis()
+    panels[0].set_ylabel("set to zero")
     return figure
 
 
-NAMES = (
-    "as\nit is",
-    "birth\nweights",
-    "random\nweights",
-    "birth\ncolumns",
-    "random\ncolumns",
-)  # that are zero
+EDITS = ("nothing", "birth weights", "random weights", "birth columns", "random columns")
 
 
 def _bars(axes: Axes, values: list[float], text: Callable[[float], str]) -> None:
+    """One below the other, each with its value behind it; logarithmic where they span much."""
     finite = [v for v in values if np.isfinite(v) and v > 0]
     log = bool(finite) and max(finite) / min(finite) > 50 and min(values) > 0
-    top = max(finite, default=1.0) * (4 if log else 1.25)
+    low, high = (min(finite) / 4, max(finite)) if log else (0.0, max(finite, default=1.0))
+    room = (high / low) ** 1.6 * low if log else 1.5 * high  # for the values
     looks = (
         (style.GREY, ""),
         (style.ORANGE, "//"),
@@ -231,24 +230,23 @@ def _bars(axes: Axes, values: list[float], text: Callable[[float], str]) -> None
         (style.BLUE, "xx"),
     )
     for i, (value, (colour, hatch)) in enumerate(zip(values, looks, strict=True)):
-        height = top if value == np.inf else value if np.isfinite(value) else 0.0
-        axes.bar(i, height, 0.7, color=colour, hatch=hatch, edgecolor=style.BLACK, lw=0.8)
+        length = high if value == np.inf else value if np.isfinite(value) else low
+        axes.barh(i, length, 0.7, color=colour, hatch=hatch, edgecolor=style.BLACK, lw=0.8)
         axes.annotate(
             text(value),
-            (i, height),
-            (0, 2),
+            (max(length, low), i),
+            (3, 0),
             textcoords="offset points",
-            ha="center",
-            fontsize=8,
-            annotation_clip=False,
+            va="center",
+            fontsize=9,
         )
+    axes.set_xlim(low, room)
     if log:
-        style.log_axis(axes)
-        axes.set_ylim(min(finite) / 4, top * 1.5)
+        style.log_axis(axes, "x")
+        powers = np.arange(np.ceil(np.log10(low)), np.log10(high))
+        axes.set_xticks(10.0 ** powers[:: len(powers) // 4 + 1])
     else:
-        axes.set_ylim(0, top * (1.12 if np.inf in values else 1))
-        axes.locator_params(axis="y", nbins=5)
-    axes.set_xticks(range(len(NAMES)), NAMES, fontsize=8)
+        axes.locator_params(axis="x", nbins=3)
 
 
 def cause_sentence(report: Lifecycle, token_text: TokenText) -> str:
