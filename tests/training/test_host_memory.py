@@ -34,4 +34,5 @@ def test_freed_memory_is_used_again():
         int(subprocess.run([sys.executable, "-c", CHILD.replace("KEEP", call)], capture_output=True, text=True, check=True).stdout)
         for call in ("", "keep_freed_memory()")
     ]  # fmt: skip
-    assert found[1] < 0.02 * found[0], found
+    # A kernel with huge pages counts 144 faults of 2 MiB where others count 70,000; starting the thread costs a few.
+    assert found[1] < 0.02 * found[0] + 32 < found[0], found
