@@ -79,8 +79,8 @@ def perplexity_of(stream: Stream) -> Perplexity:
 
 
 def protocol_of(windows: Windows) -> Protocol:
-    """How the perplexity of these windows is measured."""
-    count, length = np.shape(windows)
+    """How the perplexity of these windows is measured; one sequence alone is one window."""
+    count, length = np.shape(np.atleast_2d(windows.tokens))
     return Protocol(count, length, windows.bos, count * (length - 1), windows.joined_by)
 
 

@@ -87,9 +87,19 @@ def even_share(length: int) -> float:
     return float((1 / np.arange(1, length + 1)).mean())
 
 
-def is_sink(score: Array) -> Array:
-    """Whether a head's α, or its share of attention, makes a sink, bool. Gu et al. 2024."""
-    return score > SINK_SHARE
+def even_share_of(marked_NxT: np.ndarray) -> float:
+    """What attention that is even in each causal row gives the marked keys, mean over the rows that see one; NaN where none does."""
+    marked = marked_NxT.cumsum(axis=1)
+    share = marked / np.arange(1, marked.shape[1] + 1)
+    return float(share[marked > 0].mean()) if marked.any() else float("nan")
+
+
+def is_sink(score: Array, even: Array = 0.0) -> Array:
+    """Whether a head's α, or its share of attention, makes a sink, bool: over 0.3 (Gu et al. 2024), and over what even attention gives.
+
+    `even` matters in short texts: of 9 tokens the first gets 31% by arithmetic.
+    """
+    return (score > SINK_SHARE) & (score > even)
 
 
 def sink_rate(cumulative_HxT: Array) -> Array:

@@ -102,6 +102,7 @@ def _columns(stats: AttentionStats) -> dict[str, Any]:
     names = "sink_rate outlier_keys overlap overlap_code iou iou_code nonfinite".split()
     return {name: getattr(stats, name) for name in names} | {
         "first_token_share": stats.cumulative[:, :, 0] / stats.cumulative.shape[-1],
+        "even_share": np.full(len(stats.cumulative), rules.even_share(stats.cumulative.shape[-1])),
         "code_outlier_tokens": stats.code_outlier_tokens.sum(axis=(1, 2)),
     }
 

@@ -7,7 +7,7 @@ import pytest
 
 import sysout_jax as so
 from sysout_jax.analyses.lifecycle.summary import lifecycle_summary
-from sysout_jax.testing import planted_llama, random_plant
+from sysout_jax.testing import Birth, planted_llama, random_plant
 from sysout_jax.weights import InMemory
 from tests.random_models import random_model
 
@@ -126,3 +126,20 @@ def test_low_threshold_finds_many_and_survives():
     assert report.found and report.cause is not None
     assert report.birth.layer == 0
     assert sum(report.stats.h.outlier_tokens(2.0)[0].ravel()) == len(report.birth.events[0].tokens)
+
+
+def test_a_short_text_makes_no_sink_by_arithmetic():
+    """Of 9 tokens the first one gets 31% of an even causal row: that alone is no sink."""
+    plant = planted_llama(3, births=(Birth(1, 2, 1),), sinks=0, death_layer=None)
+    report = so.lifecycle(plant.lm, plant.tokens(1, 9, 3), cause=False)
+    assert report.found and (0, 0) in report.birth.tokens
+    np.testing.assert_allclose(report.spread.even, np.mean(1 / np.arange(1, 10)), rtol=1e-6)
+    over = {(head.layer, head.head) for head in report.spread.heads}
+    layers, heads = np.nonzero(
+        (report.spread.mass > 0.3) & (report.spread.mass > report.spread.even[:, None])
+    )
+    assert over == {
+        (l, h)
+        for l, h in zip(layers.tolist(), heads.tolist(), strict=True)
+        if l > report.birth.layer
+    }

@@ -70,18 +70,17 @@ def test_attention_on_outliers_is_that_of_the_variant(name, attention):
     path = followed(lm, tokens).trace
     scaled = ("attn_scale",) if attention in ("attention_bias", "context_scale") else ()
     _, taps = so.capture(lm, tokens, ("attn_map", "v", "attn_heads", *scaled))
-    chosen = path.targets.sequences
-    maps = taps["attn_map"][:, chosen].astype(np.float64)
+    maps = taps["attn_map"].astype(np.float64)
     group = lm.config.num_heads // taps["v"].shape[3]
-    values = np.repeat(taps["v"][:, chosen], group, axis=3)
+    values = np.repeat(taps["v"], group, axis=3)
     mask = path.targets.mask
     sees = np.cumsum(mask, axis=2) > 0
     mass = np.einsum("lehts,les,let->lh", maps, mask, sees) / sees.sum((1, 2))[:, None]
     np.testing.assert_allclose(path.mass, mass, rtol=1e-4)
     added = np.einsum("lehts,les,leshd->lethd", maps, mask, values)
     if scaled:
-        added *= taps["attn_scale"][:, chosen].transpose(0, 1, 3, 2)[..., None]
-    share = np.linalg.norm(added, axis=-1) / np.linalg.norm(taps["attn_heads"][:, chosen], axis=-1)
+        added *= taps["attn_scale"].transpose(0, 1, 3, 2)[..., None]
+    share = np.linalg.norm(added, axis=-1) / np.linalg.norm(taps["attn_heads"], axis=-1)
     others = sees & ~mask
     count = np.maximum(others.sum((1, 2)), 1)[:, None]
     np.testing.assert_allclose(
@@ -89,8 +88,68 @@ def test_attention_on_outliers_is_that_of_the_variant(name, attention):
     )
     head = path.close_up
     place = slice(head.start, head.start + WINDOW)
-    want = maps[head.layer, 0, head.head][place, place]
+    want = maps[head.layer, path.targets.sequences[0], head.head][place, place]
     np.testing.assert_allclose(head.probabilities, want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("window", [None, 24])
+def test_sinks_values_and_logits_are_compared_among_the_keys_that_a_query_sees(window):
+    """Written out query by query: the even share, the causal difference of q·k, the lengths of values, projected ones and heads."""
+    seed = fresh_seed()
+    lm = random_model("llama-gqa", seed, sliding_window=window)
+    tokens = np.random.default_rng(seed).integers(0, 61, (3, 60))
+    path = followed(lm, tokens).trace
+    _, taps = so.capture(lm, tokens, ("q", "k", "v", "attn_heads"))
+    L, N, T, H, Dh = taps["q"].shape
+    q, heads = taps["q"].astype(np.float64), taps["attn_heads"].astype(np.float64)
+    k, v = (
+        np.repeat(taps[name].astype(np.float64), H // lm.config.num_kv_heads, 3) for name in "kv"
+    )
+    o = np.stack(
+        [np.asarray(lm.params[f"layer_{l}"]["attn"]["o_proj"]["kernel"]) for l in range(L)]
+    )
+    projected = np.einsum("lnthd,lhde->lnthe", v, o.reshape(L, H, Dh, -1))
+    for l, mask in enumerate(path.targets.mask):
+        even, parts, lengths = [], [], []
+        for n, t in np.ndindex(N, T):
+            seen = np.arange(T) <= t
+            if window is not None:
+                seen &= np.arange(T) > t - window
+            looked = seen & mask[n]
+            if not looked.any():
+                continue
+            even.append(looked.sum() / seen.sum())
+            if mask[n, t]:
+                continue
+            lengths.append(np.linalg.norm(heads[l, n, t], axis=-1))
+            difference = k[l, n, looked].mean(0) - k[l, n, seen & ~mask[n]].mean(0)
+            parts.append(q[l, n, t] * difference / np.sqrt(Dh))
+        np.testing.assert_allclose(path.even[l], np.mean(even), rtol=1e-5)
+        np.testing.assert_allclose(path.qk[l], np.mean(parts, 0), rtol=1e-3, atol=1e-4)
+        loudness = np.mean(lengths, 0)
+        np.testing.assert_allclose(path.loudness[l], loudness / loudness.mean(), rtol=1e-4)
+        held = mask.any(1)[:, None]
+
+        def root_mean_square(x_NxTxHxD, where, l=l):
+            return np.sqrt((x_NxTxHxD[l][where] ** 2).sum(-1).mean(0))
+
+        want = root_mean_square(projected, mask) / root_mean_square(projected, ~mask & held)
+        np.testing.assert_allclose(path.output_drain[l], want, rtol=1e-4)
+
+
+def test_what_is_not_followed_is_counted(monkeypatch):
+    """All sequences are followed where there is room, the strongest where there is not; attention is that of all either way."""
+    seed = fresh_seed()
+    plant = planted_llama(seed, births=(Birth(1, 2, 1),))
+    tokens = plant.tokens(12, 64, seed)
+    whole = so.lifecycle(plant.lm, tokens, cause=False).trace
+    assert len(whole.targets.sequences) == 12 and whole.targets.tokens_left_out == 0
+    monkeypatch.setattr("sysout_jax.analyses.lifecycle.measure.MAX_ELEMENTS", 1)
+    one = so.lifecycle(plant.lm, tokens, cause=False).trace
+    assert len(one.targets.sequences) == 1
+    ever = so.collect(plant.lm, tokens).h.outlier_tokens(1000.0).any(0)
+    assert one.targets.tokens_left_out == ever.sum() - one.targets.valid.sum() > 0
+    np.testing.assert_array_equal(one.mass, whole.mass)
 
 
 def test_the_tokens_looked_at_are_those_that_enter_the_layer():

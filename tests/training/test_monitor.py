@@ -40,6 +40,7 @@ def test_every_quantity(case):
         "h_kurtosis": [excess_kurtosis(layer.reshape(-1, layer.shape[-1])) for layer in taps["h"]],
         "x_down_top1": x_down.max((2, 3)).mean(1),
         "first_token_share": share.mean((1, 2)),
+        "first_token_over_even": share.mean((1, 2)) / np.mean(1 / np.arange(1, maps.shape[-1] + 1)),
         "sink_rate": (share > 0.3).mean((1, 2)),
         "logit_max": np.where(causal, logits, -np.inf).max((1, 2, 3, 4)),
         "logit_min": np.where(causal, logits, np.inf).min((1, 2, 3, 4)),

@@ -37,6 +37,7 @@ from sysout_jax.interventions.weights import (
     whole_columns,
 )
 from sysout_jax.language_model import LanguageModel
+from sysout_jax.outliers.definitions import even_share_of
 
 #: Values that are written.
 WHAT = {
@@ -120,7 +121,7 @@ class Bench:
         first = min((*np.flatnonzero(self.outliers.active.any(axis=1)), *life.birth.layers))
         self.unedited = Unedited(lm, self.tokens, self.marked, life.tau, int(first))
         self.baseline = self.unedited.measured
-        self.sinks = sink_heads(self.baseline.mass, life.birth)
+        self.sinks = sink_heads(self.baseline.mass, even_share_of(self.marked), life.birth)
 
     def rng(self, run_seed: int, purpose: int, layer: int = 0) -> np.random.Generator:
         return np.random.default_rng([self.seed, run_seed, purpose, layer])

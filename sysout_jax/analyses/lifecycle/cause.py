@@ -17,7 +17,7 @@ from sysout_jax.interventions.weights import (
     zero,
 )
 from sysout_jax.language_model import LanguageModel
-from sysout_jax.outliers.definitions import is_sink
+from sysout_jax.outliers.definitions import even_share_of, is_sink
 from sysout_jax.statistics.collect import Stats
 
 
@@ -35,7 +35,7 @@ def find_cause(
     random = random_weights(born, lm.config.layer(0).mlp.channels, np.random.default_rng(seed))
     marked = np.asarray(stats.h.outlier_tokens(tau).any(axis=0))
     unedited = Unedited(lm, stats.tokens, marked, tau, first=min(born))
-    sinks = sink_heads(unedited.measured.mass, birth)
+    sinks = sink_heads(unedited.measured.mass, even_share_of(marked), birth)
 
     def effect(measured: Measured) -> Effect:
         return Effect(
@@ -50,6 +50,7 @@ def find_cause(
         return effect(unedited.edited(edit_down_weights(lm, entries, zero)))
 
     return Cause(
+        heads=int(sinks.sum()),
         weights=sum(len(channels) * len(dims) for channels, dims in born.values()),
         baseline=effect(unedited.measured),
         zeroed=zeroed(born),
@@ -68,8 +69,8 @@ def birth_weights(birth: Birth) -> Entries:
     }
 
 
-def sink_heads(mass_LxH: np.ndarray, birth: Birth) -> np.ndarray:
+def sink_heads(mass_LxH: np.ndarray, even: float, birth: Birth) -> np.ndarray:
     """(L, H) bool: heads after the first birth for which the outlier tokens are sinks."""
-    sinks = is_sink(mass_LxH)
+    sinks = is_sink(mass_LxH, even)
     sinks[: birth.events[0].layer + 1] = False
     return sinks

@@ -22,7 +22,7 @@ from sysout_jax.analyses.lifecycle.results import (
 )
 from sysout_jax.analyses.lifecycle.trace import (
     MAX_DIMS,
-    MAX_SEQUENCES,
+    MAX_ELEMENTS,
     MAX_TOKENS,
     WINDOW,
     Targets,
@@ -31,10 +31,12 @@ from sysout_jax.analyses.lifecycle.trace import (
 )
 from sysout_jax.analyses.lifecycle.waves import Waves, find_waves
 from sysout_jax.calls import check_arguments
+from sysout_jax.data.text import Windows
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers import definitions as rules
 from sysout_jax.outliers.definitions import TAU, TAUS
+from sysout_jax.perplexity import Protocol, protocol_of
 from sysout_jax.statistics.collect import Stats, at_hand
 
 BIRTH_SHARE = (
@@ -60,17 +62,24 @@ def lifecycle(
     """
     check_arguments(lm, tau=tau, seed=seed)
     stats = at_hand(stats, lm, tokens, tau, same_tau=True)
-    return _lifecycle(lm, stats, tau, find_waves(lm, stats, tau), cause, seed)
+    protocol = protocol_of(Windows.of(tokens))
+    return _lifecycle(lm, stats, tau, find_waves(lm, stats, tau), protocol, cause, seed)
 
 
 def _lifecycle(
-    lm: LanguageModel, stats: Stats, tau: float, waves: Waves, cause: bool, seed: int
+    lm: LanguageModel,
+    stats: Stats,
+    tau: float,
+    waves: Waves,
+    protocol: Protocol,
+    cause: bool,
+    seed: int,
 ) -> Lifecycle:
     found = bool(stats.h.outlier_tokens(tau).any())
     candidate = None
     lower = rules.level_of(float(stats.h.ratio.max()), tau)
     if not found and 0 < lower < np.inf:
-        candidate = _lifecycle(lm, stats, lower, waves, cause=False, seed=seed)
+        candidate = _lifecycle(lm, stats, lower, waves, protocol, cause=False, seed=seed)
     path = follow(lm, stats, tau) if found else None
     birth = find_birth(stats, path, tau)
     return Lifecycle(
@@ -89,6 +98,7 @@ def _lifecycle(
         death=find_death(stats, path, birth, tau),
         cause=find_cause(lm, stats, birth, tau, seed) if found and cause and path else None,
         candidate=candidate,
+        protocol=protocol,
         stats=stats,
         trace=path,
     )
@@ -96,30 +106,39 @@ def _lifecycle(
 
 def follow(lm: LanguageModel, stats: Stats, tau: float) -> Trace:
     """Choose what to follow from the statistics, and trace it."""
-    alive = np.asarray(stats.h.outlier_tokens(tau).any(axis=0))  # (N, T) ever an outlier
+    living = np.asarray(stats.h.outlier_tokens(tau))
+    alive = np.asarray(living.any(axis=0))  # (N, T) ever an outlier
     ratio = rules.ratio(stats.h.token_max, stats.h.sequence_mean[..., None]).max(axis=0)
     strength = np.where(alive, ratio, 0.0)
-    sequences = np.sort(np.argsort(-strength.max(axis=1), kind="stable")[:MAX_SEQUENCES])
-    sequences = sequences[alive[sequences].any(axis=1)]
-    order = np.argsort(-strength[sequences], axis=1, kind="stable")[:, :MAX_TOKENS]
-    valid = np.take_along_axis(alive[sequences], order, axis=1)
-    tokens = np.where(valid, order, order[:, :1])
     channel_ratio = stats.h.channel_ratio.max(axis=0)
     flagged = np.flatnonzero(stats.h.outlier_channels(tau).any(axis=0))
     dims = np.sort(flagged[np.argsort(-channel_ratio[flagged], kind="stable")[:MAX_DIMS]])
-    first = alive[sequences].argmax(axis=1)
-    window = np.clip(first - 4, 0, max(stats.tokens.shape[1] - WINDOW, 0))
-    living = np.asarray(stats.h.outlier_tokens(tau))[:, sequences]
-    targets = Targets(sequences, tokens, valid, _entering(living), dims, window)
-    holding = living.any(axis=(1, 2))
-    return trace(lm, stats.tokens, targets, int(holding.argmax()))
+    most = min(int(alive.sum(axis=1).max()), MAX_TOKENS)
+    order = np.argsort(-strength, axis=1, kind="stable")[:, :most]
+    valid = np.take_along_axis(alive, order, axis=1)
+    room = max(MAX_ELEMENTS // (most * len(dims)), 1)
+    sequences = np.sort(np.argsort(-strength.max(axis=1), kind="stable")[:room])
+    sequences = sequences[alive[sequences].any(axis=1)]
+    valid, order = valid[sequences], order[sequences]
+    first = int(alive[sequences[0]].argmax())
+    targets = Targets(
+        sequences=sequences,
+        tokens=np.where(valid, order, order[:, :1]),
+        valid=valid,
+        mask=_entering(living),
+        dims=dims,
+        window=int(np.clip(first - 4, 0, max(stats.tokens.shape[1] - WINDOW, 0))),
+        tokens_left_out=int(alive.sum() - valid.sum()),
+        dims_left_out=len(flagged) - len(dims),
+    )
+    return trace(lm, stats.tokens, targets, int(living.any(axis=(1, 2)).argmax()))
 
 
-def _entering(living_LxExT: np.ndarray) -> np.ndarray:
-    """(L, E, T) outlier tokens that enter each layer; where none does, all that there ever are."""
-    entering = np.concatenate([np.zeros_like(living_LxExT[:1]), living_LxExT[:-1]])
+def _entering(living_LxNxT: np.ndarray) -> np.ndarray:
+    """(L, N, T) outlier tokens that enter each layer; where none does, all that there ever are."""
+    entering = np.concatenate([np.zeros_like(living_LxNxT[:1]), living_LxNxT[:-1]])
     some_Lx1x1 = np.asarray(entering.any(axis=(1, 2), keepdims=True))
-    return np.where(some_Lx1x1, entering, living_LxExT.any(axis=0))
+    return np.where(some_Lx1x1, entering, living_LxNxT.any(axis=0))
 
 
 def _outlier_elements(stats: Stats, path: Trace, tau: float) -> tuple[np.ndarray, np.ndarray]:
@@ -169,12 +188,12 @@ def find_birth(stats: Stats, path: Trace | None, tau: float) -> Birth:
 
 
 def find_spread(stats: Stats, path: Trace | None, birth: Birth) -> Spread:
-    """Heads after the birth that give outlier tokens so much attention that they are sinks, and what carries the logit."""
+    """Heads after the birth for which outlier tokens are sinks, and what carries the logit."""
     shape = stats.attention.cumulative.shape[:2]
     heads = []
     if path is not None and birth.layer is not None:
         group = path.mass.shape[1] // path.drain.shape[1]
-        for layer, head in np.argwhere(rules.is_sink(path.mass)):
+        for layer, head in np.argwhere(rules.is_sink(path.mass, path.even[:, None])):
             if layer <= birth.layer:
                 continue
             parts = finite_or(path.qk[layer, head])
@@ -188,16 +207,22 @@ def find_spread(stats: Stats, path: Trace | None, birth: Birth) -> Spread:
                     dims_share=float(parts[dims].sum() / parts.sum())
                     if parts.sum() > 0
                     else float("nan"),
+                    even=float(path.even[layer]),
                     drain=float(path.drain[layer, head // group]),
+                    output_drain=float(path.output_drain[layer, head]),
                     update=float(path.update[layer, head]),
+                    loudness=float(path.loudness[layer, head]),
                 )
             )
     empty = np.zeros(shape)
     return Spread(
         heads=tuple(heads),
         mass=path.mass if path else empty,
+        even=path.even if path else empty[:, 0],
         drain=path.drain if path else empty[:, :0],
+        output_drain=path.output_drain if path else empty,
         update=path.update if path else empty,
+        loudness=path.loudness if path else empty,
         overlap=stats.attention.overlap,
         overlap_code=stats.attention.overlap_code,
         iou=stats.attention.iou,
@@ -271,8 +296,10 @@ def _carriers(
     ranks = np.empty(len(ratios), int)
     ranks[np.argsort(-ratios, kind="stable")] = np.arange(len(ratios))
 
+    at = np.nonzero(elements.any(axis=-1))
+
     def mean_at_tokens(x_ExMxC, index: int) -> float:
-        values = x_ExMxC[e, m, index]
+        values = x_ExMxC[*at, index]
         values = values[np.isfinite(values)]
         return float(values.mean()) if len(values) else float("nan")
 

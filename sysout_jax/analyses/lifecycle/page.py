@@ -13,11 +13,13 @@ from sysout_jax.analyses.lifecycle.figures.followed import followed
 from sysout_jax.analyses.lifecycle.results import Channel, Lifecycle
 from sysout_jax.analyses.lifecycle.story import story
 from sysout_jax.analyses.lifecycle.summary import verdict
+from sysout_jax.analyses.lifecycle.trace import Targets
 from sysout_jax.analyses.lifecycle.waves import Write
-from sysout_jax.figures.select import digits, listed, number, percent, plural
+from sysout_jax.figures.select import digits, joined, listed, number, percent, plural
 from sysout_jax.outliers.definitions import (
     ALIVE_SHARE,
     CODE_SHARE,
+    MAIN_SHARE,
     MASSIVE_RATIO,
     MASSIVE_VALUE,
     SINK_SHARE,
@@ -80,6 +82,9 @@ def lifecycle_sections(report: Lifecycle, token_text: TokenText) -> list[Section
 def _remarks(report: Lifecycle) -> Iterable[str]:
     """What a reader must know before trusting the numbers."""
     yield from remarks(report.nonfinite)
+    life = followed(report)
+    if life is not None and life.trace is not None:
+        yield from _scope(life.trace.targets, report.num_sequences)
     if not report.found:
         what = (
             "nothing was followed"
@@ -87,6 +92,23 @@ def _remarks(report: Lifecycle) -> Iterable[str]:
             else "birth, spread and death follow the strongest elements instead, for orientation"
         )
         yield f"No outlier at τ = {report.tau:g}: {what}."
+
+
+def _scope(targets: Targets, num_sequences: int) -> Iterable[str]:
+    """What birth and death leave out, where they do."""
+    left_out = []
+    if len(targets.sequences) < num_sequences:
+        left_out.append(
+            f"the {len(targets.sequences)} of {num_sequences} sequences with the largest ratios"
+        )
+    if targets.tokens_left_out:
+        left_out.append(f"all but {plural(targets.tokens_left_out, 'weaker outlier token')}")
+    if targets.dims_left_out:
+        left_out.append(
+            f"the {len(targets.dims)} strongest dims (weaker ones: {targets.dims_left_out})"
+        )
+    if left_out:
+        yield f"Birth and death are read from {joined(left_out)}. Flags, waves, attention, cause and perplexity count all."
 
 
 def _flags(report: Lifecycle) -> Table | str:
@@ -213,25 +235,28 @@ def _heads(report: Lifecycle) -> Table | None:
         (
             h.layer + 1,
             h.head,
-            percent(h.mass),
+            f"{percent(h.mass)} ({percent(h.even)})",
             listed(h.dims, 8),
             percent(h.dims_share),
-            number(h.drain),
-            percent(h.update),
+            f"{number(h.drain)} / {number(h.output_drain)}",
+            number(h.update),
+            number(h.loudness),
         )
         for h in heads[:MAX_HEADS]
     )
     header = (
         "layer",
         "head",
-        "attention on the tokens",
+        "attention on the tokens (even share)",
         "q/k dims that carry it",
         "their share",
-        "‖v‖ to others'",
-        "share of the head's output",
+        "‖v‖ / ‖v W_O‖ to others'",
+        "‖their part‖ to ‖head output‖",
+        "‖head output‖ to the layer's heads",
     )
     note = (
-        f"Heads after the birth with more than {SINK_SHARE:.0%} of their attention on these tokens"
+        f"Heads after the birth with more than {SINK_SHARE:.0%} of their attention, and more than the even share, on these tokens; "
+        f"on {'the sequence' if report.num_sequences == 1 else f'all {report.num_sequences} sequences'}"
     )
     shown_of = f", the {MAX_HEADS} strongest of {len(heads)}" if len(heads) > MAX_HEADS else ""
     return Table(header, rows, f"{note}{shown_of}.")
@@ -278,10 +303,10 @@ def _causes(report: Lifecycle) -> Table | None:
         "model",
         "outlier tokens, summed over layers",
         "largest |h| over the mean",
-        "attention on them",
+        f"attention on them ({plural(report.cause.heads, 'sink head')} of the model as it is)",
         "perplexity",
     )
-    return Table(header, rows, "On all sequences.")
+    return Table(header, rows, f"Perplexity: {report.protocol.sentence()}.")
 
 
 def _definitions(report: Lifecycle) -> Table:
@@ -298,10 +323,16 @@ def _definitions(report: Lifecycle) -> Table:
             "attention outlier",
             f"column sum of the attention map > τ · mean column sum (paper); head mean of it ≥ {CODE_SHARE:g} · T (published code)",
         ),
-        ("attention on outlier tokens", "share over queries that can see an outlier token"),
-        ("sink head", f"a head after the birth with more than {SINK_SHARE:.0%} of its attention on outlier tokens"),
+        ("attention on outlier tokens", "share over queries that can see one; of those that enter the layer"),
+        ("even share", "what attention that is even over all keys a query sees would give these tokens, mean over the same queries"),
+        ("sink head", f"a head after the birth with more than {SINK_SHARE:.0%} of its attention on outlier tokens, and more than the even share"),
+        ("q/k dims that carry it", f"the fewest that make up {MAIN_SHARE:.0%} of what speaks for these tokens: mean over queries of q·k with them minus q·k with the "
+         "other keys before the query; their share exceeds 100% where the other dims speak against"),
         ("channel's share", "W_down[d*, c*] · x_down[c*] over h[d*], mean over outlier elements"),
         ("‖v‖ to others'", "mean length of the values of outlier tokens over that of the other tokens"),
+        ("‖v W_O‖ to others'", "the same after the head's output projection, root mean squares"),
+        ("‖their part‖ to ‖head output‖", "length of what outlier tokens add to a head's output over the length of that output, mean over the other queries; lengths, not parts of a whole"),
+        ("‖head output‖ to the layer's heads", "mean length of the head's output over its mean over all heads of the layer"),
         ("takes back", "what a part adds against h[d*], over the value that enters the layer; 100% cancels it"),
         *expert_terms(report.stats.x_down.expert_width),
     )  # fmt: skip

@@ -11,6 +11,7 @@ import numpy as np
 from sysout_jax.analyses.lifecycle.trace import Trace
 from sysout_jax.analyses.lifecycle.waves import Waves
 from sysout_jax.nonfinite import Nonfinite
+from sysout_jax.perplexity import Protocol
 from sysout_jax.printable import html_table
 from sysout_jax.statistics.collect import Stats
 from sysout_jax.storage.serialise import plain
@@ -77,10 +78,13 @@ class SinkHead:
     layer: int
     head: int
     mass: float  # share of attention on outlier tokens, over queries that can see one
+    even: float  # what even attention would give them
     dims: tuple[int, ...]  # dims of q and k that carry the logit towards them
-    dims_share: float  # of the logit difference
+    dims_share: float  # of the logit difference; over 1 where the other dims pull the other way
     drain: float  # ‖v‖ of outlier tokens over the others'
-    update: float  # ‖what outlier tokens add‖ over ‖head output‖, other queries
+    output_drain: float  # the same of ‖v W_O‖, root mean squares
+    update: float  # ‖what outlier tokens add‖ over ‖head output‖, other queries: a ratio of lengths, which need not sum to 1
+    loudness: float  # ‖head output‖ over its mean over the heads of the layer
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,11 @@ class Spread:
 
     heads: tuple[SinkHead, ...]
     mass: np.ndarray  # (L, H)
+    even: np.ndarray  # (L,)
     drain: np.ndarray  # (L, K)
+    output_drain: np.ndarray  # (L, H)
     update: np.ndarray  # (L, H)
+    loudness: np.ndarray  # (L, H)
     overlap: np.ndarray  # (L,) paper's rule
     overlap_code: np.ndarray  # (L,)
     iou: np.ndarray  # (L,)
@@ -134,6 +141,7 @@ class Cause:
     entries of the same rows as `zeroed`, `column_control` as many random columns."""
 
     weights: int  # entries set to zero
+    heads: int  # over which attention is averaged: those after the birth for which the outlier tokens are sinks, unedited
     baseline: Effect
     zeroed: Effect
     control: Effect
@@ -181,12 +189,13 @@ class Lifecycle:
     death: Death
     cause: Cause | None
     candidate: Lifecycle | None
+    protocol: Protocol  # of every perplexity
     stats: Stats
     trace: Trace | None
 
     @property
     def nonfinite(self) -> Nonfinite:
-        """What is not finite in weights and activations, and in the likelihoods of the sequences that were traced."""
+        """What is not finite in weights, activations and, where something was followed, likelihoods."""
         traced = self.trace or (self.candidate.trace if self.candidate else None)
         if traced is None:
             return self.stats.nonfinite

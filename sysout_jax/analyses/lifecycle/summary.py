@@ -147,7 +147,8 @@ def _spread(spread: Spread, birth: Birth) -> list[str]:
     best = max(spread.heads, key=lambda head: head.mass)
     return [
         f"Spread  {len(spread.heads)} of {total} later heads give them more than {SINK_SHARE:.0%} of their attention; "
-        f"most: layer {best.layer + 1} head {best.head}, {_percent(best.mass)},",
+        f"most: layer {best.layer + 1} head {best.head}, {_percent(best.mass)} "
+        f"(even attention: {_percent(best.even, 1)}),",
         f"        carried by q/k dims {', '.join(map(str, best.dims[:_MOST]))}{_more(best.dims)}; "
         f"their values are {best.drain:.2f} of the others' length"
         if isfinite(best.drain)
@@ -188,7 +189,7 @@ def _cause(report: Lifecycle) -> list[str]:
 
     channels = sum(len(event.channels) for event in report.birth.events)
     table = text_table(
-        ("set to zero", "outliers", "largest |h|", "attention on them", "perplexity"),
+        ("set to zero", "outliers", "largest |h|", "attention on them*", "perplexity"),
         [
             row("nothing", cause.baseline),
             row("birth weights", cause.zeroed),
@@ -201,6 +202,7 @@ def _cause(report: Lifecycle) -> list[str]:
         f"Cause   the {plural(cause.weights, 'birth weight')} W_down[d*, c*], or the whole column{'s' * (channels > 1)} of the channels c*, "
         "set to zero (outliers: layers x tokens)",
         *(f"        {line}" for line in table.split("\n")),
+        f"        * of the {plural(cause.heads, 'sink head')} above; perplexity: {report.protocol.sentence()}",
     ]
 
 

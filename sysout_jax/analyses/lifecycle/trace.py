@@ -18,9 +18,9 @@ from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import Nonfinite, finite_or
 
-MAX_SEQUENCES = 8
 MAX_TOKENS = 16  # outlier tokens followed per sequence
 MAX_DIMS = 16
+MAX_ELEMENTS = 4096  # followed in all, so that a report stays small
 WINDOW = 48  # positions of the close-up of one head
 KEPT_CHANNELS = 64  # strongest channels kept per layer and dim
 KEPT_ROWS = 16  # strongest channels of the birth layer whose rows of gate and up are kept
@@ -28,14 +28,16 @@ KEPT_ROWS = 16  # strongest channels of the birth layer whose rows of gate and u
 
 @dataclass(frozen=True)
 class Targets:
-    """What to follow: E sequences, up to M outlier tokens in each, and P feature dims."""
+    """What to follow: E of N sequences, up to M outlier tokens in each, and P feature dims."""
 
     sequences: np.ndarray  # (E,) int, rows of the analysed tokens
     tokens: np.ndarray  # (E, M) int positions, padded with the first one
     valid: np.ndarray  # (E, M) bool: not padding
-    mask: np.ndarray  # (L, E, T) bool: every outlier token that enters the layer, also beyond M; where none enters, all there ever are
+    mask: np.ndarray  # (L, N, T) bool: every outlier token that enters the layer, followed or not; where none enters, all there ever are
     dims: np.ndarray  # (P,) int feature dims of h
-    window: np.ndarray  # (E,) int first position of the close-up
+    window: int  # first position of the close-up, which shows the first followed sequence
+    tokens_left_out: int  # weaker outlier tokens, of all sequences
+    dims_left_out: int
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class ChannelRows:
 
 @dataclass(frozen=True)
 class Trace:
-    """The followed elements through all L layers; what is not finite is NaN."""
+    """The followed elements through all L layers, and attention on outlier tokens in all N sequences; what is not finite is NaN."""
 
     targets: Targets
     x_in: np.ndarray  # (L, E, M, P) residual stream before the layer
@@ -91,14 +93,18 @@ class Trace:
     channels: tuple[LayerChannels, ...]  # one per layer
     rows: ChannelRows  # of the birth layer
     mass: np.ndarray  # (L, H) attention on outlier tokens, mean over queries that can see one; a share but with sigmoid attention
-    drain: np.ndarray  # (L, K) ‖v‖ of outlier tokens over the mean ‖v‖ of the others
-    update: np.ndarray  # (L, H) ‖c Σ over outlier tokens of A v‖ / ‖output of the head‖, other queries; c is `attn_scale`, or 1
-    qk: (
+    even: np.ndarray  # (L,) what attention that is even over the keys a query sees would give them, mean over the same queries
+    drain: np.ndarray  # (L, K) mean ‖v‖ of outlier tokens over that of the others
+    output_drain: (
         np.ndarray
-    )  # (L, H, Dh) part of each dim in mean logit to outlier tokens minus mean logit to the others
+    )  # (L, H) root mean square of ‖v W_O‖ of outlier tokens over that of the others
+    update: np.ndarray  # (L, H) ‖c Σ over outlier tokens of A v‖ / ‖output of the head‖, other queries; c is `attn_scale`, or 1
+    loudness: (
+        np.ndarray
+    )  # (L, H) mean ‖output of the head‖ over its mean over the heads of the layer, other queries
+    qk: np.ndarray  # (L, H, Dh) part of each dim in the mean logit to outlier tokens minus that to the others, among the keys a query sees
     close_up: HeadCloseUp  # the head with the largest mass among layers from the first outlier on
-    nll: np.ndarray  # (E, T-1) nats
-    nonfinite: Nonfinite  # of the followed sequences
+    nonfinite: Nonfinite
 
 
 def trace(
@@ -109,57 +115,55 @@ def trace(
 ) -> Trace:
     """Follow `targets` in `tokens` (N, T); `birth_layer` is the first one whose output holds them."""
     first_layer = min(birth_layer + 1, lm.num_layers - 1)  # whose attention can see outliers
-    E, P = len(targets.sequences), len(targets.dims)
+    chosen, P = targets.sequences, len(targets.dims)
+    N = len(tokens)
     dims = np.resize(targets.dims, max(P, MAX_DIMS)).astype(
         np.int32
     )  # one shape, hence one compilation, for any P
+    places = np.zeros((N, targets.tokens.shape[1]), np.int32)
+    places[chosen] = targets.tokens
     extra = {
-        "tokens": targets.tokens.astype(np.int32),
-        "dims": np.broadcast_to(dims, (E, len(dims))),
-        "window": targets.window.astype(np.int32),
+        "tokens": places,
+        "dims": np.broadcast_to(dims, (N, len(dims))),
+        "window": np.full(N, targets.window, np.int32),
     }
-    stream = Stream(lm, tokens[targets.sequences])
+    stream = Stream(lm, tokens)
     specs = [lm.attention(l, stream.tokens.shape[1]) for l in range(lm.num_layers)]
     observes = [_Follow(spec) for spec in specs]
     layers, channels, rows, close_up = [], [], None, None
     extras = [extra | {"mask": mask} for mask in targets.mask]
     for layer, params, seen in stream.layers(observes, extras):
+        layer_spec = lm.config.layer(layer)
+        kernels = {matrix.name: matrix.of(params) for matrix in layer_spec.matrices}
+        attention = _summed(seen, targets.mask[layer].any(axis=1), np.asarray(kernels["o"]))
         seen = {
-            name: value if name == "expert" else finite_or(value, np.nan)
+            name: value[chosen] if name == "expert" else finite_or(value[chosen], np.nan)
             for name, value in seen.items()
+            if name not in _SUMMED
         }
-        mass = seen["mass"].sum(0) / np.maximum(seen["queries"].sum(0), 1)
-        holds = targets.mask[layer].any(axis=1)  # sequences with an outlier token there
-        drain = seen["v_outlier"][holds].mean(0) / np.maximum(seen["v_other"][holds].mean(0), 1e-30)
-        update = seen["update"].sum(0) / np.maximum(seen["others"].sum(0), 1)
         if "down_gain" in seen:
             seen["down_gain"] = seen["down_gain"][..., :P]
         layers.append(
-            {name: seen[name][..., :P] for name in ("x_in", "attn_out", "down", "h")}
-            | {"mass": mass, "drain": drain, "update": update, "qk": seen["qk"][holds].mean(0)}
+            {name: seen[name][..., :P] for name in ("x_in", "attn_out", "down", "h")} | attention
         )
-        most = float(finite_or(mass, -1.0).max())
-        layer_spec = lm.config.layer(layer)
-        kernel_FxD = np.asarray(layer_spec.matrix("down").of(params))
-        channels.append(_channels(kernel_FxD, targets, seen))
+        channels.append(_channels(np.asarray(kernels["down"]), targets, seen))
         if layer == birth_layer:
-            kernels = {matrix.name: matrix.of(params) for matrix in layer_spec.matrices}
             rows = _rows(layer, kernels, channels[-1], targets, seen["mlp_in"])
+        most = float(finite_or(attention["mass"], -1.0).max())
         if close_up is None or (
             layer >= first_layer and (close_up[0] < most or close_up[1] < first_layer)
         ):
-            close_up = (most, layer, int(finite_or(mass, -1.0).argmax()), seen)
+            head = int(finite_or(attention["mass"], -1.0).argmax())
+            close_up = (most, layer, head, seen)
     assert close_up is not None and rows is not None
-    stacked = {name: np.stack([layer[name] for layer in layers]) for name in layers[0]}
-    nll = stream.nll()
+    stream.nll()
     return Trace(
         targets=targets,
         channels=tuple(channels),
         rows=rows,
-        close_up=_close_up(*close_up[1:], int(targets.window[0]), specs[close_up[1]]),
-        nll=nll,
+        close_up=_close_up(*close_up[1:], targets.window, specs[close_up[1]]),
         nonfinite=stream.nonfinite(),
-        **stacked,
+        **{name: np.stack([layer[name] for layer in layers]) for name in layers[0]},
     )
 
 
@@ -194,40 +198,97 @@ class _Follow:
 
 
 def _attention(taps, mask_BxT, spec: AttentionSpec):
-    """How much attention outlier tokens get, what their values add, and which dims of q and k make the difference."""
+    """How much attention outlier tokens get, what their values add, and which dims of q and k make the difference; sums per sequence."""
     q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh = (
         taps[name].astype(jnp.float32) for name in ("q", "k", "v")
     )
-    H, K, Dh = q_BxTxHxDh.shape[2], k_BxTxKxDh.shape[2], q_BxTxHxDh.shape[3]
+    K, Dh = k_BxTxKxDh.shape[2:]
+    H = q_BxTxHxDh.shape[2]
     mask = mask_BxT.astype(jnp.float32)
     # the same attention over values that are zero for all other tokens, with one more channel that counts the outlier tokens
     ones = jnp.ones((*v_BxTxKxDh.shape[:3], 1), jnp.float32)
     marked = jnp.concatenate([v_BxTxKxDh, ones], -1) * mask[:, :, None, None]
     mixed = attend(q_BxTxHxDh, k_BxTxKxDh, marked, kernel="blockwise", spec=spec).out
-    sees = jnp.cumsum(mask, axis=1) > 0
+
+    def seen(x_BxTx):  # sum over the keys that each query sees
+        total = jnp.cumsum(x_BxTx, axis=1)
+        if spec.window is None or spec.window >= total.shape[1]:
+            return total
+        before = jnp.zeros_like(total[:, : spec.window])
+        return total - jnp.concatenate([before, total[:, : -spec.window]], 1)
+
+    marked_BxT, others_BxT = seen(mask), seen(1.0 - mask)
+    sees = marked_BxT > 0
     others = sees & ~mask_BxT
     added = jnp.linalg.norm(mixed[..., :Dh], axis=-1)
     if "attn_scale" in taps:
         added *= taps["attn_scale"].astype(jnp.float32).transpose(0, 2, 1)
     whole = jnp.linalg.norm(taps["attn_heads"].astype(jnp.float32), axis=-1)
     share = added / jnp.maximum(whole, 1e-30)
+
+    def key(weight_BxT, count_BxT):  # mean of the keys of a kind that each query sees
+        total = seen(k_BxTxKxDh * weight_BxT[:, :, None, None])
+        return total / jnp.maximum(count_BxT, 1.0)[:, :, None, None]
+
+    difference = key(mask, marked_BxT) - key(1.0 - mask, others_BxT)
+    query = (q_BxTxHxDh * others[:, :, None, None]).reshape(*mask.shape, K, H // K, Dh)
+    norm = jnp.linalg.norm(v_BxTxKxDh, axis=-1)
     outside = 1.0 - mask
 
-    def mean_over(x_BxTxXxDh, weight_BxT):
-        total = jnp.maximum(weight_BxT.sum(1), 1.0)
-        return (x_BxTxXxDh * weight_BxT[:, :, None, None]).sum(1) / total[:, None, None]
+    def moment(weight_BxT):
+        return jnp.einsum("btkd,btke,bt->bkde", v_BxTxKxDh, v_BxTxKxDh, weight_BxT)
 
-    query = mean_over(q_BxTxHxDh, others.astype(jnp.float32))
-    key = mean_over(k_BxTxKxDh, mask) - mean_over(k_BxTxKxDh, outside)
-    norm = jnp.linalg.norm(v_BxTxKxDh, axis=-1)[..., None]
     return {
         "mass": (mixed[..., Dh] * sees[:, :, None]).sum(1),
-        "queries": jnp.broadcast_to(sees.sum(1)[:, None], (len(mask), H)),
+        "even": (marked_BxT / (marked_BxT + others_BxT) * sees).sum(1),
+        "queries": sees.sum(1),
         "update": (share * others[:, :, None]).sum(1),
-        "others": jnp.broadcast_to(others.sum(1)[:, None], (len(mask), H)),
-        "v_outlier": mean_over(norm, mask)[..., 0],
-        "v_other": mean_over(norm, outside)[..., 0],
-        "qk": query * jnp.repeat(key, H // K, axis=1) * spec.scale_of(Dh),
+        "loudness": (whole * others[:, :, None]).sum(1),
+        "others": others.sum(1),
+        "qk": jnp.einsum("btkgd,btkd->bkgd", query, difference).reshape(-1, H, Dh)
+        * spec.scale_of(Dh),
+        "v_marked": (norm * mask[:, :, None]).sum(1),
+        "v_plain": (norm * outside[:, :, None]).sum(1),
+        "vv_marked": moment(mask),
+        "vv_plain": moment(outside),
+        "marked": mask.sum(1),
+        "plain": outside.sum(1),
+    }
+
+
+_SUMMED = frozenset(
+    "mass even queries update loudness others qk v_marked v_plain vv_marked vv_plain marked plain".split()
+)
+
+
+def _summed(
+    seen: dict[str, np.ndarray], holds_N: np.ndarray, kernel_IxD: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What `_attention` gives, over all sequences; values are compared in those that hold an outlier token in this layer."""
+    found = {name: finite_or(seen[name], np.nan) for name in _SUMMED}
+    queries, others = (max(found[name].sum(), 1) for name in ("queries", "others"))
+    mass = found["mass"].sum(0) / queries
+
+    def mean(name: str, kind: str) -> np.ndarray:
+        return found[f"{name}_{kind}"][holds_N].sum(0) / max(found[kind][holds_N].sum(), 1)
+
+    H, (K, Dh) = len(mass), found["vv_marked"].shape[1:3]
+    kernel_HxDhxD = kernel_IxD.astype(np.float32).reshape(H, Dh, -1)
+    gram_HxDhxDh = kernel_HxDhxD @ kernel_HxDhxD.swapaxes(1, 2)
+
+    def output_norm(kind: str) -> np.ndarray:  # root mean square of ‖v W_O‖, per head
+        moment = np.repeat(mean("vv", kind), H // K, axis=0)
+        return np.sqrt(np.maximum((gram_HxDhxDh * moment).sum((1, 2)), 0.0))
+
+    loudness = found["loudness"].sum(0) / others
+    return {
+        "mass": mass,
+        "even": found["even"].sum() / queries,
+        "drain": mean("v", "marked") / np.maximum(mean("v", "plain"), 1e-30),
+        "output_drain": output_norm("marked") / np.maximum(output_norm("plain"), 1e-30),
+        "update": found["update"].sum(0) / others,
+        "loudness": loudness / max(loudness.mean(), 1e-30),
+        "qk": found["qk"].sum(0) / others,
     }
 
 

@@ -276,7 +276,7 @@ def heads_sentence(report: Positions, token_text: TokenText) -> str:
     return (
         f"The {what} tokens of h get most attention in layer {layer + 1}: {percent(row.mean())} on average over heads, from "
         f"{percent(row.min())} (head {row.argmin()}) to {percent(row.max())} (head {row.argmax()}); over all layers the heads "
-        f"range from {percent(share.min())} to {percent(share.max())}."
+        f"range from {percent(share.min())} to {percent(share.max())}. Even attention would give them {percent(report.keys.even)}."
     )
 
 

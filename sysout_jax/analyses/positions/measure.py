@@ -10,7 +10,7 @@ import numpy as np
 from sysout_jax.calls import check_arguments, check_kind
 from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
-from sysout_jax.outliers.definitions import CANDIDATE_SHARE, TAU, TAUS, level_of
+from sysout_jax.outliers.definitions import CANDIDATE_SHARE, TAU, TAUS, even_share_of, level_of
 from sysout_jax.outliers.tokens import TokenClasses
 from sysout_jax.printable import Told
 from sysout_jax.statistics.activations import ActivationStats
@@ -73,6 +73,7 @@ class Keys:
     share: np.ndarray  # (L, H) attention on the outlier tokens of h, over queries that can see one; mean over sequences
     share_low: np.ndarray  # (L, H) smallest over sequences
     share_high: np.ndarray  # (L, H) largest over sequences
+    even: float  # what even attention would give them; NaN without such tokens
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def positions(
         h=h,
         x_down=x_down,
         matrices=_matrices(stats),
-        keys=_keys(stats, count, attention_shares(stats.attention.sums, alive)),
+        keys=_keys(stats, count, alive),
         stats=stats,
     )
 
@@ -227,7 +228,8 @@ def _matrices(stats: Stats) -> tuple[Matrix, ...]:
     )
 
 
-def _keys(stats: Stats, count: _Counter, share_LxNxH: np.ndarray) -> Keys:
+def _keys(stats: Stats, count: _Counter, alive_NxT: np.ndarray) -> Keys:
+    share_LxNxH = attention_shares(stats.attention.sums, alive_NxT)
     attention, T = stats.attention, stats.tokens.shape[1]
     mean_LxNxT = attention.head_mean
     rule, mask = "paper", attention.key_heads > 0
@@ -254,6 +256,7 @@ def _keys(stats: Stats, count: _Counter, share_LxNxH: np.ndarray) -> Keys:
         share=over_sequences(np.sum, 0.0) / np.maximum(seen.sum(axis=1), 1),
         share_low=over_sequences(np.min, np.inf),
         share_high=over_sequences(np.max, -np.inf),
+        even=even_share_of(alive_NxT),
     )
 
 

@@ -100,7 +100,7 @@ def positions_summary(report: Positions, token_text: TokenText) -> str:
     layer = int(share.mean(axis=1).argmax())
     lines.append(
         f"heads    attention on the tokens of h is largest in layer {layer + 1}: heads from {percent(share[layer].min())} to "
-        f"{percent(share[layer].max())}, mean {percent(share[layer].mean())}"
+        f"{percent(share[layer].max())}, mean {percent(share[layer].mean())}; even attention would give them {percent(keys.even)}"
     )
     return "\n".join(lines)
 
@@ -245,7 +245,7 @@ def _heads(report: Positions) -> Table | None:
     return Table(
         header,
         tuple(rows),
-        f"Attention on the tokens of h, the {len(rows)} strongest heads of {share.size}.",
+        f"Attention on the tokens of h, the {len(rows)} strongest heads of {share.size}; even attention would give them {percent(keys.even)}.",
     )
 
 
@@ -256,6 +256,7 @@ def _definitions(report: Positions, classes: TokenClasses) -> Table:
         ("attention outlier, paper", "a key whose column sum in some head exceeds τ times the mean column sum of that head"),
         ("attention outlier, code", f"a key whose column sum, mean over heads, is at least {CODE_SHARE:g} · T"),
         ("attention on outlier tokens", "share of a head's attention on tokens that carry an outlier of h in any layer, over queries that can see one"),
+        ("even attention", "every query gives all tokens up to itself the same; over the same queries"),
         ("initial", "position 0 of a sequence, or BOS"),
         *((name, " ".join(f"“{text}”" for text in texts).replace("\n", "\\n")) for name, texts in classes.lists.items()),
         *expert_terms(report.stats.x_down.expert_width),

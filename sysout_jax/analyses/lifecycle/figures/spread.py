@@ -76,7 +76,7 @@ def spread(report: Lifecycle, token_text: TokenText) -> Figure:
 def _outliers(path: Trace) -> np.ndarray:
     """(W,) bool: outlier tokens of the close-up's positions; it shows the first followed sequence."""
     layer, start = path.close_up.layer, path.close_up.start
-    return path.targets.mask[layer, 0, start : start + len(path.close_up.q)]
+    return path.targets.mask[layer, path.targets.sequences[0], start : start + len(path.close_up.q)]
 
 
 def _view(path: Trace) -> slice:
