@@ -21,6 +21,9 @@ BASE: list[str] = [
     f"analyze.variants --ckpt run --compare run --text text.txt {SMALL} --out new",
     f"analyze.intervene --ckpt model --text text.txt {SMALL} --seeds 1 --what zero --where birth --out new",
     f"analyze.compression --ckpt model --text text.txt {SMALL} --seeds 1 --methods w8_tensor --attribute w8_tensor --out new",
+    f"analyze.absorb --ckpt model --text text.txt {SMALL} --prefix 3 --out new",
+    f"analyze.absorb --ckpt model --text text.txt {SMALL} --prefix 3 --out new --save saved",
+    f"analyze.all --ckpt model --text text.txt {SMALL} --skip compression intervene length --out new",
     "convert --src model --out new",
     "convert --src model --out new --format hf",
     "train.prepare --source a.txt b.jsonl --tokenizer bytes --out new",
@@ -34,8 +37,8 @@ WORDS = ["", " ", "x", "None", "True", "false", "--", "-", "-x", "a\nb", "\x1b[3
 PATHS = ["model", "run", "text.txt", "nowhere", "nowhere/deep/er", "text.txt/below", ".", "", "/dev/null", "/dev/null/x", "/dev/full", "/proc/self/x", "[x]", "a\\b", "a b", "ä", "\udcff", "new\n", "x" * 300, "y/" * 2000 + "z", "model/config.json", "data", "a/b", "~nobody/x", "tiny.py", "classes.json"]  # fmt: skip
 
 #: Flags that ask for work in proportion to their value: large ones are no mistakes and take for ever.
-WORK = ("seeds", "steps", "tokens", "accumulate", "eval_sequences", "monitor_sequences", "batch_size", "workers", "num_layers", "d_model", "d_ff", "num_heads", "vocab_size", "context_length", "head_dim", "num_kv_heads")  # fmt: skip
-PATH_FLAGS = ("ckpt", "text", "out", "src", "source", "tokenizer", "config", "workdir", "compare", "calibration", "token_classes", "data")  # fmt: skip
+WORK = ("seeds", "longest", "steps", "tokens", "accumulate", "eval_sequences", "monitor_sequences", "batch_size", "workers", "num_layers", "d_model", "d_ff", "num_heads", "vocab_size", "context_length", "head_dim", "num_kv_heads")  # fmt: skip
+PATH_FLAGS = ("ckpt", "text", "out", "src", "source", "tokenizer", "config", "workdir", "compare", "calibration", "token_classes", "data", "save")  # fmt: skip
 NOT_TO_WRITE = (
     "/dev/null",
     "/proc/self/x",
@@ -114,7 +117,9 @@ def _set(rng: Random, command: list[str]) -> None:
 def _value(rng: Random, name: str, kind: str) -> str:
     last = name.split(".")[-1]
     if last in PATH_FLAGS or "Path" in kind:
-        paths = [p for p in PATHS if p not in NOT_TO_WRITE or last not in ("out", "workdir")]
+        paths = [
+            p for p in PATHS if p not in NOT_TO_WRITE or last not in ("out", "workdir", "save")
+        ]
         return rng.choice(paths)
     if last in WORK:
         return rng.choice([n for n in NUMBERS if n not in ("2147483647", "2147483648", "9223372036854775808", "18446744073709551616", str(10**30), str(10**70))] + WORDS)  # fmt: skip

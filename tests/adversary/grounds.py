@@ -19,6 +19,7 @@ from tests.adversary.pool import START, Worker
 from tests.adversary.worker import ROOT, tree
 
 OUT = "new"
+SAVED = "saved"
 
 COMMANDS = {
     "convert": "sysout_jax.convert --src model --out new",
@@ -26,6 +27,7 @@ COMMANDS = {
     "train": "train --config tiny.py --workdir new --steps 30 --save-every 4 --eval-every 10",
     "analyze.lifecycle": "analyze.lifecycle --ckpt model --num-seqs 1 --seq-len 24 --out new",
     "analyze.consistency": "analyze.consistency --ckpt model --num-seqs 1 --seq-len 24 --out new",
+    "analyze.absorb": "analyze.absorb --ckpt model --prefix 3 --num-seqs 1 --seq-len 24 --out new --save saved",
     "analyze.variants": "analyze.variants --ckpt run --num-seqs 1 --seq-len 12 --out new",
 }
 #: What differs between two undisturbed runs.
@@ -114,7 +116,8 @@ class Grounds:
         if command == "train.prepare":
             return {p.name: p.read_bytes() for p in out.iterdir()}
         (file,) = out.glob("*.json")
-        return _steady(json.loads(file.read_text())), sorted(p.name for p in out.rglob("*"))
+        saved = self.weights(place, SAVED) if (place / SAVED).exists() else None
+        return _steady(json.loads(file.read_text())), sorted(p.name for p in out.rglob("*")), saved
 
     def weights(self, place: Path, model: str) -> str:
         with self._reading:
@@ -133,4 +136,4 @@ def _steady(value: Any) -> Any:
 
 def plain(names: set[str]) -> set[str]:
     """Without what lies within checkpoints, whose names are random."""
-    return {n for n in names if "/checkpoints/" not in n and f"/{OUT}/params/" not in n}
+    return {n for n in names if "/checkpoints/" not in n and "/params/" not in n}

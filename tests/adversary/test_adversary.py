@@ -25,7 +25,14 @@ pytestmark = [
 
 CASES = 240
 #: Commands whose first run compiles for long; thousands of cases run them as well.
-COMPILES = {"analyze.length", "analyze.intervene", "analyze.compression", "analyze.existence"}
+COMPILES = {
+    "analyze.length",
+    "analyze.intervene",
+    "analyze.compression",
+    "analyze.existence",
+    "analyze.absorb",
+    "analyze.all",
+}
 
 
 @pytest.fixture(scope="module")
