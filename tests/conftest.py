@@ -39,6 +39,8 @@ from tests.parity_cases import FIXTURES, REFERENCE
 
 # (B, T) + (T,) is a mistake more often than a wish: the library spells every broadcast out
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Sweeping through all that jax, torch and transformers hold, again and again, costs a twentieth of the time.
+gc.set_threshold(100_000, 50, 100)
 
 
 @pytest.fixture(scope="session")

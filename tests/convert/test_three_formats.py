@@ -17,6 +17,9 @@ from tests.convert.command import run_here
 from tests.convert.gguf_writer import write_gguf
 
 
+pytestmark = pytest.mark.optimised
+
+
 def report_of(path: Path, tokens: np.ndarray, tau: float = 1000.0) -> dict:
     found = json.loads(so.lifecycle(so.load(path), tokens, tau, cause=False).to_json())
     assert found.pop("model") == str(path)

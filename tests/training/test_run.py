@@ -22,7 +22,7 @@ from sysout_jax.training.config import MeshConfig, load_config
 from sysout_jax.training.loop import fit
 from sysout_jax.training.metrics_file import read_metrics
 
-pytestmark = [pytest.mark.optimised, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 def parameters(workdir: Path) -> dict[str, bytes]:
