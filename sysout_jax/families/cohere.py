@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from sysout_jax.checks import Flag
 from sysout_jax.config import RULES
 from sysout_jax.families import llama
-from sysout_jax.families.family import Family, Layout
+from sysout_jax.families.family import Export, Family, Layout
 from sysout_jax.families.fields import Fields
 from sysout_jax.families.forms import PAIRED, PAIRED_LINEAR
 from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.families.reading import read_rotary
+from sysout_jax.families.writing import norm_fields, rotary_fields
 from sysout_jax.models.spec import EndsSpec, LayerSpec, NormSpec
 
 
@@ -47,6 +49,21 @@ def read(fields: Fields) -> CohereConfig:
     )
 
 
+def write(config: CohereConfig) -> dict[str, Any]:
+    return {
+        **rotary_fields(config, "cohere", "CohereForCausalLM"),
+        **norm_fields(config, "silu", "layer_norm_eps"),
+        "use_qk_norm": False,
+        "attention_bias": config.qkv_bias,
+        "logit_scale": config.head_scale,
+    }
+
+
+def with_their_scale(config: CohereConfig) -> CohereConfig:
+    whole = llama.with_their_biases(config)
+    return dataclasses.replace(whole, head_scale=config.head_scale or 1.0)
+
+
 #: Its rotary positions turn neighbouring pairs.
 _PAIRED = {
     f"layer_{{l}}/attn/{part}_proj/{kind}": dataclasses.replace(
@@ -57,5 +74,7 @@ _PAIRED = {
 }
 NAMES = llama.NAMES | _PAIRED
 FAMILY = Family(
-    CohereConfig, {"cohere": Layout(read, NAMES, "model.", classes=("CohereForCausalLM",))}
+    CohereConfig,
+    {"cohere": Layout(read, NAMES, "model.", classes=("CohereForCausalLM",))},
+    Export(write, with_their_scale),
 )

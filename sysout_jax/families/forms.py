@@ -42,13 +42,17 @@ def _head_dim(config: ModelConfig) -> int:
 
 
 def _halves_from_pairs(x_KDhxD: np.ndarray, config: ModelConfig) -> np.ndarray:
-    D, Dh, turning = x_KDhxD.shape[1], _head_dim(config), _turning(config)
-    if turning < Dh:
-        order = np.concatenate(
-            [np.arange(0, turning, 2), np.arange(1, turning, 2), np.arange(turning, Dh)]
-        )
-        return x_KDhxD.reshape(-1, Dh, D)[:, order].reshape(-1, D).T
+    D, Dh = x_KDhxD.shape[1], _head_dim(config)
+    if _turning(config) < Dh:
+        return x_KDhxD.reshape(-1, Dh, D)[:, _dims_of_halves(config)].reshape(-1, D).T
     return x_KDhxD.reshape(-1, Dh // 2, 2, D).transpose(3, 0, 2, 1).reshape(D, -1)
+
+
+def _dims_of_halves(config: ModelConfig) -> np.ndarray:
+    """(Dh,) which dim of a head in neighbouring pairs is each dim of one in halves; the last ones may not turn."""
+    turning = _turning(config)
+    still = np.arange(turning, _head_dim(config))
+    return np.concatenate([np.arange(0, turning, 2), np.arange(1, turning, 2), still])
 
 
 def _halves_from_pairs_1d(x_KDh: np.ndarray, config: ModelConfig) -> np.ndarray:
@@ -60,9 +64,12 @@ def _pairs_from_halves_1d(x_KDh: np.ndarray, config: ModelConfig) -> np.ndarray:
 
 
 def _pairs_from_halves(x_DxKDh: np.ndarray, config: ModelConfig) -> np.ndarray:
-    if _turning(config) < _head_dim(config):
-        raise NotImplementedError("heads that turn in part are only read from neighbouring pairs")
     D, half = x_DxKDh.shape[0], _head_dim(config) // 2
+    if _turning(config) < _head_dim(config):
+        heads_KxDhxD = x_DxKDh.T.reshape(-1, 2 * half, D)
+        paired = np.empty_like(heads_KxDhxD)
+        paired[:, _dims_of_halves(config)] = heads_KxDhxD
+        return paired.reshape(-1, D)
     return x_DxKDh.reshape(D, -1, 2, half).transpose(1, 3, 2, 0).reshape(-1, D)
 
 
@@ -143,26 +150,28 @@ INTO_EXPERTS = Form(LINEAR.shapes, _transpose, _transpose, axis=1)
 OUT_OF_EXPERTS = Form(LINEAR.shapes, _transpose, _transpose, axis=0)
 
 
-def _experts(x: np.ndarray) -> np.ndarray:
-    return x.transpose(1, 0, 2).reshape(x.shape[1], -1)
-
-
-def _not_written(x: np.ndarray, config: ModelConfig) -> np.ndarray:
-    raise NotImplementedError("this form is read only; its family has no export")
-
-
 def alternating(part: int) -> Form:
     """Every second output of all experts, from the `part`-th on, stored as (E, D, 2F), biases as (E, 2F)."""
 
+    def slot(x: np.ndarray, config: ModelConfig) -> np.ndarray:
+        return x[..., part::2]
+
     def ours(x: np.ndarray, config: ModelConfig) -> np.ndarray:
-        half = x[..., part::2]
-        return half.reshape(-1) if x.ndim == 2 else _experts(half)
+        half = slot(x, config)
+        return half.reshape(-1) if x.ndim == 2 else half.transpose(1, 0, 2).reshape(x.shape[1], -1)
+
+    def theirs(x: np.ndarray, config: ModelConfig) -> np.ndarray:
+        return x if x.ndim == 1 else _apart(x, config).transpose(1, 0, 2)
 
     def shapes(shape: Shape, config: ModelConfig) -> tuple[Shape, ...]:
         count = _expert_count(config)
         return ((count, *shape[:-1], 2 * shape[-1] // count),)
 
-    return Form(shapes, ours, _not_written)
+    return Form(shapes, ours, theirs, slot)
+
+
+def _apart(x_DxEF: np.ndarray, config: ModelConfig) -> np.ndarray:
+    return x_DxEF.reshape(len(x_DxEF), _expert_count(config), -1)
 
 
 def _expert_count(config: ModelConfig) -> int:
@@ -174,7 +183,7 @@ def _expert_count(config: ModelConfig) -> int:
 STACKED = Form(
     lambda shape, config: ((_expert_count(config), shape[0] // _expert_count(config), shape[1]),),
     lambda x, config: x.reshape(-1, x.shape[-1]),
-    _not_written,
+    lambda x, config: x.reshape(_expert_count(config), -1, x.shape[-1]),
 )
 
 

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from sysout_jax.checks import Flag, shown
 from sysout_jax.config import RULES
 from sysout_jax.errors import InputError
 from sysout_jax.families import llama
-from sysout_jax.families.family import Family, Layout
+from sysout_jax.families.family import Export, Family, Layout
 from sysout_jax.families.fields import Fields
 from sysout_jax.families.forms import STACKED, Stored, alternating, linear
 from sysout_jax.families.mixtral import ExpertsConfig
 from sysout_jax.families.reading import read_rotary, read_windows
+from sysout_jax.families.writing import layer_windows, norm_fields, rotary_fields
 from sysout_jax.models.spec import LayerSpec
 
 
@@ -71,6 +73,18 @@ def read(fields: Fields) -> GptOssConfig:
     )
 
 
+def write(config: GptOssConfig) -> dict[str, Any]:
+    return {
+        **rotary_fields(config, "gpt_oss", "GptOssForCausalLM"),
+        **norm_fields(config, "silu"),
+        **layer_windows(config),
+        "attention_bias": config.qkv_bias,
+        "num_local_experts": config.num_experts,
+        "num_experts_per_tok": config.experts_used,
+        "swiglu_limit": config.gate_limit,
+    }
+
+
 _M = "model.layers.{l}.mlp"
 NAMES = {k: v for k, v in llama.NAMES.items() if not k.startswith("layer_{l}/mlp/")} | {
     "layer_{l}/attn/sink": Stored("model.layers.{l}.self_attn.sinks"),
@@ -84,5 +98,7 @@ NAMES = {k: v for k, v in llama.NAMES.items() if not k.startswith("layer_{l}/mlp
     "layer_{l}/mlp/down_proj/bias": Stored(f"{_M}.experts.down_proj_bias"),
 }
 FAMILY = Family(
-    GptOssConfig, {"gpt_oss": Layout(read, NAMES, "model.", classes=("GptOssForCausalLM",))}
+    GptOssConfig,
+    {"gpt_oss": Layout(read, NAMES, "model.", classes=("GptOssForCausalLM",))},
+    Export(write, llama.with_their_biases),
 )

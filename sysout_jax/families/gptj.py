@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from sysout_jax.checks import Whole
 from sysout_jax.config import RULES, ActivationName
-from sysout_jax.families.family import Family, Layout
+from sysout_jax.families.family import Export, Family, Layout
 from sysout_jax.families.fields import Fields
 from sysout_jax.families.forms import PAIRED_LINEAR, Stored, biased, layer_norm, linear
 from sysout_jax.families.reading import read_activation
 from sysout_jax.families.rotary import RotaryConfig
+from sysout_jax.families.writing import activation_name
 from sysout_jax.models.spec import EndsSpec, HeadsSpec, LayerSpec, MlpSpec, NormSpec
 
 
@@ -65,6 +67,17 @@ def read(fields: Fields) -> GptjConfig:
     )
 
 
+def write(config: GptjConfig) -> dict[str, Any]:
+    return {
+        "architectures": ["GPTJForCausalLM"],
+        "model_type": "gptj",
+        **{theirs: getattr(config, ours) for ours, theirs in FIELDS.items()},
+        "n_inner": config.d_ff,
+        "rotary_dim": config.rotary_dims or config.head_dim,
+        "activation_function": activation_name(config.activation),
+    }
+
+
 _H = "transformer.h.{l}"
 _NAMES = {
     "embed/embedding": Stored("transformer.wte.weight"),
@@ -79,5 +92,7 @@ _NAMES = {
     **biased("lm_head", "lm_head"),
 }
 FAMILY = Family(
-    GptjConfig, {"gptj": Layout(read, _NAMES, "transformer.", classes=("GPTJForCausalLM",))}
+    GptjConfig,
+    {"gptj": Layout(read, _NAMES, "transformer.", classes=("GPTJForCausalLM",))},
+    Export(write),
 )

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from sysout_jax.checks import Flag, Whole
 from sysout_jax.config import RULES
 from sysout_jax.errors import InputError
-from sysout_jax.families.family import Family, Layout
+from sysout_jax.families.family import Export, Family, Layout
 from sysout_jax.families.fields import Fields
 from sysout_jax.families.forms import linear
 from sysout_jax.families.mixtral import ExpertsConfig
-from sysout_jax.families.qwen3_moe import EXPERT_NAMES, read_experts
+from sysout_jax.families.qwen2 import window_fields
+from sysout_jax.families.qwen3_moe import EXPERT_NAMES, expert_fields, read_experts
 from sysout_jax.families.reading import read_windows
+from sysout_jax.families.writing import rotary_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,16 @@ def read(fields: Fields) -> Qwen2MoeConfig:
     return Qwen2MoeConfig(**plain, **windows, qkv_bias=bias, shared_experts=shared // plain["d_ff"])
 
 
+def write(config: Qwen2MoeConfig) -> dict[str, Any]:
+    return {
+        **rotary_fields(config, "qwen2_moe", "Qwen2MoeForCausalLM"),
+        **expert_fields(config),
+        **window_fields(config),
+        "qkv_bias": config.qkv_bias,
+        "shared_expert_intermediate_size": config.shared_experts * config.d_ff,
+    }
+
+
 _SHARED = "model.layers.{l}.mlp.shared_expert"
 NAMES = {
     ours: dataclasses.replace(stored, shared=f"{_SHARED}.{ours.split('/')[2]}.weight")
@@ -48,5 +61,7 @@ NAMES = {
     for ours, stored in EXPERT_NAMES.items()
 } | {"layer_{l}/mlp/shared_gate": linear(f"{_SHARED}_gate.weight")}
 FAMILY = Family(
-    Qwen2MoeConfig, {"qwen2_moe": Layout(read, NAMES, "model.", classes=("Qwen2MoeForCausalLM",))}
+    Qwen2MoeConfig,
+    {"qwen2_moe": Layout(read, NAMES, "model.", classes=("Qwen2MoeForCausalLM",))},
+    Export(write),
 )

@@ -9,11 +9,13 @@ from typing import Any
 from sysout_jax.checks import Flag, shown
 from sysout_jax.config import RULES
 from sysout_jax.errors import InputError
-from sysout_jax.families import qwen3
-from sysout_jax.families.family import Family, Layout
+from sysout_jax.families import llama, qwen3
+from sysout_jax.families.family import Export, Family, Layout
 from sysout_jax.families.fields import Fields
 from sysout_jax.families.mixtral import ExpertsConfig, expert_names
+from sysout_jax.families.qwen2 import window_fields
 from sysout_jax.families.reading import read_rotary, read_windows
+from sysout_jax.families.writing import norm_fields, rotary_fields
 from sysout_jax.models.spec import LayerSpec, NormSpec
 
 
@@ -58,10 +60,33 @@ def read_experts(fields: Fields, count: int, used: int) -> dict[str, Any]:
     }
 
 
+def write(config: Qwen3MoeConfig) -> dict[str, Any]:
+    return {
+        **rotary_fields(config, "qwen3_moe", "Qwen3MoeForCausalLM"),
+        **expert_fields(config),
+        **window_fields(config),
+        "attention_bias": config.qkv_bias,
+    }
+
+
+def expert_fields(config: ExpertsConfig) -> dict[str, Any]:
+    """What `read_experts` reads."""
+    return {
+        **norm_fields(config, "silu"),
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "moe_intermediate_size": config.d_ff,
+        "num_experts": config.num_experts,
+        "num_experts_per_tok": config.experts_used,
+        "norm_topk_prob": config.normalised,
+    }
+
+
 _PARTS = {part: f"{part}_proj" for part in ("gate", "up", "down")}
 EXPERT_NAMES = expert_names("mlp.gate", "mlp.experts", _PARTS)
 _NORMS = {ours: stored for ours, stored in qwen3.NAMES.items() if ours.endswith("_norm/scale")}
 FAMILY = Family(
     Qwen3MoeConfig,
     {"qwen3_moe": Layout(read, EXPERT_NAMES | _NORMS, "model.", classes=("Qwen3MoeForCausalLM",))},
+    Export(write, llama.with_their_biases),
 )

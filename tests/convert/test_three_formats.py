@@ -16,7 +16,6 @@ from tests.analyze.command import write_model
 from tests.convert.command import run_here
 from tests.convert.gguf_writer import write_gguf
 
-
 pytestmark = pytest.mark.optimised
 
 

@@ -23,6 +23,8 @@ def export(lm: so.LanguageModel, out: Path) -> Path:
 
 #: Their rotary positions have a setting that the class which the export names does not read.
 UNSAID = ("ministral3",)
+#: Their class knows one base of the rotary positions.
+FIXED_BASE = ("gptj",)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -69,7 +71,7 @@ def test_there_and_back(name, tmp_path):
     for tensor in held:
         assert held[tensor].tobytes() == written[tensor].tobytes(), tensor
 
-    if hasattr(there.config, "rope_theta"):
+    if hasattr(there.config, "rope_theta") and there.config.family not in FIXED_BASE:
         there.config = dataclasses.replace(there.config, rope_theta=50.0)
     out = export(there, tmp_path / "out")
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
