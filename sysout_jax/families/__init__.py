@@ -71,10 +71,11 @@ FAMILIES: dict[str, Family] = {
 LAYOUTS: dict[str, Layout] = {
     name: layout for family in FAMILIES.values() for name, layout in family.layouts.items()
 }
-#: `general.architecture` of a GGUF file → its layout.
-ARCHITECTURES: dict[str, Gguf] = {
-    name: gguf for family in FAMILIES.values() for name, gguf in family.gguf.items()
-}
+#: `general.architecture` of a GGUF file → the families that it may hold, and their layouts. The last one counts whose `when` says so.
+ARCHITECTURES: dict[str, dict[str, Gguf]] = {}
+for _name, _family in FAMILIES.items():
+    for _architecture, _gguf in _family.gguf.items():
+        ARCHITECTURES.setdefault(_architecture, {})[_name] = _gguf
 
 __all__ = [
     "ARCHITECTURES",

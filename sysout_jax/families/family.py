@@ -38,6 +38,8 @@ class Gguf:
     """Our config from the keys in the architecture's namespace, all of which must be taken, and from which tensors there are."""
     names: Mapping[str, Stored]
     """Our parameter paths ← their tensors."""
+    when: Callable[[Fields], bool] = lambda fields: True
+    """Whether a file of that architecture is of this family rather than of one listed before it."""
 
 
 @dataclass(frozen=True)

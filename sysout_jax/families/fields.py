@@ -84,7 +84,7 @@ class Fields:
             return default
         if value is None:
             raise InputError(
-                f"field {self._prefix}{name} is missing; is this a complete config.json?"
+                f"field {self._prefix}{name} is missing; expected all settings of its model"
             )
         return check(self._prefix + name, value, rule)
 
@@ -98,6 +98,10 @@ class Fields:
     def has(self, name: str) -> bool:
         """Whether the file has the field and nobody has taken it."""
         return name in self._left
+
+    def peek(self, name: str) -> Any:
+        """The field's value, left for whoever takes it; None where it is absent."""
+        return self._left.get(name)
 
     def take_any(self, name: str, default: Any = None) -> Any:
         """The field's value, whatever it is."""

@@ -179,6 +179,18 @@ def _expert_count(config: ModelConfig) -> int:
     return 1 if experts is None else experts.total
 
 
+#: The Linears of all experts as one array, as GGUF has them: into them (E, F, D), out of them (E, D, F).
+STACKED_INTO = Form(
+    lambda shape, config: ((_expert_count(config), shape[1] // _expert_count(config), shape[0]),),
+    lambda x, config: x.reshape(-1, x.shape[-1]).T,
+    lambda x, config: x.T.reshape(_expert_count(config), -1, len(x)),
+)
+STACKED_OUT_OF = Form(
+    lambda shape, config: ((_expert_count(config), shape[1], shape[0] // _expert_count(config)),),
+    lambda x, config: x.swapaxes(1, 2).reshape(-1, x.shape[1]),
+    lambda x, config: x.reshape(_expert_count(config), -1, x.shape[-1]).swapaxes(1, 2),
+)
+
 #: What goes out of all experts, stored as (E, F, D).
 STACKED = Form(
     lambda shape, config: ((_expert_count(config), shape[0] // _expert_count(config), shape[1]),),

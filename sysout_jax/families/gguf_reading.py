@@ -5,6 +5,7 @@ No file says which GELU a model has, or how its layers are wired: that is what t
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,13 +15,18 @@ from sysout_jax.config import RULES
 from sysout_jax.errors import InputError
 from sysout_jax.families.fields import Fields
 from sysout_jax.families.forms import (
+    INTO_EXPERTS,
+    OUT_OF_EXPERTS,
     PAIRED,
     PAIRED_LINEAR,
+    STACKED_INTO,
+    STACKED_OUT_OF,
     WITH_ONE,
     Stored,
     biased,
     fused,
     layer_norm,
+    linear,
 )
 from sysout_jax.rope_scaling import RopeScaling
 
@@ -28,6 +34,9 @@ if TYPE_CHECKING:
     from sysout_jax.containers.gguf_file import GgufFile
 
 ROPE_FACTORS = "rope_freqs.weight"
+LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
+#: Tensors that are read as settings.
+ROPE_TENSORS = frozenset({ROPE_FACTORS, LONG_FACTORS, SHORT_FACTORS})
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 
 #: Our paths ← their names; a config says which of them there are. Every matrix is stored (out, in).
@@ -65,6 +74,25 @@ GEMMA_NAMES: dict[str, Stored] = {
     for ours, stored in NAMES.items()
 }
 
+
+def with_experts(names: dict[str, Stored]) -> dict[str, Stored]:
+    """The same with a router and experts in place of the MLP: stacked, or one after the other as the first files have them."""
+    found = {ours: stored for ours, stored in names.items() if "/mlp/" not in ours}
+    for part in ("gate", "up", "down"):
+        stacked, apart = (
+            (STACKED_OUT_OF, OUT_OF_EXPERTS) if part == "down" else (STACKED_INTO, INTO_EXPERTS)
+        )
+        first = Stored(f"blk.{{l}}.ffn_{part}.{{e}}.weight", apart)
+        stored = Stored(f"blk.{{l}}.ffn_{part}_exps.weight", stacked, first)
+        found[f"layer_{{l}}/mlp/{part}_proj/kernel"] = stored
+    return found | {"layer_{l}/mlp/router": linear("blk.{l}.ffn_gate_inp.weight")}
+
+
+def has_experts(fields: Fields) -> bool:
+    """Whether a file says that it has experts."""
+    return fields.peek("expert_count") not in (None, 0)
+
+
 #: Our fields ← their keys.
 SIZES = {
     "context_length": "context_length",
@@ -85,11 +113,21 @@ def read_sizes(file: GgufFile, fields: Fields, eps: str) -> dict[str, Any]:
     }
 
 
+def read_experts(fields: Fields) -> dict[str, Any]:
+    """How many experts there are, and how many of them a token goes through."""
+    fields.must_be("expert_gating_func", 1)  # softmax
+    return {
+        "num_experts": fields.take("expert_count", RULES["num_experts"]),
+        "experts_used": fields.take("expert_used_count", RULES["experts_used"]),
+    }
+
+
 def read_rotary(
     file: GgufFile, fields: Fields, eps: str, partial: bool = False, theta: float = 10_000.0
 ) -> dict[str, Any]:
     """The fields of `RotaryConfig` but windows; of a family whose heads may turn in part, or must not."""
-    fields.must_be("expert_count", 0)
+    if not has_experts(fields):
+        fields.take_any("expert_count")
     plain = read_sizes(file, fields, eps)
     heads = plain["num_heads"]
     head_dim = fields.take("attention.key_length", RULES["head_dim"], plain["d_model"] // heads)
@@ -104,7 +142,7 @@ def read_rotary(
         "num_kv_heads": fields.take("attention.head_count_kv", RULES["num_kv_heads"], heads),
         "head_dim": head_dim,
         "rope_theta": fields.take("rope.freq_base", RULES["rope_theta"], theta),
-        "rope_scaling": _rope_scaling(file, fields, dims),
+        "rope_scaling": _rope_scaling(file, fields, dims, plain["context_length"]),
     }
 
 
@@ -117,20 +155,64 @@ def read_biases(file: GgufFile) -> dict[str, Any]:
     }
 
 
-def _rope_scaling(file: GgufFile, fields: Fields, dims: int) -> RopeScaling | None:
-    """Linear, by key, or a divisor for every pair, by tensor (Llama 3)."""
+def _rope_scaling(file: GgufFile, fields: Fields, dims: int, context: int) -> RopeScaling | None:
+    """Linear or YaRN, by key; or by tensor: a divisor for every pair (Llama 3), one for long and one for short texts (LongRoPE)."""
     linear = fields.take("rope.scale_linear", RULES["factor"], 1.0)
     kind = fields.take_any("rope.scaling.type", "none")
-    if kind not in ("none", "linear"):
+    factor = fields.take("rope.scaling.factor", RULES["factor"], linear)
+    original = fields.take(
+        "rope.scaling.original_context_length", RULES["original_context"], context
+    )
+    if kind not in ("none", "linear", "yarn", "longrope"):
         raise InputError(
-            f"rope.scaling.type {shown(kind)} is not implemented; expected none or linear"
+            f"rope.scaling.type {shown(kind)} is not implemented; expected none, linear, yarn or longrope"
         )
-    linear = fields.take("rope.scaling.factor", RULES["factor"], linear)
-    if ROPE_FACTORS not in file.tensors:
-        return None if linear == 1.0 else RopeScaling(kind="linear", factor=linear)
-    factors = file.read(ROPE_FACTORS).astype(np.float64).reshape(-1)
-    if len(factors) != dims // 2 or linear != 1.0:
+    tensors = [name for name in sorted(ROPE_TENSORS) if name in file.tensors]
+    if tensors and (kind == "yarn" or factor != 1.0):
         raise InputError(
-            f"{ROPE_FACTORS} holds {len(factors)} divisors, expected {dims // 2} and no other scaling"
+            f"{tensors[0]} beside rope.scaling.type {shown(kind)} with a factor of {factor:g}; expected one scaling"
         )
-    return RopeScaling(kind="factors", factor=1.0, factors=tuple(factors.tolist()))
+    if kind == "yarn":
+        return _yarn(fields, float(factor), original)
+    if LONG_FACTORS in file.tensors or kind == "longrope":
+        return _longrope(file, fields, dims, context / original, original)
+    if ROPE_FACTORS in file.tensors:
+        return RopeScaling(kind="factors", factor=1.0, factors=_divisors(file, ROPE_FACTORS, dims))
+    return None if factor == 1.0 else RopeScaling(kind="linear", factor=factor)
+
+
+def _yarn(fields: Fields, factor: float, original: int) -> RopeScaling:
+    """What is rotated grows as llama.cpp lets it grow, 0.1 · ln(factor) + 1, which no file can change here."""
+    for name in ("attn_factor", "yarn_ext_factor", "yarn_attn_factor"):
+        fields.must_be(f"rope.scaling.{name}", 1.0)
+    return RopeScaling(
+        kind="yarn",
+        factor=factor,
+        original_context=original,
+        beta_fast=fields.take("rope.scaling.yarn_beta_fast", RULES["factor"], 32.0),
+        beta_slow=fields.take("rope.scaling.yarn_beta_slow", RULES["factor"], 1.0),
+        magnitude=0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0,
+    )
+
+
+def _longrope(
+    file: GgufFile, fields: Fields, dims: int, factor: float, original: int
+) -> RopeScaling:
+    magnitude = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return RopeScaling(
+        kind="longrope",
+        factor=factor,
+        original_context=original,
+        factors=_divisors(file, LONG_FACTORS, dims),
+        short_factors=_divisors(file, SHORT_FACTORS, dims),
+        magnitude=fields.take("rope.scaling.attn_factor", RULES["factor"], magnitude),
+    )
+
+
+def _divisors(file: GgufFile, name: str, dims: int) -> tuple[float, ...]:
+    if name not in file.tensors:
+        raise InputError(f"{name} is missing; expected {dims // 2} divisors of rotary frequencies")
+    factors = file.read(name).astype(np.float64).reshape(-1)
+    if len(factors) != dims // 2:
+        raise InputError(f"{name} holds {len(factors)} divisors, expected {dims // 2}")
+    return tuple(factors.tolist())

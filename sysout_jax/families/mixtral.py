@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sysout_jax.config import RULES
 from sysout_jax.errors import InputError
-from sysout_jax.families import llama
-from sysout_jax.families.family import Export, Family, Layout
+from sysout_jax.families import gguf_reading, llama
+from sysout_jax.families.family import Export, Family, Gguf, Layout
 from sysout_jax.families.fields import Fields
 from sysout_jax.families.forms import INTO_EXPERTS, OUT_OF_EXPERTS, Stored, linear
 from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.families.reading import read_rotary
 from sysout_jax.families.writing import norm_fields, rotary_fields
 from sysout_jax.models.spec import ExpertsSpec, LayerSpec
+
+if TYPE_CHECKING:
+    from sysout_jax.containers.gguf_file import GgufFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,12 @@ def write(config: MixtralConfig) -> dict[str, Any]:
     }
 
 
+def read_gguf(file: GgufFile, fields: Fields) -> MixtralConfig:
+    """Files of LLaMA's architecture; none says that there is a window."""
+    plain = gguf_reading.read_rotary(file, fields, gguf_reading.RMS_EPS)
+    return MixtralConfig(**plain, **gguf_reading.read_experts(fields))
+
+
 def expert_names(router: str, experts: str, parts: dict[str, str]) -> dict[str, Stored]:
     """LLaMA's with a router and experts below those names in place of the MLP; `parts` are our gate, up, down ← theirs."""
     names = {k: v for k, v in llama.NAMES.items() if not k.startswith("layer_{l}/mlp/")}
@@ -92,4 +101,11 @@ FAMILY = Family(
     MixtralConfig,
     {"mixtral": Layout(read, NAMES, "model.", classes=("MixtralForCausalLM",))},
     Export(write),
+    gguf={
+        "llama": Gguf(
+            read_gguf,
+            gguf_reading.with_experts(gguf_reading.PAIRED_NAMES),
+            gguf_reading.has_experts,
+        )
+    },
 )

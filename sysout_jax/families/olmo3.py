@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sysout_jax.checks import Flag
+import numpy as np
+
+from sysout_jax.checks import Flag, shown
 from sysout_jax.config import RULES
-from sysout_jax.families import llama, olmo2
-from sysout_jax.families.family import Export, Family, Layout
+from sysout_jax.errors import InputError
+from sysout_jax.families import gguf_reading, llama, olmo2
+from sysout_jax.families.family import Export, Family, Gguf, Layout
 from sysout_jax.families.fields import Fields
 from sysout_jax.families.olmo2 import Olmo2Config
-from sysout_jax.families.reading import read_local_theta, read_rotary, read_windows
+from sysout_jax.families.reading import read_local_theta, read_rotary, read_windows, windows
 from sysout_jax.families.writing import layer_windows
+
+if TYPE_CHECKING:
+    from sysout_jax.containers.gguf_file import GgufFile
+
+_WINDOW, _PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +52,29 @@ def write(config: Olmo3Config) -> dict[str, Any]:
     return plain | layer_windows(config) | {"rope_parameters": positions}
 
 
+def read_gguf(file: GgufFile, fields: Fields) -> Olmo3Config:
+    """Files of OLMo 2's architecture with a window; the pattern says which layers have it, three of four where it is missing."""
+    plain = gguf_reading.read_rotary(file, fields, gguf_reading.RMS_EPS)
+    window = fields.take(_WINDOW, RULES["context_length"])
+    layers = plain["num_layers"]
+    pattern = fields.take_any(_PATTERN, [(l + 1) % 4 != 0 for l in range(layers)])
+    if isinstance(pattern, bool):  # all alike
+        pattern = [pattern] * layers
+    on = [bool(each) for each in np.ravel(pattern)]
+    if len(on) != layers:
+        raise InputError(
+            f"{_PATTERN} is {shown(pattern)}; expected a yes or no for each of {layers} layers"
+        )
+    theta = plain["rope_theta"]
+    biases = gguf_reading.read_biases(file)
+    return Olmo3Config(**plain, **biases, **windows(window, on), local_rope_theta=theta)
+
+
 FAMILY = Family(
     Olmo3Config,
     {"olmo3": Layout(read, olmo2.NAMES, "model.", classes=("Olmo3ForCausalLM",))},
     Export(write, llama.with_their_biases),
+    gguf={
+        "olmo2": Gguf(read_gguf, gguf_reading.NAMES, lambda fields: fields.has(_WINDOW)),
+    },
 )

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sysout_jax.checks import Flag, shown
 from sysout_jax.config import RULES
 from sysout_jax.errors import InputError
-from sysout_jax.families import llama, qwen3
-from sysout_jax.families.family import Export, Family, Layout
+from sysout_jax.families import gguf_reading, llama, qwen3
+from sysout_jax.families.family import Export, Family, Gguf, Layout
 from sysout_jax.families.fields import Fields
 from sysout_jax.families.mixtral import ExpertsConfig, expert_names
 from sysout_jax.families.qwen2 import window_fields
 from sysout_jax.families.reading import read_rotary, read_windows
 from sysout_jax.families.writing import norm_fields, rotary_fields
 from sysout_jax.models.spec import LayerSpec, NormSpec
+
+if TYPE_CHECKING:
+    from sysout_jax.containers.gguf_file import GgufFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +85,14 @@ def expert_fields(config: ExpertsConfig) -> dict[str, Any]:
     }
 
 
+def read_gguf(file: GgufFile, fields: Fields) -> Qwen3MoeConfig:
+    """The weights of the chosen experts sum to 1 in all published models, and no file says so."""
+    plain = gguf_reading.read_rotary(file, fields, gguf_reading.RMS_EPS)
+    plain["d_ff"] = fields.take("expert_feed_forward_length", RULES["d_ff"])
+    biases = gguf_reading.read_biases(file)
+    return Qwen3MoeConfig(**plain, **biases, **gguf_reading.read_experts(fields))
+
+
 _PARTS = {part: f"{part}_proj" for part in ("gate", "up", "down")}
 EXPERT_NAMES = expert_names("mlp.gate", "mlp.experts", _PARTS)
 _NORMS = {ours: stored for ours, stored in qwen3.NAMES.items() if ours.endswith("_norm/scale")}
@@ -89,4 +100,5 @@ FAMILY = Family(
     Qwen3MoeConfig,
     {"qwen3_moe": Layout(read, EXPERT_NAMES | _NORMS, "model.", classes=("Qwen3MoeForCausalLM",))},
     Export(write, llama.with_their_biases),
+    gguf={"qwen3moe": Gguf(read_gguf, gguf_reading.with_experts(gguf_reading.NAMES))},
 )

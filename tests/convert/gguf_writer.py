@@ -6,6 +6,8 @@ Names are those of the `gguf` package's own map from transformers' names.
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,10 @@ import numpy as np
 from safetensors.numpy import load_file
 
 Tensors = dict[str, np.ndarray]
-_ARCHITECTURES = {"gemma3_text": "gemma3", "mistral": "llama", "phi": "phi2", "gpt_neox": "gptneox"}
+_ARCHITECTURES = {
+    "gemma3_text": "gemma3", "mistral": "llama", "mixtral": "llama", "phi": "phi2", "gpt_neox": "gptneox", "olmo3": "olmo2",
+    "qwen3_moe": "qwen3moe",
+}  # fmt: skip
 
 
 def architecture(config: dict) -> str:
@@ -106,10 +111,30 @@ def _add_keys(writer: gguf.GGUFWriter, config: dict) -> None:
     rope = rope.get("full_attention", rope)
     if arch not in ("falcon", "phi2", "gptneox", "stablelm", "gemma", "gemma2"):
         writer.add_rope_freq_base(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
+    if experts := config.get("num_local_experts") or config.get("num_experts"):
+        writer.add_expert_count(experts)
+        writer.add_expert_used_count(config["num_experts_per_tok"])
+    if arch == "qwen3moe":
+        writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    if rope.get("rope_type") == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    if config["model_type"] == "olmo3":
+        writer.add_sliding_window(config["sliding_window"])
+        writer.add_sliding_window_pattern([k == "sliding_attention" for k in config["layer_types"]])
+    if rope.get("rope_type") == "longrope":
+        original = rope["original_max_position_embeddings"]
+        stretch = config["max_position_embeddings"] / original
+        grown = math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
+        writer.add_rope_scaling_attn_factors(grown)
+        for kind in ("long", "short"):
+            factors = np.array(rope[f"{kind}_factor"], np.float32)
+            writer.add_tensor(f"rope_factors_{kind}.weight", factors)
     if rope.get("rope_type") == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
-    if arch in ("llama", "qwen3", "gemma", "gemma2", "gemma3"):
+    if arch in ("llama", "qwen3", "qwen3moe", "gemma", "gemma2", "gemma3"):
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
     if arch in ("llama", "phi2", "phi3", "gptneox", "stablelm"):
@@ -136,6 +161,18 @@ def _add_keys(writer: gguf.GGUFWriter, config: dict) -> None:
         writer.add_final_logit_softcapping(config["final_logit_softcapping"])
 
 
+def _stacked(tensors: Tensors) -> Tensors:
+    """The experts of a layer in one tensor, as the converter merges them."""
+    experts: dict[str, dict[int, np.ndarray]] = {}
+    rest = {}
+    for name, w in tensors.items():
+        if found := re.match(r"(.*\.experts)\.(\d+)\.(.*)", name):
+            experts.setdefault(f"{found[1]}.{found[3]}", {})[int(found[2])] = w
+        else:
+            rest[name] = w
+    return rest | {n: np.stack([ws[e] for e in sorted(ws)]) for n, ws in experts.items()}
+
+
 def write_gguf(
     hf: Path,
     path: Path,
@@ -157,7 +194,7 @@ def write_gguf(
     tensors = hf_tensors(hf)
     if architecture(config) in ("gemma", "gemma2"):
         tensors.pop("lm_head.weight", None)
-    stored = dict(to_gguf(name, w, config, permute) for name, w in tensors.items())
+    stored = dict(to_gguf(name, w, config, permute) for name, w in _stacked(tensors).items())
     for name, w in change(stored).items():
         w = np.ascontiguousarray(w, np.float32)
         block = gguf.GGML_QUANT_SIZES[quantise][0] if quantise is not None else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from sysout_jax.families.fields import Fields
 from tests.convert.gguf_writer import architecture, write_gguf
 from tests.convert.test_gguf import equal
 from tests.families.cases import CASES, Case, random_tokens, save, transformers_model
+from tests.families.test_families import config_of
 
 pytestmark = pytest.mark.parity
 
@@ -26,9 +28,15 @@ CHANGES = {
     "qwen2": {},
     "qwen3": {},
     "qwen3-biases": {},
+    "qwen2-yarn": {},
+    "qwen3_moe": {"norm_topk_prob": True},
+    "mixtral": {},
+    "mixtral-window": {"sliding_window": None},
     "phi": {},
     "phi3": {},
     "phi3-partial": {},
+    "phi3-longrope": {},
+    "phi3-longrope-long": {},
     "gemma": {},
     "gemma-mqa": {"attention_bias": False, "tie_word_embeddings": True},
     "gemma2": {"query_pre_attn_scalar": 10},
@@ -45,6 +53,8 @@ CHANGES = {
     "olmo-clip": {"attention_bias": False},
     "olmo2": {},
     "olmo2-mha": {},
+    "olmo3": {},
+    "olmo3-default-layers": {},
     "stablelm": {},
     "stablelm-parallel": {},
     "starcoder2": {"sliding_window": None},
@@ -69,9 +79,12 @@ def logits(path: Path) -> np.ndarray:
 
 
 def test_every_architecture_has_a_case():
-    assert {architecture({"model_type": CASES[name].kind}) for name in CHANGES} == set(
-        ARCHITECTURES
-    )
+    covered = {
+        (architecture({"model_type": CASES[name].kind}), config_of(name).family) for name in CHANGES
+    }
+    assert covered == {
+        (arch, family) for arch, families in ARCHITECTURES.items() for family in families
+    }
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -79,6 +92,12 @@ def test_float32_is_the_hugging_face_model_exactly(name, tmp_path):
     hf, path = hugging_face(name, tmp_path), tmp_path / "m.gguf"
     write_gguf(hf, path)
     ours, theirs = so.load(path), so.load(hf)
+    if name.startswith("phi3-longrope"):  # which holds one number of its scaling in float32
+        scaling = theirs.config.rope_scaling
+        magnitude = ours.config.rope_scaling.magnitude
+        assert magnitude == pytest.approx(scaling.magnitude, rel=1e-7)
+        same = dataclasses.replace(scaling, magnitude=magnitude)
+        theirs.config = dataclasses.replace(theirs.config, rope_scaling=same)
     assert ours.config == theirs.config
     if name.startswith("gemma"):  # its scales + 1 − 1 are rounded, and the same again after + 1
         assert logits(path).tobytes() == logits(hf).tobytes()
@@ -106,7 +125,7 @@ def test_quantised_is_what_the_blocks_say(name, tmp_path):
     def rounded(tensors):
         return {
             name: gguf.quants.dequantize(gguf.quants.quantize(w, Type.Q8_0), Type.Q8_0)
-            if w.ndim == 2 and w.shape[-1] % 32 == 0
+            if w.ndim >= 2 and w.shape[-1] % 32 == 0
             else w
             for name, w in tensors.items()
         }
@@ -156,7 +175,20 @@ def test_gemma_2_27b_scales_by_its_width(tmp_path, monkeypatch):
     [
         ("falcon", {"add_tensor_data_layout": "other"}, "tensor_data_layout = 'other' is not"),
         ("mpt", {"add_max_alibi_bias": 0.0}, "attention.max_alibi_bias is 0.0; expected"),
-        ("olmo2", {"add_sliding_window": 8}, "not handled: olmo2.attention.sliding_window=8"),
+        ("qwen2", {"add_sliding_window": 8}, "not handled: qwen2.attention.sliding_window=8"),
+        ("qwen2", {"add_expert_count": 4}, "not handled: qwen2.expert_count=4"),
+        ("olmo3", {"add_sliding_window_pattern": [True, False, True]}, "sliding_window_pattern is .*each of 2"),
+        (
+            "mixtral",
+            {"add_expert_gating_func": gguf.ExpertGatingFuncType.SIGMOID},
+            "gating_func = 2",
+        ),
+        ("qwen2-yarn", {"add_rope_scaling_attn_factors": 1.2}, "attn_factor = .* not implemented"),
+        (
+            "phi3-longrope",
+            {"add_rope_scaling_factor": 2.0},
+            "rope_factors_long.* expected one scaling",
+        ),
         ("phi3", {"add_rope_scaling_attn_factors": 1.2}, "not handled: phi3.rope.scaling.attn_f"),
     ],
 )
@@ -165,6 +197,22 @@ def test_what_is_not_computed_is_refused(name, keys, says, tmp_path, monkeypatch
     write_gguf(hf, tmp_path / "m.gguf", keys=keys)
     with pytest.raises(so.InputError, match=says):
         so.load(tmp_path / "m.gguf")
+
+
+def test_the_first_files_of_mixtral_hold_every_expert_apart(tmp_path):
+    def apart(tensors):
+        found = {}
+        for name, w in tensors.items():
+            if "_exps." in name:
+                found |= {name.replace("_exps", f".{e}"): each for e, each in enumerate(w)}
+            else:
+                found[name] = w
+        return found
+
+    hf = hugging_face("mixtral", tmp_path)
+    write_gguf(hf, tmp_path / "m.gguf", change=apart)
+    lm = so.load(tmp_path / "m.gguf")
+    assert equal(lm, so.load(hf)) and lm.stored_as["mlp/down_proj/kernel"] == "F32"
 
 
 def test_falcon_layers_must_agree_on_their_norms(tmp_path):

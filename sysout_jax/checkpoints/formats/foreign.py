@@ -64,7 +64,9 @@ class ForeignSource:
             }
         self._stored = {
             ours: stored.otherwise
-            if stored.name not in held and stored.otherwise and stored.otherwise.name in held
+            if stored.name not in held
+            and stored.otherwise
+            and stored.otherwise.name.replace("{e}", "0") in held
             else stored
             for ours, stored in self._stored.items()
         }

@@ -20,12 +20,10 @@ from sysout_jax.containers.gguf_file import PLAIN, UNREADABLE, GgufFile, is_gguf
 from sysout_jax.errors import InputError
 from sysout_jax.families import ARCHITECTURES
 from sysout_jax.families.fields import Fields, naming
-from sysout_jax.families.gguf_reading import EMBEDDING, ROPE_FACTORS
+from sysout_jax.families.gguf_reading import EMBEDDING, ROPE_TENSORS
 
 #: Keys of an architecture that say nothing about its mathematics.
-_HARMLESS = frozenset(
-    {"vocab_size", "rope.scaling.finetuned", "rope.scaling.original_context_length"}
-)
+_HARMLESS = frozenset({"vocab_size", "rope.scaling.finetuned"})
 
 
 class GgufSource(ForeignSource):
@@ -46,7 +44,9 @@ class GgufSource(ForeignSource):
         kinds: dict[str, list[str]] = {}
         for ours, stored in self._stored.items():
             kind = ours.partition("/")[2] if ours.startswith("layer_") else ours
-            kinds.setdefault(kind, []).append(self._file.tensors[stored.name].type.name)
+            kinds.setdefault(kind, []).append(
+                self._file.tensors[stored.name.replace("{e}", "0")].type.name
+            )
         return {kind: ", ".join(dict.fromkeys(names)) for kind, names in kinds.items()}
 
     def _tensor(self, name: str) -> np.ndarray:
@@ -72,18 +72,19 @@ def open_gguf(path: Path, accept: Collection[str] = ()) -> OpenedGguf:
     """Open it; InputError for everything that is wrong with it."""
     file = GgufFile(path)
     name = file.fields.get("general.architecture")
-    layout = ARCHITECTURES.get(name) if isinstance(name, str) else None
-    if layout is None:
+    families = ARCHITECTURES.get(name) if isinstance(name, str) else None
+    if families is None:
         raise InputError(
             f"{path}: architecture {shown(name)} is unknown; expected one of {', '.join(ARCHITECTURES)}"
         )
     if EMBEDDING not in file.tensors:
         raise InputError(f"{path}: holds no {EMBEDDING}; expected a whole language model")
     fields = _fields(file, str(name), accept)
+    family = [family for family, gguf in families.items() if gguf.when(fields)][-1]
     with naming(path):
-        config = layout.read(file, fields)
+        config = families[family].read(file, fields)
         fields.check_nothing_left()
-    source = GgufSource(file, f"gguf-{name}", config, frozenset({ROPE_FACTORS}))
+    source = GgufSource(file, f"gguf-{name}-{family}", config, ROPE_TENSORS)
     return OpenedGguf(config, source, file.fields, tuple(fields.accepted))
 
 

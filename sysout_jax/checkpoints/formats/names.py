@@ -42,7 +42,11 @@ META: dict[str, Stored] = {
 TABLES: dict[str, Mapping[str, Stored]] = {
     **{name: layout.names for name, layout in LAYOUTS.items()},
     "meta": META,
-    **{f"gguf-{name}": gguf.names for name, gguf in ARCHITECTURES.items()},
+    **{
+        f"gguf-{name}-{family}": gguf.names
+        for name, families in ARCHITECTURES.items()
+        for family, gguf in families.items()
+    },
 }
 
 #: Buffers that older checkpoints carry and that hold no parameters: causal masks and rotary tables; layers that predict further tokens (MiMo).
