@@ -177,7 +177,11 @@ def test_gemma_2_27b_scales_by_its_width(tmp_path, monkeypatch):
         ("mpt", {"add_max_alibi_bias": 0.0}, "attention.max_alibi_bias is 0.0; expected"),
         ("qwen2", {"add_sliding_window": 8}, "not handled: qwen2.attention.sliding_window=8"),
         ("qwen2", {"add_expert_count": 4}, "not handled: qwen2.expert_count=4"),
-        ("olmo3", {"add_sliding_window_pattern": [True, False, True]}, "sliding_window_pattern is .*each of 2"),
+        (
+            "olmo3",
+            {"add_sliding_window_pattern": [True, False, True]},
+            "sliding_window_pattern is .*each of 2",
+        ),
         (
             "mixtral",
             {"add_expert_gating_func": gguf.ExpertGatingFuncType.SIGMOID},

@@ -264,7 +264,9 @@ def heads(report: Positions, token_text: TokenText) -> Figure:
     """Attention on the outlier tokens of h, head by head, and its range over the heads of a layer."""
     what = "outlier tokens of h" if report.h.found else "the candidates' tokens"
     births = np.flatnonzero(report.h.tokens.born)
-    return head_shares(finite_or(report.keys.share), what, int(births[0]) if len(births) else None)
+    even_L = np.full(report.num_layers, finite_or(report.keys.even))
+    birth = int(births[0]) if len(births) else None
+    return head_shares(finite_or(report.keys.share), what, birth, even_L)
 
 
 def heads_sentence(report: Positions, token_text: TokenText) -> str:

@@ -158,11 +158,12 @@ def weights_sentence(report: Measured, token_text: TokenText) -> str:
 def attention(report: Lifecycle, token_text: TokenText) -> Figure:
     """Attention on outlier tokens, or on the first token where there is no outlier: heads × layers, and their range."""
     mass_LxH, what = attention_mass(report)
-    return head_shares(mass_LxH, what, report.birth.layer)
+    return head_shares(mass_LxH, what, report.birth.layer, even_attention(report))
 
 
-def head_shares(mass_LxH: np.ndarray, what: str, birth: int | None) -> Figure:
-    """Shares of attention as heads × layers, and their range over heads; `birth` is a layer to mark. Call it styled."""
+def head_shares(mass_LxH: np.ndarray, what: str, birth: int | None, even_L: np.ndarray) -> Figure:
+    """Shares of attention as heads × layers, and their range over heads; `birth` is a layer to mark, `even_L` what even attention would
+    give. Call it styled."""
     L, H = mass_LxH.shape
     figure = style.new_figure(5.0 + min(1.6, 0.05 * H))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
@@ -202,7 +203,8 @@ def head_shares(mass_LxH: np.ndarray, what: str, birth: int | None) -> Figure:
             label=name,
             mfc="white",
         )
-    lower.set_ylim(0, 1.08 * (_largest(mass_LxH) or 1.0))
+    lower.plot(x, even_L, color=style.BLUE, ls=(0, (1, 1.5)), lw=1.4, label="even attention")
+    lower.set_ylim(0, 1.08 * max(_largest(mass_LxH), _largest(even_L)) or 1.0)
     lower.set_ylabel("share")
     lower.grid(axis="y")
     style.layer_axis(upper, L, label=False)
@@ -211,7 +213,7 @@ def head_shares(mass_LxH: np.ndarray, what: str, birth: int | None) -> Figure:
         for axes in (upper, lower):
             edge = axes.axvline(birth + 1.5, color=style.ORANGE, ls=(0, (4, 2)))
         edge.set_label(f"birth (layer {birth + 1})")
-    style.legend_above(lower, 4)
+    style.legend_above(lower, 5)
     return figure
 
 
@@ -228,6 +230,13 @@ def attention_mass(report: Lifecycle) -> tuple[np.ndarray, str]:
     return finite_or(cumulative[:, :, 0] / cumulative.shape[2]), "the first token (no outlier at τ)"
 
 
+def even_attention(report: Lifecycle) -> np.ndarray:
+    """(L,) what attention that is even over the keys of each query would give the same tokens."""
+    if report.found:
+        return finite_or(report.spread.even)
+    return np.full(report.num_layers, even_share(report.length))
+
+
 def attention_sentence(report: Lifecycle, token_text: TokenText) -> str:
     """How much the strongest head gives, against before the birth or against even attention."""
     mass_LxH, _ = attention_mass(report)
@@ -242,7 +251,8 @@ def attention_sentence(report: Lifecycle, token_text: TokenText) -> str:
         layer += birth + 1
         return (
             f"Outlier tokens get {percent(before.mean())} of the attention on average up to their birth in layer {birth + 1} "
-            f"and {percent(after.mean())} after it, most in layer {layer + 1}, head {head}: {percent(mass_LxH[layer, head])}."
+            f"and {percent(after.mean())} after it, most in layer {layer + 1}, head {head}: {percent(mass_LxH[layer, head])}. There even "
+            f"attention would give them {percent(even_attention(report)[layer])}."
         )
     if not mass_LxH.any():
         return "All attention is zero or not finite: there is nothing to see."
