@@ -213,7 +213,7 @@ def head_shares(mass_LxH: np.ndarray, what: str, birth: int | None, even_L: np.n
         for axes in (upper, lower):
             edge = axes.axvline(birth + 1.5, color=style.ORANGE, ls=(0, (4, 2)))
         edge.set_label(f"birth (layer {birth + 1})")
-    style.legend_above(lower, 5)
+    style.legend_above(lower, 3)
     return figure
 
 
