@@ -400,10 +400,8 @@ def _close_up(
         scaled(jnp.asarray(q)[None], spec), jnp.asarray(k.T), at_W, at_W, spec, slopes
     )
     logits = np.where(seen_pairs[0], values[0], -np.inf)
-    if spec.sigmoid is None:
-        probabilities = np.exp(logits - seen["window_lse"][0, head][:, None])
-    else:
-        probabilities = np.exp(-np.logaddexp(0.0, -(logits + spec.sigmoid)))
+    lse = seen["window_lse"][0, head][:, None] if "window_lse" in seen else None
+    probabilities = np.asarray(spec.weights(jnp.asarray(logits), lse))
     return HeadCloseUp(
         layer, head, start, seen["window_attn_in"][0], q, k, v, logits, probabilities
     )
