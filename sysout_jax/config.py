@@ -19,7 +19,17 @@ if TYPE_CHECKING:
     from sysout_jax.models.spec import EndsSpec, LayerSpec
 
 AttentionName = Literal[
-    "default", "fixed_bias", "context_bias", "attention_bias", "context_scale", "sigmoid"
+    "default",
+    "fixed_bias",
+    "context_bias",
+    "attention_bias",
+    "context_scale",
+    "sigmoid",
+    "softmax1",
+    "learned_sink",
+    "gate",
+    "gate_elements",
+    "softpick",
 ]
 ATTENTION: tuple[str, ...] = get_args(AttentionName)
 
@@ -58,6 +68,7 @@ RULES: dict[str, Rule] = {
     "rope_theta": Real(1, 1e15),
     "tied_embeddings": Flag(),
     "qkv_bias": Flag(),
+    "qk_norm": Flag(),
     "o_bias": Flag(),
     "mlp_bias": Flag(),
     "bias": Flag(),

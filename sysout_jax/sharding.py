@@ -35,12 +35,12 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"embed/embedding", P("tensor", "fsdp")),  # (V, D)
     (r"positions/embedding", P(None, "fsdp")),  # (context, D)
     (r"lm_head/kernel", P("fsdp", "tensor")),  # (D, V)
-    (r"(q|k|v|qkv|gate|up)_proj/kernel", P("fsdp", "tensor")),  # (D, heads or channels)
+    (r"/(q|k|v|qkv|gate|up)_proj/kernel", P("fsdp", "tensor")),  # (D, heads or channels)
     (r"(q|k|v|qkv|gate|up)_proj/bias", P("tensor")),
     (r"qkv_proj/kernel", P("fsdp", None, "tensor")),  # (D, 3, heads), see `lay`
     (r"qkv_proj/bias", P(None, "tensor")),  # (3, heads)
     (r"(o|down)_proj/kernel", P("tensor", "fsdp")),  # (heads or channels, D)
-    (r"scale_proj/kernel", P("fsdp", "tensor")),  # (D, H)
+    (r"(scale|out_gate)_proj/kernel", P("fsdp", "tensor")),  # (D, H), or (D, heads)
     (r"scale_proj/bias", P("tensor")),
     (r"(k|v)_extra", P("tensor", None)),  # (H, Dh)
     (r"(k|v)_extra", P(None, "tensor", None)),  # (M, K, Dh)

@@ -20,7 +20,7 @@ from tests.parameters import mostly_endurance
 pytestmark = pytest.mark.optimised
 
 #: What only variants and other families have.
-ELSEWHERE = {"attn_scale", "down_gain", "expert", "expert_weight"}
+ELSEWHERE = {"attn_scale", "sink_mass", "down_gain", "expert", "expert_weight"}
 DEFAULT = set(so.TAPS) - ELSEWHERE
 FAMILY_TAPS = {"llama": DEFAULT, "gpt2": DEFAULT - {"gate"}}
 MODELS = [
@@ -194,7 +194,7 @@ def test_nothing_is_recorded_or_computed_unasked():
 
 
 #: What a model goes on with, so that a hook may replace it.
-WRITABLE = set(so.TAPS) - {"lse", "attn_map", "attn_sums", "attn_scale", "down_gain"}
+WRITABLE = set(so.TAPS) - {"lse", "attn_map", "attn_sums", "attn_scale", "sink_mass", "down_gain"}
 
 
 @pytest.mark.parametrize("name", ["llama-mqa-tied", "gpt2"])

@@ -126,7 +126,8 @@ def _blockwise_forward(q_NxGxTxDh, k_NxDhxS, v_NxSxDv, slopes_NxG, spec):
 
 
 def _blockwise_backward(spec, residuals, cotangents):
-    """Softmax: dS = A ∘ (dP − rowsum(dout ∘ out) + dlse), sigmoid: dS = A (1 − A) ∘ dP; a cap multiplies dS by its own slope.
+    """Softmax: dS = A ∘ (dP − rowsum(dout ∘ out) + dlse), sigmoid: dS = A (1 − A) ∘ dP, softpick: dS = e^(S − lse) ∘ ([S > 0] ∘ dP −
+    sign(S) rowsum(dout ∘ out)); a cap multiplies dS by its own slope.
 
     A is made again block by block. ALiBi's slopes are constants.
     """
@@ -158,13 +159,16 @@ def _blockwise_backward(spec, residuals, cotangents):
                 dweights = jnp.matmul(
                     dout.reshape(-1, dout.shape[-1]), v_span.T, preferred_element_type=dtype
                 ).reshape(logits.shape)
-                if spec.sigmoid is None:
-                    # padded rows have lse 0 and dout 0: their weights are finite and count for nothing
-                    weights = jnp.where(seen, jnp.exp(logits - row[..., :1]), 0.0)
-                    dlogits = weights * (dweights - row[..., 1:])
-                else:
-                    weights = jnp.where(seen, jax.nn.sigmoid(logits + spec.sigmoid), 0.0)
+                # padded rows have lse 0 and dout 0: their weights are finite and count for nothing
+                weights = jnp.where(seen, spec.weights(logits, row[..., :1]), 0.0)
+                if spec.sigmoid is not None:
                     dlogits = weights * (1 - weights) * dweights
+                elif spec.softpick is not None:
+                    slopes = jnp.where(seen, jnp.exp(logits - row[..., :1]), 0.0)
+                    picked = jnp.where(logits > 0, dweights, 0.0)
+                    dlogits = slopes * (picked - jnp.sign(logits) * row[..., 1:])
+                else:
+                    dlogits = weights * (dweights - row[..., 1:])
                 if slope is not None:
                     dlogits = dlogits * slope
                 flat = dlogits.reshape(-1, keys).astype(q.dtype)

@@ -1,4 +1,4 @@
-"""Attention with keys and values of the layer's own beside those of the text: the variants (c) and (d).
+"""Attention with keys and values of the layer's own beside those of the text, the variants (c) and (d), or with a logit that has no value, a sink.
 
 A kernel with `lse` needs no more than `g = σ(lse' − lse)`, the attention that they take together, where lse' is the log-sum-exp of their logits
 (expand the softmax). On a fused kernel, whose log-sum-exp has no gradient, they become the first positions, with queries that nobody reads:
@@ -7,6 +7,7 @@ causal attention over T + M positions.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,8 +23,59 @@ class Among(NamedTuple):
     """Attention over the keys of the text and those of the layer."""
 
     attended: Attended  # `out` of all keys, `lse` and `sums` of the real ones alone
-    scale: Callable[[], jax.Array]  # 1 − g (B, H, T)
+    odds: Callable[[], jax.Array]  # (B, H, T) g is σ of it, see `kept`
     lse: jax.Array | None  # (B, H, T) of all keys; None from a kernel without
+
+
+def kept(odds: jax.Array) -> jax.Array:
+    """1 − σ(odds), what the keys of the text keep; σ(odds) is `kept(−odds)`. Neither it nor its gradient is 0 before float32 ends."""
+    return jnp.exp(jax.nn.log_sigmoid(-odds))
+
+
+def sink_odds(sink_H: jax.Array, lse_BxHxT: jax.Array) -> jax.Array:
+    """(B, H, T) of one logit per head, without a value, against the keys that `lse` is of."""
+    return sink_H.astype(lse_BxHxT.dtype)[None, :, None] - lse_BxHxT
+
+
+def with_sink(
+    q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv, sink_H, kernel: str, spec: AttentionSpec
+) -> Among:
+    """Softmax over the keys and one logit per head that has no value: `(1 − g) out`.
+
+    A kernel without `lse` has it as the first key: two more channels, in which every query is 1, hold the logit, since one number of half
+    precision would round it too much.
+    """
+    name = _kernel(kernel, q_BxTxHxDh.dtype, spec, placed=False, own_logit=True)
+    if KERNELS[name].rows:
+        attended = attend(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv, kernel=name, spec=spec)
+        assert attended.lse is not None
+        odds_BxHxT = sink_odds(sink_H, attended.lse)
+        out = per_head(kept(odds_BxHxT), attended.out)
+        return Among(attended._replace(out=out), lambda: odds_BxHxT, None)
+    dtype, Dh = q_BxTxHxDh.dtype, q_BxTxHxDh.shape[-1]
+    scale = spec.scale_of(Dh)
+    logit_H = sink_H.astype(accumulator(dtype)) / scale
+    high_H = logit_H.astype(dtype)
+    low_H = (logit_H - high_H.astype(logit_H.dtype)).astype(dtype)
+    beside_it = ((0, 0), (0, 0), (0, 0), (0, 2))
+    q = jnp.pad(q_BxTxHxDh, beside_it, constant_values=1)
+    k = jnp.pad(k_BxSxKxDh, beside_it)
+    key_HxDh2 = jnp.pad(jnp.stack([high_H, low_H], axis=-1), ((0, 0), (Dh, 0)))
+    value_HxDv = jnp.zeros((len(sink_H), v_BxSxKxDv.shape[-1]), v_BxSxKxDv.dtype)
+    wider = dataclasses.replace(spec, scale=scale)
+    mixed = _prepended(q, k, v_BxSxKxDv, key_HxDh2[None], value_HxDv[None], name, wider)
+
+    def odds() -> jax.Array:
+        return sink_odds(sink_H, _lse(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv, spec))
+
+    return Among(Attended(mixed, None, None), odds, None)
+
+
+def _lse(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv, spec: AttentionSpec) -> jax.Array:
+    """(B, H, T), only for the record, by a kernel that has it."""
+    lse_BxHxT = attend(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv, kernel="blockwise", spec=spec).lse
+    assert lse_BxHxT is not None
+    return lse_BxHxT
 
 
 def beside(
@@ -70,26 +122,21 @@ def among(
         logits_MxBxHxT = _logits(q_BxTxHxDh, keys_MxHxDh, spec, placed)
         own_BxHxT = jax.nn.logsumexp(logits_MxBxHxT, axis=0)
         odds_BxHxT = own_BxHxT - attended.lse
-        scale_BxHxT = jax.nn.sigmoid(-odds_BxHxT)  # 1 − σ(odds), without cancellation
-        weights_MxBxHxT = jax.nn.sigmoid(odds_BxHxT)[None] * jnp.exp(
-            logits_MxBxHxT - own_BxHxT[None]
-        )
-        added = per_head(scale_BxHxT, attended.out)
+        weights_MxBxHxT = kept(-odds_BxHxT)[None] * jnp.exp(logits_MxBxHxT - own_BxHxT[None])
+        added = per_head(kept(odds_BxHxT), attended.out)
         for weight_BxHxT, value_HxDv in zip(weights_MxBxHxT, values_MxHxDv, strict=True):
             value = value_HxDv.astype(attended.out.dtype)[None, None]
             added = added + per_head(weight_BxHxT, value)
         lse_BxHxT = jnp.logaddexp(attended.lse, own_BxHxT)
-        return Among(attended._replace(out=added), lambda: scale_BxHxT, lse_BxHxT)
+        return Among(attended._replace(out=added), lambda: odds_BxHxT, lse_BxHxT)
 
-    def scale() -> jax.Array:
-        # only for the record, by a kernel that has lse
-        lse_BxHxT = attend(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv, kernel="blockwise", spec=spec).lse
-        assert lse_BxHxT is not None
+    def odds() -> jax.Array:
         logits_MxBxHxT = _logits(q_BxTxHxDh, keys_MxHxDh, spec, placed)
-        return jax.nn.sigmoid(lse_BxHxT - jax.nn.logsumexp(logits_MxBxHxT, axis=0))
+        lse_BxHxT = _lse(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv, spec)
+        return jax.nn.logsumexp(logits_MxBxHxT, axis=0) - lse_BxHxT
 
     mixed = _prepended(q_BxTxHxDh, k_BxSxKxDh, v_BxSxKxDv, keys_MxHxDh, values_MxHxDv, name, spec)
-    return Among(Attended(mixed, None, None), scale, None)
+    return Among(Attended(mixed, None, None), odds, None)
 
 
 def _logits(q_BxTxHxDh, keys_MxHxDh, spec: AttentionSpec, placed: bool) -> jax.Array:
@@ -118,16 +165,17 @@ def _logits(q_BxTxHxDh, keys_MxHxDh, spec: AttentionSpec, placed: bool) -> jax.A
     )
 
 
-def _kernel(kernel: str, dtype, spec: AttentionSpec, placed: bool) -> str:
+def _kernel(kernel: str, dtype, spec: AttentionSpec, placed: bool, own_logit: bool = False) -> str:
     """A fused kernel has the layer's own keys at the first positions: right where they are `placed` there, else not with a window
-    or a distance, which are left to `blockwise`."""
+    or a distance, nor an `own_logit`, which is no q·k', with a cap; these are left to `blockwise`."""
     name = resolve_kernel(kernel, dtype, spec=spec)
-    if KERNELS[name].rows or placed or not spec.features & {"window", "alibi"}:
+    not_there = {"window", "alibi", *(["softcap"] if own_logit else [])}
+    if KERNELS[name].rows or placed or not spec.features & not_there:
         return name
     if kernel == "auto":
         return "blockwise"
     raise ValueError(
-        f"attention kernel {kernel!r} does not compute an extra key beside {', '.join(sorted(spec.features))}; "
+        f"attention kernel {kernel!r} does not compute an extra key or a sink beside {', '.join(sorted(spec.features))}; "
         "use auto, blockwise or reference"
     )
 

@@ -39,7 +39,7 @@ class Kernel:
     refusal: Callable[[str, Any], str | None] = _runs_everywhere
 
 
-_ALL = frozenset({"sigmoid", "softcap", "window", "alibi"})
+_ALL = frozenset({"sigmoid", "softpick", "softcap", "window", "alibi"})
 KERNELS: dict[str, Kernel] = {
     "reference": Kernel(reference, True, _ALL),
     "blockwise": Kernel(blockwise, True, _ALL),
@@ -126,7 +126,7 @@ def attend(
 def attention_map(
     q_BxTxHxDh, k_BxTxKxDh, lse_BxHxT=None, spec: AttentionSpec = PLAIN, positions_BxT=None
 ) -> jax.Array:
-    """The (B, H, T, T) weights between some positions (default: all of 0 … T−1): probabilities that belong to `lse`, or sigmoids.
+    """The (B, H, T, T) weights between some positions (default: all of 0 … T−1): those that belong to `lse`, or sigmoids.
 
     Quadratic: for short prompts.
     """
@@ -146,8 +146,5 @@ def attention_map(
     of_sequence = jax.vmap(of_key_head, (0, 0, None if slopes_KxG is None else 0, None))
     parts = jax.vmap(of_sequence, (0, 0, None, 0))(rows, keys, slopes_KxG, positions_BxT)
     logits, seen = (x.reshape(B, H, T, T) for x in parts)
-    if spec.sigmoid is None:
-        weights = jnp.exp(logits - lse_BxHxT[..., None])
-    else:
-        weights = jax.nn.sigmoid(logits + spec.sigmoid)
+    weights = spec.weights(logits, None if lse_BxHxT is None else lse_BxHxT[..., None])
     return jnp.where(seen, weights, 0.0)

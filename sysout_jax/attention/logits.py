@@ -58,5 +58,5 @@ def first_key_weights(
     if slopes_H is not None:
         far_HxT = slopes_H[:, None] * distance_T.astype(jnp.float32)[None]
         logits_BxHxT = logits_BxHxT - far_HxT[None]
-    weights_BxHxT = jnp.exp(logits_BxHxT - lse_BxHxT)
+    weights_BxHxT = spec.weights(logits_BxHxT, lse_BxHxT)
     return jnp.where(spec.sees(distance_T)[None, None], weights_BxHxT, 0.0)

@@ -10,13 +10,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sysout_jax.attention.spec import AttentionSpec
+from sysout_jax.attention.spec import AttentionSpec, less_one
 
 
 class Attended(NamedTuple):
     """What attention returns: `out` (B, T, H, Dh), `lse` (B, H, T), `sums` (B, H, S), the map summed over queries.
 
-    A kernel that cannot give `lse` or `sums` has None there; sigmoid attention has no `lse`. `sums` carries no gradient.
+    A kernel that cannot give `lse` or `sums` has None there; sigmoid attention has no `lse`, and that of softpick is the logarithm of what
+    a row is divided by, without a gradient. `sums` carries none either.
     """
 
     out: jax.Array
@@ -72,7 +73,10 @@ def from_heads(out_NxGxTxDv, lse_NxGxT, sums_NxGxS, B: int, spec: AttentionSpec)
     H = N * G // B
     out = out_NxGxTxDv.reshape(B, H, T, Dv).transpose(0, 2, 1, 3)
     sums = jax.lax.stop_gradient(sums_NxGxS.reshape(B, H, -1))
-    return Attended(out, lse_NxGxT.reshape(B, H, T) if spec.sigmoid is None else None, sums)
+    lse = None if spec.sigmoid is not None else lse_NxGxT.reshape(B, H, T)
+    if lse is not None and spec.softpick is not None:
+        lse = jax.lax.stop_gradient(lse)
+    return Attended(out, lse, sums)
 
 
 def map_heads(one_head, heads, at_once: int):
@@ -134,10 +138,20 @@ def attend_rows(
 
     real_T = row_T < num_rows
     if spec.sigmoid is not None:
-        weights_GxTxS = jnp.where(seen, jax.nn.sigmoid(logits_GxTxS + spec.sigmoid), 0.0)
+        weights_GxTxS = jnp.where(seen, spec.weights(logits_GxTxS, None), 0.0)
         share_GxT = jnp.broadcast_to(real_T[None].astype(dtype), (G, T))
         sums_GxS = jnp.matmul(share_GxT[:, None, :], weights_GxTxS)[:, 0]
         return mix(weights_GxTxS).astype(v_SxDv.dtype), jnp.zeros((G, T), dtype), sums_GxS
+    if spec.softpick is not None:
+        logits_GxTxS = jnp.where(seen, logits_GxTxS, 0.0)  # e^0 − 1 is 0
+        top_GxT = jax.lax.stop_gradient(logits_GxTxS).max(-1).clip(0.0)
+        parts_GxTxS = less_one(logits_GxTxS, top_GxT[..., None])
+        total_GxT = jnp.abs(parts_GxTxS).sum(-1) + spec.softpick
+        weights_GxTxS = jnp.maximum(parts_GxTxS, 0.0)
+        out_GxTxDv = (mix(weights_GxTxS) / total_GxT[..., None]).astype(v_SxDv.dtype)
+        share_GxT = jnp.where(real_T[None], 1.0 / total_GxT, 0.0)
+        sums_GxS = jnp.matmul(share_GxT[:, None, :], weights_GxTxS)[:, 0]
+        return out_GxTxDv, top_GxT + jnp.log(total_GxT), sums_GxS
     logits_GxTxS = jnp.where(seen, logits_GxTxS, -jnp.inf)
     top_GxT = jax.lax.stop_gradient(logits_GxTxS.max(-1))
     if spec.window is not None:  # a padded row may see nothing

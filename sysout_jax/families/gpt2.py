@@ -27,12 +27,16 @@ class Gpt2Config(EqualHeadsConfig):
     tied_embeddings: bool = True
     activation: ActivationName = "gelu_tanh"
     bias: bool = True
+    qk_norm: bool = False
+    """An RMSNorm with a trained gain on q and k, head by head; ours alone."""
 
     def layer(self, l: int) -> LayerSpec:
         norm = NormSpec(self.norm_eps, centred=True, bias=self.bias)
         heads = HeadsSpec(
             self.num_heads, self.num_heads, self.head_dim, self.bias, self.bias, fused=True
         )
+        if self.qk_norm:
+            heads = dataclasses.replace(heads, norm=NormSpec(self.norm_eps))
         mlp = MlpSpec(self.d_ff, False, self.activation, self.bias, self.bias)
         return LayerSpec(heads, mlp, norm, norm)
 

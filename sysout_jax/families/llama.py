@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sysout_jax.attention.spec import AttentionSpec
 from sysout_jax.checks import Flag
 from sysout_jax.config import RULES
+from sysout_jax.errors import InputError
 from sysout_jax.families import gguf_reading
 from sysout_jax.families.family import Export, Family, Gguf, Layout
 from sysout_jax.families.fields import Fields
@@ -36,12 +37,26 @@ class LlamaConfig(RotaryConfig):
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
+    qk_norm: bool = False
+    """An RMSNorm with a trained gain on q and k, head by head, before they turn; ours alone."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.qk_norm and type(self) is not LlamaConfig:
+            raise InputError(
+                f"qk_norm is true; expected false, family {self.family} has the norms that it has; choose gpt2 or llama"
+            )
 
     def layer(self, l: int) -> LayerSpec:
         norm = NormSpec(self.norm_eps)
         return LayerSpec(
             heads=HeadsSpec(
-                self.num_heads, self.num_kv_heads, self.head_dim, self.qkv_bias, self.o_bias
+                self.num_heads,
+                self.num_kv_heads,
+                self.head_dim,
+                self.qkv_bias,
+                self.o_bias,
+                norm=norm if self.qk_norm else None,
             ),
             mlp=MlpSpec(self.d_ff, True, "silu", self.mlp_bias, self.mlp_bias),
             attn_norm=norm,

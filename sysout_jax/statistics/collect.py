@@ -15,9 +15,10 @@ from sysout_jax.models.spec import LayerSpec
 from sysout_jax.nonfinite import Nonfinite
 from sysout_jax.outliers.definitions import TAU
 from sysout_jax.printable import html_table
-from sysout_jax.statistics import activations, attention, values, weights
+from sysout_jax.statistics import activations, attention, sink_mass, values, weights
 from sysout_jax.statistics.activations import ActivationStats
 from sysout_jax.statistics.attention import AttentionStats
+from sysout_jax.statistics.sink_mass import SinkMassStats
 from sysout_jax.statistics.statistic import Layer, Statistic
 from sysout_jax.statistics.values import ValueStats
 from sysout_jax.statistics.weights import WeightStats
@@ -28,6 +29,7 @@ STATISTICS: dict[str, Statistic] = {
     "h": activations.H,
     "x_down": activations.X_DOWN,
     "attention": attention.STATISTIC,
+    "sink_mass": sink_mass.STATISTIC,
     "values": values.STATISTIC,
     "weights": weights.STATISTIC,
 }
@@ -54,6 +56,11 @@ class Stats:
     @property
     def attention(self) -> AttentionStats:
         return self.gathered["attention"]
+
+    @property
+    def sink_mass(self) -> SinkMassStats | None:
+        """None for a model without extra keys and sink logits."""
+        return self.gathered.get("sink_mass")
 
     @property
     def values(self) -> ValueStats:

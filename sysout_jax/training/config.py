@@ -7,7 +7,7 @@ import difflib
 import runpy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -22,7 +22,10 @@ _FLOAT32 = np.finfo(np.float32)
 _ZERO_OR_MORE = Real(0, float(_FLOAT32.max))
 _POSITIVE = Real(float(_FLOAT32.tiny), float(_FLOAT32.max))
 _BETA = Real(0, below=1 - 2**-25)
+OptimizerName = Literal["adamw", "muon", "sgd"]
 _OPTIMIZER_RULES: dict[str, Rule] = {
+    "name": Word(get_args(OptimizerName)),
+    "momentum": _BETA,
     "lr": _POSITIVE,
     "min_lr": _ZERO_OR_MORE,
     "warmup_steps": Whole(0),
@@ -37,8 +40,13 @@ _OPTIMIZER_RULES: dict[str, Rule] = {
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW as in nanoGPT: decay on matrices only, linear warm-up, cosine to `min_lr`."""
+    """AdamW as in nanoGPT: decay on matrices only, linear warm-up, cosine to `min_lr`. Or Muon for the matrices of layers, or SGD."""
 
+    name: OptimizerName = "adamw"
+    """muon: the matrices of layers by orthogonalised momentum, as long as AdamW's updates are, all else by AdamW (Jordan et al. 2024, Liu et
+    al. 2025); sgd: with momentum. Learning rate, decay and clipping are the same for all."""
+    momentum: float = 0.95
+    """Of muon (Nesterov's) and sgd; AdamW has betas."""
     lr: float = 6e-4
     min_lr: float = 6e-5
     warmup_steps: int = 2000
@@ -125,6 +133,10 @@ class TrainConfig:
         if self.batch_size % self.accumulate:
             raise InputError(
                 f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}"
+            )
+        if self.optimizer.name == "muon" and self.model.layer(0).mlp.experts is not None:
+            raise InputError(
+                "optimizer.name is 'muon'; expected adamw or sgd for a mixture of experts, whose matrices lie side by side in one"
             )
         if self.seq_len > self.model.context_length:
             raise InputError(

@@ -27,7 +27,9 @@ from sysout_jax.training.forward import embedded, equal_blocks
 
 #: Axes of the intermediates that are looked at.
 AXES = {
-    **dict.fromkeys(("h", "x_down", "attn_out", "h_mid", "attn_sums", "attn_scale"), 3),
+    **dict.fromkeys(
+        ("h", "x_down", "attn_out", "h_mid", "attn_sums", "attn_scale", "sink_mass"), 3
+    ),
     **dict.fromkeys(("q", "k"), 4),
 }
 
@@ -37,7 +39,8 @@ def monitor_layer(taps: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 
     h: `h_top1`, `h_median`, `h_mean` of |h| (means over sequences), `h_kurtosis` (excess, over all elements). x_down:
     `x_down_top1`. attn_sums: `first_token_share`, the attention that the first token gets, and `sink_rate`, the share of (sequence, head)
-    that give it more than 30 % and more than even attention would, and `first_token_over_even`, the attention that it gets over what even attention would give it. q and k: `logit_max`, `logit_min` over causal pairs. attn_scale: `scale_mean`, `scale_min`.
+    that give it more than 30 % and more than even attention would, and `first_token_over_even`, the attention that it gets over what even attention would give it. q and k: `logit_max`, `logit_min` over causal pairs. attn_scale: `scale_mean`, `scale_min`. sink_mass: its mean
+    over sequences, heads and queries, under the same name.
     attn_out and h_mid: `near_zero_updates`, the share of tokens that attention moves by less than 1 %. Pure, for use under jit.
     """
     _check_taps(taps)
@@ -65,6 +68,8 @@ def monitor_layer(taps: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     if "attn_scale" in taps:
         scale = taps["attn_scale"].astype(jnp.float32)
         found["scale_mean"], found["scale_min"] = scale.mean(), scale.min()
+    if "sink_mass" in taps:
+        found["sink_mass"] = taps["sink_mass"].astype(jnp.float32).mean()
     if "attn_out" in taps and "h_mid" in taps:
         found["near_zero_updates"] = near_zero_updates(taps["attn_out"], taps["h_mid"]).mean()
     return found

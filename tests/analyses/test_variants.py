@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize(
     ("family", "attention"),
-    [("llama", "default"), ("gpt2", "context_scale"), ("gpt2", "attention_bias"), ("gpt2", "sigmoid")],
+    [("llama", "default"), ("gpt2", "context_scale"), ("gpt2", "attention_bias"), ("gpt2", "sigmoid"), ("gpt2", "learned_sink"), ("gpt2", "softpick")],
 )  # fmt: skip
 def test_profile_of_raw_intermediates(family, attention):
     rng = np.random.default_rng()
@@ -37,7 +37,9 @@ def test_profile_of_raw_intermediates(family, attention):
     tokens = rng.integers(0, config.vocab_size, (3, 15))
     found = so.variant_profile(lm.with_passes(batch_size=2), tokens, tau)
     names = ["h", "h_mid", "attn_out", "attn_map", "q", "k"]
-    names += ["attn_scale"] if attention in ("context_scale", "attention_bias") else []
+    names += (
+        ["attn_scale"] if attention in ("context_scale", "attention_bias", "learned_sink") else []
+    )
     _, taps = so.capture(lm, tokens, names)
     taps = {name: np.asarray(value, np.float64) for name, value in taps.items()}
     h = np.abs(taps["h"])

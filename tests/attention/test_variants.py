@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from functools import partial
 
 import jax
@@ -34,7 +35,7 @@ T = 11
 def kernels_for(variant: str) -> list[str]:
     """Kernels that run on a CPU; `splash` has a test of its own, in Pallas's interpreter."""
     here = [n for n, k in kernels.KERNELS.items() if not k.refusal("cpu", jnp.float32)]
-    return [n for n in here if kernels.KERNELS[n].rows or variant != "sigmoid"]
+    return [n for n in here if kernels.KERNELS[n].rows or variant not in ("sigmoid", "softpick")]
 
 
 # all kernels for one family; for the other only the one with a gradient of its own, and the rest when there is time
@@ -49,8 +50,8 @@ OTHER_CASES = [
 ]
 EXTRA_KEYS = 3
 # the others call the kernel as `default` does
-SPLASH_CASES = ["default", "context_bias", "attention_bias"] + [
-    pytest.param(v, marks=pytest.mark.slow) for v in ("fixed_bias", "context_scale")
+SPLASH_CASES = ["default", "context_bias", "attention_bias", "learned_sink"] + [
+    pytest.param(v, marks=pytest.mark.slow) for v in ("fixed_bias", "context_scale", "softmax1")
 ]
 
 
@@ -111,6 +112,27 @@ def formula(module, x, q, k, v, kernel, spec) -> Mixed:
         out = out * scale[..., None]
     elif cfg.attention == "sigmoid":
         weights = 1 / (1 + jnp.exp(-(logits - jnp.log(cfg.context_length))))
+        out = jnp.einsum("bhts,bshd->bthd", weights, v)
+    elif cfg.attention in ("softmax1", "learned_sink"):
+        sink = jnp.zeros(H, q.dtype)
+        if cfg.attention == "learned_sink":
+            sink = module.param("sink", jax.nn.initializers.zeros, (H,), q.dtype)
+        column = jnp.broadcast_to(sink[None, :, None, None], (*logits.shape[:3], 1))
+        maps = jax.nn.softmax(jnp.concatenate([column, logits], -1), -1)
+        out = jnp.einsum("bhts,bshd->bthd", maps[..., 1:], v)
+    elif cfg.attention in ("gate", "gate_elements"):
+        width = H if cfg.attention == "gate" else H * Dh
+        kernel = module.param(
+            "out_gate_proj", lambda key: {"kernel": jnp.zeros((x.shape[-1], width))}
+        )["kernel"]
+        out = out / (1 + jnp.exp(-(x @ kernel).reshape(*x.shape[:2], H, -1)))
+    elif cfg.attention == "softpick":
+        # ε is added where e^m is divided out, m a constant for the gradient
+        top = jnp.exp(jax.lax.stop_gradient(jnp.maximum(logits.max(-1, keepdims=True), 0)))
+        less = jnp.where(
+            future[None, None], 0, jnp.exp(jnp.where(future[None, None], 0, logits)) - 1
+        )
+        weights = jnp.maximum(less, 0) / (jnp.abs(less).sum(-1, keepdims=True) + 1e-6 * top)
         out = jnp.einsum("bhts,bshd->bthd", weights, v)
     return Mixed(Attended(out, None, None))
 
@@ -215,10 +237,13 @@ def test_no_position_reads_the_future(family, variant, names):
 
         jacobian_TxS = np.abs(jax.jit(jax.jacrev(one_number_per_token))(x_TxD)).sum(2)
         assert (np.triu(jacobian_TxS, 1) == 0).all(), name
-        assert (jacobian_TxS[np.tril_indices(7)] > 0).all(), name
+        if variant != "softpick":  # a row of it may be 0
+            assert (jacobian_TxS[np.tril_indices(7)] > 0).all(), name
 
 
-@pytest.mark.parametrize(("family", "variant"), zip(["llama", "gpt2"] * 3, ATTENTION, strict=True))
+@pytest.mark.parametrize(
+    ("family", "variant"), zip(itertools.cycle(CONFIGS), ATTENTION, strict=False)
+)
 def test_rematerialised_equals_plain(family, variant):
     rng = np.random.default_rng()
     config = dataclasses.replace(CONFIGS[family], attention=variant)
@@ -245,10 +270,14 @@ def test_capture_tells_the_scale(family, variant):
     tokens = rng.integers(0, config.vocab_size, (2, T))
     _, state = jax.jit(lambda: model.apply({"params": params}, tokens, mutable=[COLLECTION]))()
     taps = flatten_taps(state[COLLECTION]["layer_0"])
-    assert ("attn_scale" in taps) == (variant in ("attention_bias", "context_scale"))
+    shared = ("attention_bias", "softmax1", "learned_sink")
+    scaled = (*shared, "context_scale", "gate", "gate_elements")
+    assert ("attn_scale" in taps) == (variant in scaled)
+    assert ("sink_mass" in taps) == (variant in (*shared, "context_bias"))
     assert ("lse" in taps) == (variant != "sigmoid")
     np.testing.assert_allclose(taps["attn_map"].sum(2), taps["attn_sums"], rtol=1e-5, atol=1e-6)
-    if variant == "attention_bias":
+    if variant in shared:
+        np.testing.assert_allclose(taps["attn_scale"] + taps["sink_mass"], 1.0, rtol=1e-6)
         x = np.asarray(taps["attn_scale"])
         assert x.shape == (2, 4, T)
         assert (x > 0).all() and (x < 1).all()

@@ -92,13 +92,13 @@ class Trace:
     h: np.ndarray  # (L, E, M, P) residual stream after the layer
     channels: tuple[LayerChannels, ...]  # one per layer
     rows: ChannelRows  # of the birth layer
-    mass: np.ndarray  # (L, H) attention on outlier tokens, mean over queries that can see one; a share but with sigmoid attention
+    mass: np.ndarray  # (L, H) attention on outlier tokens, mean over queries that can see one; a share but with sigmoid attention and softpick
     even: np.ndarray  # (L,) what attention that is even over the keys a query sees would give them, mean over the same queries
     drain: np.ndarray  # (L, K) mean ‖v‖ of outlier tokens over that of the others
     output_drain: (
         np.ndarray
     )  # (L, H) root mean square of ‖v W_O‖ of outlier tokens over that of the others
-    update: np.ndarray  # (L, H) ‖c Σ over outlier tokens of A v‖ / ‖output of the head‖, other queries; c is `attn_scale`, or 1
+    update: np.ndarray  # (L, H) ‖c Σ over outlier tokens of A v‖ / ‖output of the head‖, other queries; c is `attn_scale`, or 1; with gate_elements a mean, so that this is no more than near
     loudness: (
         np.ndarray
     )  # (L, H) mean ‖output of the head‖ over its mean over the heads of the layer, other queries
@@ -400,10 +400,8 @@ def _close_up(
         scaled(jnp.asarray(q)[None], spec), jnp.asarray(k.T), at_W, at_W, spec, slopes
     )
     logits = np.where(seen_pairs[0], values[0], -np.inf)
-    if spec.sigmoid is None:
-        probabilities = np.exp(logits - seen["window_lse"][0, head][:, None])
-    else:
-        probabilities = np.exp(-np.logaddexp(0.0, -(logits + spec.sigmoid)))
+    lse = seen["window_lse"][0, head][:, None] if "window_lse" in seen else None
+    probabilities = np.asarray(spec.weights(jnp.asarray(logits), lse))
     return HeadCloseUp(
         layer, head, start, seen["window_attn_in"][0], q, k, v, logits, probabilities
     )

@@ -78,6 +78,7 @@ MONITORED: tuple[tuple[str, str, Callable[[np.ndarray], np.ndarray]], ...] = (
     ("grad_norm_v", "gradient norm of W_V", lambda x: np.sqrt((x**2).sum(axis=1))),
     ("grad_norm_down", "gradient norm of W_down", lambda x: np.sqrt((x**2).sum(axis=1))),
     ("scale_mean", "explicit scale, mean over layers", lambda x: x.mean(axis=1)),
+    ("sink_mass", "attention on extra keys or a sink logit, mean", lambda x: x.mean(axis=1)),
 )
 
 

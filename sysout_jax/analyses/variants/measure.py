@@ -56,7 +56,7 @@ class VariantProfile(Told):
     """(L,) share of tokens that attention moves by less than 1 % of the residual stream; None where a layer has no place between
     attention and MLP."""
     implicit: Scale
-    explicit: Scale | None  # context_scale and attention_bias only
+    explicit: Scale | None  # of variants with the tap
     record: Record | None  # of its training, where there is one
 
     @property
