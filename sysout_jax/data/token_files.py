@@ -98,7 +98,7 @@ def read_meta(directory: Path) -> Meta | None:
     fields = read_json_object(path, todo)
     try:
         cut = fields.get("windows")
-        return Meta(**fields | {"windows": None if cut is None else Windows(**cut)})
+        return Meta(**fields | {"windows": Windows(**cut) if isinstance(cut, dict) else cut})
     except (TypeError, InputError) as error:
         reason = printable(str(error), 300)
         raise InputError(f"{path}: not written by train.prepare ({reason}); {todo}") from None
