@@ -20,7 +20,7 @@ import sysout_jax as so
 from analyze.limits import LEAST_TAU, MOST, MOST_TAU, check_count, prompt_text, short
 from sysout_jax.commands import compilations
 from sysout_jax.commands.cli import say
-from sysout_jax.config import config_to_dict
+from sysout_jax.config import ModelConfig, config_to_dict
 from sysout_jax.data.batches import validation_slice
 from sysout_jax.data.demo import demo_text
 from sysout_jax.data.demo_checkpoint import NAME as DEMO_NAME
@@ -170,9 +170,7 @@ def prepare(
     return Prepared(lm.with_passes(batch_size=source.batch_size), windows, notes)
 
 
-def _data_windows(
-    source: Source, directory: Path, config: so.ModelConfig
-) -> tuple[np.ndarray, bool]:
+def _data_windows(source: Source, directory: Path, config: ModelConfig) -> tuple[np.ndarray, bool]:
     """Windows of val.bin (N, T), and whether they begin with BOS."""
     meta = read_meta(directory)
     cut = meta.windows if meta else None

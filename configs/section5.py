@@ -3,7 +3,8 @@
     python -m train.prepare --task bigram-backcopy --out data/bigram_backcopy
     python -m train.sweep configs/section5.py --workdir runs/section5
 
-Cost: COST. Result: RESULT
+Cost: 8.2 M tokens a run, 18 runs. On two cores that did other work too, 14,000 tokens a second: ten minutes a run. Result: not finished by
+us yet; `python -m analyze.variants --ckpt runs/section5 --over seed --data data/bigram_backcopy` makes the table.
 """
 
 from pathlib import Path
@@ -46,4 +47,4 @@ def config(variant: str, seed: int) -> TrainConfig:
     )
 
 
-sweep = Sweep(axes={"variant": VARIANTS, "seed": range(3)}, config=config)
+sweep = Sweep(axes={"seed": range(3), "variant": VARIANTS}, config=config)

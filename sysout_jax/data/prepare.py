@@ -153,7 +153,9 @@ def _windows(
         return None
     if length < 1:
         raise InputError(f"windows of {length} tokens; expected at least 1")
-    return Windows(length, tokenizer.backend.token_to_id(tokenizer.start_token(bos)))
+    bos_id = tokenizer.backend.token_to_id(tokenizer.start_token(bos))
+    assert bos_id is not None  # `start_token` names one of the vocabulary
+    return Windows(length, bos_id)
 
 
 def _cut(path: Path, dtype: np.dtype, windows: Windows) -> None:

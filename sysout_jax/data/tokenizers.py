@@ -85,10 +85,10 @@ class Tokenizer:
         Raises InputError when the vocabulary holds none of them.
         """
         own = tokenizer_guard.added_first(self.backend)
-        usual = [] if own is None else [self.backend.id_to_token(own)]
-        usual += [*START_TOKENS, *END_TOKENS]
-        for token in [name] if name is not None else usual:
-            if self.backend.token_to_id(token) is not None:
+        first = None if own is None else self.backend.id_to_token(own)
+        usual = (first, *START_TOKENS, *END_TOKENS)
+        for token in usual if name is None else (name,):
+            if token is not None and self.backend.token_to_id(token) is not None:
                 return token
         raise InputError(
             f"{name!r} is no token of the vocabulary; name one that is"

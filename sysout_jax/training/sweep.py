@@ -7,6 +7,7 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,9 +135,7 @@ def run_sweep(
             if state_of(run, workdir).status == DONE:
                 continue
             try:
-                outcome = fit(
-                    run.config, workdir / run.name, lambda p, run=run: report(run, p), should_stop
-                )
+                outcome = fit(run.config, workdir / run.name, partial(report, run), should_stop)
             except AtWork:
                 elsewhere.append(run)
             except (InputError, RunError) as error:
