@@ -16,7 +16,6 @@ from sysout_jax.data.prepare import prepare
 from sysout_jax.data.prepare_task import prepare_task, source_bigrams
 from sysout_jax.data.tasks import bigram_backcopy, sparse_copy
 from sysout_jax.data.token_files import Meta
-from sysout_jax.data.tokenizers import BYTES
 from sysout_jax.errors import InputError
 
 
@@ -30,7 +29,7 @@ class Args:
     """Files to read: .txt and .md hold one document each, .jsonl one a line; plain, .gz or .xz. A task takes its bigram table from
     them; without any, from the 13 thousand characters of English that come with the package."""
     tokenizer: str | None = None
-    """A tokenizer.json, a directory that holds one, or bytes: one token per byte, nothing to download. Tasks are of bytes."""
+    """A tokenizer.json, a directory that holds one, or bytes: one token per byte, nothing to download. A task is of bytes."""
     field: str = "text"
     """Of a line of .jsonl: the one that holds the text."""
     eos: str | None = None
@@ -49,16 +48,32 @@ class Args:
     task: Literal["bigram-backcopy", "sparse-copy"] | None = None
     """Draw sequences in place of text: each character by the bigram table, but after one that asks for a copy, the one before it
     again. bigram-backcopy: the --triggers ask (Guo et al. 2024). sparse-copy: any may ask, and its token tells (see --idle)."""
-    triggers: str = "te "
-    """Of bigram-backcopy: the characters that ask for a copy."""
-    idle: float = 0.5
-    """Of sparse-copy: share of the positions where there is nothing to copy."""
-    windows: int = 100_000
-    """Of a task: how many to draw for training and validation."""
+    triggers: str | None = None
+    """Of bigram-backcopy: the characters that ask for a copy (default t, e and the space)."""
+    idle: float | None = None
+    """Of sparse-copy: share of the positions where there is nothing to copy (default 0.5)."""
+    windows: int | None = None
+    """Of a task: how many to draw for training and validation (default 100,000)."""
+
+
+#: Flags that mean something for these only; None is text.
+_ONLY = {
+    "tokenizer": (None,),
+    "eos": (None,),
+    "bos": (None,),
+    "workers": (None,),
+    "triggers": ("bigram-backcopy",),
+    "idle": ("sparse-copy",),
+    "windows": ("bigram-backcopy", "sparse-copy"),
+}
 
 
 def main() -> None:
     args = parse(Args, "python -m train.prepare")
+    for name, kinds in _ONLY.items():
+        if getattr(args, name) is not None and args.task not in kinds:
+            what = f"--task {args.task}" if args.task else "text without a --task"
+            raise InputError(f"--{name}: means nothing for {what}; leave it out")
     sources = [Source(path, args.field) for path in args.source]
     meta = _draw(args, sources) if args.task else _tokenise(args, sources)
     for split, count in meta.splits.items():
@@ -100,26 +115,26 @@ def _tokenise(args: Args, sources: list[Source]) -> Meta:
 
 
 def _draw(args: Args, sources: list[Source]) -> Meta:
-    if args.tokenizer not in (None, BYTES):
-        raise InputError(f"--tokenizer {args.tokenizer}: a task is of bytes; leave it out")
     if not 0 < args.val_fraction < 1:
         raise InputError(
             f"--val-fraction {args.val_fraction:g}: expected more than 0 and less than 1"
         )
     bigrams = source_bigrams(sources)
+    setting: dict[str, Any]
     if args.task == "sparse-copy":
-        setting: dict[str, Any] = {"idle": args.idle}
-        task = sparse_copy(bigrams, args.idle)
+        setting = {"idle": 0.5 if args.idle is None else args.idle}
+        task = sparse_copy(bigrams, **setting)
     else:
-        setting = {"triggers": args.triggers}
-        task = bigram_backcopy(bigrams, args.triggers)
-    val_windows = max(1, round(args.val_fraction * args.windows))
+        setting = {"triggers": "te " if args.triggers is None else args.triggers}
+        task = bigram_backcopy(bigrams, **setting)
+    windows = 100_000 if args.windows is None else args.windows
+    val_windows = max(1, round(args.val_fraction * windows))
     return prepare_task(
         task,
         {"name": args.task, **setting},
         args.out,
         length=128 if args.bos_every is None else args.bos_every,
-        windows=args.windows - val_windows,
+        windows=windows - val_windows,
         val_windows=val_windows,
         seed=args.seed,
         sources=sources,

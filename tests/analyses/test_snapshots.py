@@ -27,6 +27,7 @@ def one(step: int, hash: str = "a", **values) -> Snapshot:
     return Snapshot(f"x/{step}", step, hash, {n: np.array(v) for n, v in values.items()}, {})
 
 
+@pytest.mark.slow  # compiles a whole pass
 def test_values_of_raw_intermediates(tmp_path):
     config = CONFIGS["gpt2"]
     params = random_params(config, 5)
@@ -70,7 +71,7 @@ def test_mean_and_interval():
 def test_equal_weights_have_one_hash():
     config = CONFIGS["gpt2"]
 
-    def hashed(seed: int, factor: float = 1.0, name: str = "wte") -> str:
+    def hashed(seed: int, factor: float = 1.0) -> str:
         params = random_params(config, seed)
         params["layer_0"]["attn"]["o_proj"]["kernel"] = params["layer_0"]["attn"]["o_proj"][
             "kernel"

@@ -133,7 +133,6 @@ def saved(workdir: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.optimised
 @pytest.mark.parametrize(
     ("kills", "attentions"),
     [(1, ["default"]), pytest.param(10, ["default", "sigmoid"], marks=pytest.mark.endurance)],
