@@ -4,7 +4,8 @@
     python -m train.sweep configs/section5.py --workdir runs/section5
 
 Cost: 8.2 M tokens a run, 18 runs. On two cores that did other work too, 14,000 tokens a second: ten minutes a run. Result: not finished by
-us yet; with the table of a megabyte of plays, default attention has a sink after 150 steps, with that of the package's short text none after 574. `python -m analyze.variants --ckpt runs/section5 --over seed --data data/bigram_backcopy` makes the table.
+us yet. With the table of a megabyte of plays, default attention has a sink after 150 steps; with that of the package's short text, none after
+574. `python -m analyze.variants --ckpt runs/section5 --over seed --data data/bigram_backcopy` makes the table.
 """
 
 from pathlib import Path
