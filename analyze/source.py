@@ -20,11 +20,13 @@ import sysout_jax as so
 from analyze.limits import LEAST_TAU, MOST, MOST_TAU, check_count, prompt_text, short
 from sysout_jax.commands import compilations
 from sysout_jax.commands.cli import say
-from sysout_jax.config import config_to_dict
+from sysout_jax.config import ModelConfig, config_to_dict
+from sysout_jax.data.batches import validation_slice
 from sysout_jax.data.demo import demo_text
 from sysout_jax.data.demo_checkpoint import NAME as DEMO_NAME
 from sysout_jax.data.demo_checkpoint import ORIGIN, demo_checkpoint
 from sysout_jax.data.text import Windows, prompt_sequence, read_text, text_windows
+from sysout_jax.data.token_files import read_meta
 from sysout_jax.data.tokenizers import Tokenizer
 from sysout_jax.language_model import DTypeName
 from sysout_jax.outliers.definitions import TAU
@@ -59,6 +61,8 @@ class Source:
     """Text file to analyse in non-overlapping windows. Default: a short text that comes with the package."""
     prompt: str | None = None
     """Analyse this one prompt instead of a text."""
+    data: Path | None = None
+    """Directory of python -m train.prepare: analyse windows of its val.bin, cut as training cuts them, in place of a text."""
     num_seqs: int | None = None
     """Windows to analyse (default 10)."""
     seq_len: int | None = None
@@ -138,8 +142,12 @@ def prepare(
             f"{source.ckpt}: has no tokenizer (tokenizer.json, vocab.json with merges.txt, or tokenizer.model), so no text can be read; "
             "put the model's tokenizer.json beside its config or file"
         )
-    notes += _bos_note(lm.tokenizer, source.bos)
-    if source.prompt is not None:
+    if source.data is None:
+        notes += _bos_note(lm.tokenizer, source.bos)
+    bos = source.bos
+    if source.data is not None:
+        tokens, bos = _data_windows(source, source.data, lm.config)
+    elif source.prompt is not None:
         tokens = prompt_sequence(lm.tokenizer, prompt_text(source.prompt), source.bos)
     else:
         if text is None:
@@ -158,8 +166,17 @@ def prepare(
             notes.append(
                 f"The text fills only {len(tokens)} of {wanted} windows ({tokens.shape[1]} tokens each)."
             )
-    windows = Windows(lm.check_tokens(tokens), source.bos, joined_by)
+    windows = Windows(lm.check_tokens(tokens), bos, joined_by)
     return Prepared(lm.with_passes(batch_size=source.batch_size), windows, notes)
+
+
+def _data_windows(source: Source, directory: Path, config: ModelConfig) -> tuple[np.ndarray, bool]:
+    """Windows of val.bin (N, T), and whether they begin with BOS."""
+    meta = read_meta(directory)
+    cut = meta.windows if meta else None
+    length = source.seq_len or (cut.length if cut else min(source.LENGTH, config.context_length))
+    rows = validation_slice(directory, length, source.num_seqs or NUM_SEQS, config.vocab_size)
+    return rows[:, :-1], cut is not None
 
 
 def _open(source: Source, mesh: Mesh | None) -> tuple[so.LanguageModel, list[str]]:
@@ -209,6 +226,13 @@ def _check(source: Source) -> None:
     check_count("--batch-size", source.batch_size, MOST)
     if not 0 <= source.seed <= MOST:
         raise so.InputError(f"--seed {short(source.seed)}: expected a number from 0 to {MOST}")
+    given = [
+        f"--{name}" for name in ("text", "prompt", "data") if getattr(source, name) is not None
+    ]
+    if len(given) > 1 and "--data" in given:
+        raise so.InputError(f"{' and '.join(given)} exclude each other; give one of them")
+    if source.data is not None and source.bos:
+        raise so.InputError("--bos: the windows of --data are as they are; leave it out")
     if source.text is not None and source.prompt is not None:
         raise so.InputError("--text and --prompt exclude each other; give one of them")
     if source.prompt is not None and (source.num_seqs or source.seq_len):

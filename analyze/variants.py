@@ -1,4 +1,4 @@
-"""python -m analyze.variants: several trained checkpoints side by side, as a report."""
+"""python -m analyze.variants: trained checkpoints side by side, those of one run against the step, or the runs of a sweep, as a report."""
 
 from __future__ import annotations
 
@@ -6,12 +6,22 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import sysout_jax as so
 from analyze.analysis import Found, Shared, finish, say_notes
 from analyze.source import Prepared, Source, check_out, prepare, progress
 from sysout_jax.analyses.variants.page import summary, verdict, write_variants_report
 from sysout_jax.analyses.variants.side_by_side import SideBySide
+from sysout_jax.analyses.variants.snapshots import Snapshot, checkpoints_of, runs_of, snapshot
+from sysout_jax.analyses.variants.snapshots_page import (
+    steps_headline,
+    steps_summary,
+    sweep_headline,
+    sweep_summary,
+    write_steps_report,
+    write_sweep_report,
+)
 from sysout_jax.commands.arguments import parse
 from sysout_jax.commands.cli import run
 from sysout_jax.figures.select import short_names
@@ -25,8 +35,12 @@ class Args(Source):
     """More checkpoints, shown side by side with --ckpt."""
     labels: tuple[str, ...] = ()
     """What figures call them, one for each. Default: the last part of their paths."""
+    steps: Literal["all"] | None = None
+    """Measure every checkpoint of --ckpt, a training run or a folder of checkpoints, against the step."""
+    over: str | None = None
+    """--ckpt is the directory of python -m train.sweep: measure all its runs, mean and interval over this axis, such as seed."""
     out: Path = Path("out/variants")
-    """Directory for variants.json, figures and report.html."""
+    """Directory for variants.json (of --steps variants_steps.json, of --over variants_sweep.json), figures and report.html."""
 
 
 def analyse(args: Args, prepared: Prepared, shared: Shared) -> Found:
@@ -36,6 +50,9 @@ def analyse(args: Args, prepared: Prepared, shared: Shared) -> Found:
 def main() -> None:
     args = parse(Args, "python -m analyze.variants")
     out = check_out(args.out)
+    if args.steps or args.over:
+        _many(args, out)
+        return
     ckpts = (args.ckpt, *args.compare)
     if args.labels and len(args.labels) != len(ckpts):
         raise so.InputError(
@@ -49,6 +66,53 @@ def main() -> None:
             profiles.append(_profile(one, Shared(lm, one, args.tau, args.seed)))
     found = _side_by_side(args, prepared, profiles)
     finish(found, args, prepared[0], out, others=prepared[1:])
+
+
+def _many(args: Args, out: Path) -> None:
+    """Many checkpoints, a few numbers of each."""
+    if (
+        args.compare
+        or args.labels
+        or args.export
+        or args.ckpt is None
+        or (args.steps and args.over)
+    ):
+        raise so.InputError(
+            "--steps and --over measure what lies in one directory: give --ckpt with one of them, and neither --compare, --labels "
+            "nor --export"
+        )
+    where = Path(args.ckpt)
+    jobs: list[tuple[str, int | None, Path]]
+    if args.over:
+        jobs = [(s, None, p) for s, paths in runs_of(where, args.over).items() for p in paths]
+    else:
+        jobs = [("", step, path) for step, path in checkpoints_of(where)]
+    found: dict[str, list[Snapshot]] = {}
+    prepared = []
+    for setting, step, path in jobs:
+        one = prepare(dataclasses.replace(args, ckpt=str(path)))
+        with progress(one.lm, 1) as lm:
+            found.setdefault(setting, []).append(snapshot(lm, one.tokens, path, step))
+        prepared.append(one)
+    say_notes(*prepared)
+    finish(_told(args, where, found), args, prepared[0], out, others=prepared[1:])
+
+
+def _told(args: Args, where: Path, found: dict[str, list[Snapshot]]) -> Found:
+    if args.over:
+        over = args.over
+        return Found(
+            headline=sweep_headline(found, over),
+            summary=sweep_summary(found, over),
+            write=lambda out, settings, _: write_sweep_report(
+                out, where.name, found, over, settings
+            ),
+        )
+    return Found(
+        headline=steps_headline(found[""]),
+        summary=steps_summary(found[""]),
+        write=lambda out, settings, _: write_steps_report(out, where.name, found[""], settings),
+    )
 
 
 def _profile(prepared: Prepared, shared: Shared) -> so.VariantProfile:

@@ -13,5 +13,9 @@ class UnknownSettings(InputError):
         self.names = names
 
 
+class AtWork(InputError):
+    """Another process works where this one was told to."""
+
+
 class RunError(RuntimeError):
     """A run that cannot go on though its input is good (disk full, NaN loss). Command lines exit with status 1."""

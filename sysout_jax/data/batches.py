@@ -3,6 +3,9 @@
 Window i holds the tokens [i·T, i·T + T]: inputs and targets are its first and last T tokens, so every token but the first (and a rest
 shorter than T) is a target exactly once per epoch. Windows cross document ends, as nanoGPT's do. Each epoch is another
 permutation of all windows, and epochs follow each other without a gap: a batch may span two.
+
+Files that were cut into windows beforehand (meta.json: `windows`) are read as those: window i is [i·(T + 1), i·(T + 1) + T], it begins with
+BOS, and only BOS is never a target.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import grain
 import jax
 import numpy as np
 
-from sysout_jax.data.token_files import bin_path, check_ids, open_tokens
+from sysout_jax.data.token_files import bin_path, check_ids, open_tokens, read_meta
 from sysout_jax.errors import InputError
 
 THREADS, BATCHES_AHEAD = 2, 8
@@ -27,6 +30,14 @@ class _Windows:
             raise InputError(f"sequences of {length} tokens; expected at least 1")
         self._tokens, self._length = open_tokens(directory, split), length
         self._path, self._vocab_size = bin_path(directory, split), vocab_size
+        meta = read_meta(directory)
+        cut = meta.windows if meta else None
+        if cut and cut.length != length:
+            raise InputError(
+                f"{self._path}: was cut into windows of {cut.length} tokens that begin with BOS; train on sequences of {cut.length} "
+                f"tokens, not {length}, or prepare the text again"
+            )
+        self._stride = length + 1 if cut else length
         if not len(self):
             raise InputError(
                 f"{self._path}: holds {len(self._tokens)} tokens, fewer than one sequence of {length} and its last target; "
@@ -34,10 +45,10 @@ class _Windows:
             )
 
     def __len__(self) -> int:
-        return (len(self._tokens) - 1) // self._length
+        return (len(self._tokens) - self._length - 1) // self._stride + 1
 
     def __getitem__(self, index) -> np.ndarray:
-        start = int(index) * self._length
+        start = int(index) * self._stride
         ids = self._tokens[start : start + self._length + 1]
         if self._vocab_size is not None:
             check_ids(ids, start, self._path, self._vocab_size)

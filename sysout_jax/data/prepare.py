@@ -10,19 +10,21 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sysout_jax.data import tokenizers
 from sysout_jax.data.documents import LONGEST_PIECE, Source, pieces
 from sysout_jax.data.encoding import Encoder, Piece, Task, encode_in_order
-from sysout_jax.data.token_files import DTYPES, SPLITS, Meta, bin_path, token_dtype
+from sysout_jax.data.token_files import DTYPES, SPLITS, Meta, Windows, bin_path, token_dtype
 from sysout_jax.errors import InputError
 from sysout_jax.printable import printable_name
 from sysout_jax.storage import staging
 from sysout_jax.version import __version__
 
 TASK_SIZE = 1 << 18  # characters; 0.2 s of a BPE tokenizer
+CUT_SIZE = 1 << 12  # windows cut at a time
 MOST_WORKERS = 256
 BYTES_PER_WORKER = 1 << 22  # of the sources; below that, starting one takes longer than its work
 
@@ -33,6 +35,8 @@ def prepare(
     out: Path,
     *,
     eos: str | None = None,
+    bos_every: int | None = None,
+    bos: str | None = None,
     val_fraction: float = 0.01,
     seed: int = 0,
     workers: int | None = None,
@@ -44,6 +48,9 @@ def prepare(
     token `eos` (default: the tokenizer's own, see `Tokenizer.end_token`); where there is none, they follow each other unmarked.
     A document is for validation when the hash of its text and `seed` falls below `val_fraction`. Where that leaves a split
     without a document, the text is cut once instead and its last `val_fraction` is for validation.
+
+    With `bos_every`, the tokens are cut into windows of so many, each behind the token `bos` (default: what the tokenizer opens a text
+    with, see `Tokenizer.start_token`); documents do not matter to that, and a shorter rest of a split is left out.
 
     The ids are those of `tokenizer` for each document, but a text that spells out a special token gets the ids of its letters.
     A long document is encoded in pieces: for byte-level BPE tokenizers this changes nothing, others are cut only at
@@ -72,6 +79,7 @@ def prepare(
     chosen = tokenizers.load(tokenizer)
     eos = chosen.end_token(eos)
     eos_id = None if eos is None else chosen.backend.token_to_id(eos)
+    windows = _windows(chosen, bos_every, bos)
     dtype = token_dtype(chosen.vocab_size)
     arguments = (tokenizer, eos_id, DTYPES[dtype])
     encoder = Encoder(chosen, *arguments)
@@ -92,6 +100,9 @@ def prepare(
         if val_fraction and not all(documents.values()):
             rule, documents = "tail", {"train": sum(documents.values()), "val": 0}
             _cut_tail(directory, np.dtype(DTYPES[dtype]), val_fraction)
+        if windows:
+            for split in SPLITS:
+                _cut(bin_path(directory, split), np.dtype(DTYPES[dtype]), windows)
         itemsize = np.dtype(dtype).itemsize
         meta = Meta(
             tokenizer=tokenizer,
@@ -111,15 +122,59 @@ def prepare(
                 {"path": str(s.path), "bytes": s.size, "documents": s.documents, "empty": s.empty}
                 for s in sources
             ],
-            command=shlex.join(sys.orig_argv),
-            versions={
-                "python": platform.python_version(),
-                "sysout_jax": __version__,
-                **{name: importlib.metadata.version(name) for name in ("tokenizers", "numpy")},
-            },
+            windows=windows,
+            **origin(),
         )
         meta.write(directory)
         return meta
+
+
+def origin() -> dict[str, Any]:
+    """The fields of meta.json that tell how a data directory came about: `command` and `versions`."""
+    return {
+        "command": shlex.join(sys.orig_argv),
+        "versions": {
+            "python": platform.python_version(),
+            "sysout_jax": __version__,
+            **{name: importlib.metadata.version(name) for name in ("tokenizers", "numpy")},
+        },
+    }
+
+
+def _windows(
+    tokenizer: tokenizers.Tokenizer, length: int | None, bos: str | None
+) -> Windows | None:
+    """What the files are cut into; None where they are not."""
+    if length is None:
+        if bos is not None:
+            raise InputError(
+                f"start token {printable_name(repr(bos))}: nothing is cut into windows; give their length too"
+            )
+        return None
+    if length < 1:
+        raise InputError(f"windows of {length} tokens; expected at least 1")
+    bos_id = tokenizer.backend.token_to_id(tokenizer.start_token(bos))
+    assert bos_id is not None  # `start_token` names one of the vocabulary
+    return Windows(length, bos_id)
+
+
+def _cut(path: Path, dtype: np.dtype, windows: Windows) -> None:
+    """Put BOS before each `length` tokens of a file, in place of it; a rest that fills no window is left out."""
+    tokens = np.memmap(path, dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
+    count = len(tokens) // windows.length
+    if not count:
+        raise InputError(
+            f"{path.name} would hold {len(tokens)} tokens, fewer than one window of {windows.length}; bring more text"
+        )
+    rows = tokens[: count * windows.length].reshape(count, windows.length)
+    cut = path.with_name(path.name + ".cut")
+    with cut.open("wb") as file:
+        for start in range(0, count, CUT_SIZE):
+            some = rows[start : start + CUT_SIZE]
+            file.write(np.pad(some, ((0, 0), (1, 0)), constant_values=windows.bos_id).data)
+        file.flush()
+        os.fsync(file.fileno())
+    cut.replace(path)
 
 
 def _tasks(

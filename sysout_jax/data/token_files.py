@@ -25,6 +25,18 @@ MOST_SCANNED = (
     1 << 32
 )  # bytes of a file that are looked at before a run starts, at several GB a second
 
+
+@dataclass(frozen=True)
+class Windows:
+    """From its start on, each `length` + 1 tokens of a file are one window: the token `bos_id` and `length` others."""
+
+    length: int
+    bos_id: int
+
+    def __post_init__(self) -> None:
+        check_fields(self, {"length": Whole(), "bos_id": Whole(0, 2**32 - 1)}, "windows.")
+
+
 _RULES: dict[str, Rule] = {
     "tokenizer": Is(str),
     "vocab_size": Whole(1, 2**32),
@@ -36,6 +48,8 @@ _RULES: dict[str, Rule] = {
     "sources": Is(list),
     "command": Is(str),
     "versions": Is(dict),
+    "windows": OrNone(Is(Windows)),
+    "task": OrNone(Is(dict)),
 }
 
 
@@ -53,6 +67,8 @@ class Meta:
     sources: list[Mapping[str, Any]]  # path, bytes, documents, empty
     command: str
     versions: Mapping[str, str]
+    windows: Windows | None = None  # where the files were cut into windows that begin with BOS
+    task: Mapping[str, Any] | None = None  # name, settings and loss_floor, of data that was drawn
 
     def __post_init__(self) -> None:
         check_fields(self, _RULES)
@@ -81,7 +97,8 @@ def read_meta(directory: Path) -> Meta | None:
     todo = "remove it if the .bin files are uint16"
     fields = read_json_object(path, todo)
     try:
-        return Meta(**fields)
+        cut = fields.get("windows")
+        return Meta(**fields | {"windows": Windows(**cut) if isinstance(cut, dict) else cut})
     except (TypeError, InputError) as error:
         reason = printable(str(error), 300)
         raise InputError(f"{path}: not written by train.prepare ({reason}); {todo}") from None

@@ -24,7 +24,7 @@ MOST_BYTES = 1 << 28  # the largest of public models have 34 MB
 BYTES = "bytes"  # names the tokenizer of `byte_tokenizer` where a path could stand
 END_OF_TEXT = "<|endoftext|>"
 END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")  # GPT-2, Llama 3, LLaMA, Gemma
-
+START_TOKENS = ("<s>", "<|begin_of_text|>", "<bos>")  # LLaMA, Llama 3, Gemma
 
 _BYTE_PIECE = re.compile("<0x[0-9A-Fa-f]{2}>")
 MOST_ID = 2**31 - 1  # tokens are int32
@@ -77,6 +77,24 @@ class Tokenizer:
         if name and not found:
             raise InputError(f"{name!r} is no token of the vocabulary; name one that is")
         return found[0] if found else None
+
+    def start_token(self, name: str | None = None) -> str:
+        """The token that opens a sequence: `name`, or what the tokenizer itself puts before a text, or the first of START_TOKENS and
+        END_TOKENS (GPT-2 opens with what ends a text) in the vocabulary.
+
+        Raises InputError when the vocabulary holds none of them.
+        """
+        own = tokenizer_guard.added_first(self.backend)
+        first = None if own is None else self.backend.id_to_token(own)
+        usual = (first, *START_TOKENS, *END_TOKENS)
+        for token in usual if name is None else (name,):
+            if token is not None and self.backend.token_to_id(token) is not None:
+                return token
+        raise InputError(
+            f"{name!r} is no token of the vocabulary; name one that is"
+            if name is not None
+            else "the tokenizer has no token that opens a sequence; name one of its vocabulary"
+        )
 
     def encode(self, text: str) -> list[int]:
         """Token ids, without BOS or other special tokens. Raises InputError for what is no text, and when the tokenizer fails on it."""

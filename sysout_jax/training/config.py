@@ -7,7 +7,7 @@ import difflib
 import runpy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from sysout_jax.config import ModelConfig, config_to_dict
 from sysout_jax.errors import InputError
 from sysout_jax.families import config_from_dict
 from sysout_jax.sharding import MeshConfig
+
+T = TypeVar("T")
 
 # Steps compute in float32: what is 0, 1 or infinite there is meant by nobody
 _FLOAT32 = np.finfo(np.float32)
@@ -217,14 +219,19 @@ def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
 
 def load_config(path: Path) -> TrainConfig:
     """The `config` that a Python file in configs/ defines. InputError when there is none or it cannot be built."""
+    return load_defined(path, "config", TrainConfig)
+
+
+def load_defined(path: Path, name: str, kind: type[T]) -> T:
+    """What a Python file in configs/ calls `name`, a `kind`. InputError when there is none or it cannot be built."""
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], 1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else "; name a file of configs/"
         raise InputError(f"config {path}: no such file{hint}")
     try:
-        config = runpy.run_path(str(path)).get("config")
+        found = runpy.run_path(str(path)).get(name)
     except Exception as error:
         raise InputError(f"config {path}: {type(error).__name__}: {error}") from None
-    if not isinstance(config, TrainConfig):
-        raise InputError(f"config {path}: defines no `config` of type TrainConfig")
-    return config
+    if not isinstance(found, kind):
+        raise InputError(f"config {path}: defines no `{name}` of type {kind.__name__}")
+    return found

@@ -15,7 +15,7 @@ import jax
 from sysout_jax.checkpoints.checkpoint import write_config
 from sysout_jax.checkpoints.run_checkpoints import RUN
 from sysout_jax.data import tokenizers
-from sysout_jax.errors import InputError, RunError
+from sysout_jax.errors import AtWork, InputError, RunError
 from sysout_jax.storage.held import check_name
 from sysout_jax.storage.serialise import read_json_object
 from sysout_jax.storage.staging import write_file
@@ -63,7 +63,7 @@ def check(config: TrainConfig, workdir: Path) -> None:
 def alone_in(workdir: Path) -> Iterator[None]:
     """No other training works in `workdir` during this block. It is made, and removed again when the block ends without having filled it.
 
-    Raises InputError when another process is at work there, or it cannot be made.
+    Raises AtWork when another process is at work there, InputError when it cannot be made.
     """
     if jax.process_index():  # the first process of a run locks for all
         yield
@@ -76,7 +76,7 @@ def alone_in(workdir: Path) -> Iterator[None]:
         raise InputError(f"{workdir}: {error.strerror}; name another directory") from None
     with lock:  # ends with the process, however it ends
         if not _locked(lock, workdir / LOCK):
-            raise InputError(
+            raise AtWork(
                 f"{workdir}: another training is at work in it; wait for it or name a new directory"
             )
         try:

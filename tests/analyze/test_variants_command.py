@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from sysout_jax.data.prepare import prepare
 from sysout_jax.families.gpt2 import Gpt2Config
 from sysout_jax.training.config import OptimizerConfig, TrainConfig
 from sysout_jax.training.loop import fit
+from sysout_jax.training.metrics_file import read_metrics
 from tests.analyze.command import call, tree
 
 pytestmark = pytest.mark.slow
@@ -96,3 +98,62 @@ def test_bad_flags(flags, line, model, tmp_path, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert line in error and error.count("\n") == 1
     assert tree(tmp_path) == before
+
+
+def test_checkpoints_of_a_run_against_the_step(runs, tmp_path, monkeypatch, capsys):
+    data = runs[0].parent / "data"
+    flags = ["--ckpt", runs[0], "--steps", "all", "--data", data, "--num-seqs", 2]
+    assert call(monkeypatch, analyze.variants.main, *flags, "--out", tmp_path / "out") == 0
+    printed = capsys.readouterr()
+    assert printed.err == "" and "1 checkpoints" in printed.out
+    found = json.loads(
+        (tmp_path / "out/variants_steps.json").read_text(), parse_constant=pytest.fail
+    )
+    (only,) = found["checkpoints"]
+    record = read_metrics(runs[0])
+    assert only["step"] == 4 and only["same_as_step"] is None
+    assert only["values"]["val_loss"] == [[r["val_loss"] for r in record if "val_loss" in r][-1]]
+    assert len(only["values"]["grad_norm_k"]) == len(only["weight_ratios"]["down"]) == 2
+    assert (tmp_path / "out/figures/steps.png").exists()
+
+    copies = tmp_path / "copies"
+    for step in (10, 200):
+        shutil.copytree(runs[0], copies / f"at-{step}")
+    flags[1] = copies
+    assert call(monkeypatch, analyze.variants.main, *flags, "--out", tmp_path / "out") == 0
+    found = json.loads((tmp_path / "out/variants_steps.json").read_text())
+    assert [(c["step"], c["same_as_step"]) for c in found["checkpoints"]] == [(10, None), (200, 10)]
+
+
+def test_runs_of_a_sweep(runs, tmp_path, monkeypatch, capsys):
+    for seed in (0, 1):
+        shutil.copytree(runs[seed], tmp_path / "sweep" / f"seed={seed},lr=1")
+    flags = ["--ckpt", tmp_path / "sweep", "--over", "seed", "--num-seqs", 2, "--seq-len", 16]
+    assert call(monkeypatch, analyze.variants.main, *flags, "--out", tmp_path / "out") == 0
+    assert "2 runs in 1 settings" in capsys.readouterr().out
+    found = json.loads(
+        (tmp_path / "out/variants_sweep.json").read_text(), parse_constant=pytest.fail
+    )
+    (setting,) = found["settings_of_runs"]
+    assert setting["setting"] == "lr=1"
+    losses = [run["values"]["val_loss"][0] for run in setting["runs"]]
+    assert setting["mean"]["val_loss"]["mean"] == [pytest.approx(sum(losses) / 2)]
+    # Student's t with one degree of freedom; two values lie half their distance from the mean
+    width = 12.7062 * abs(losses[0] - losses[1]) / 2
+    assert setting["mean"]["val_loss"]["half_width"] == [pytest.approx(width, rel=1e-4)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--steps", "all", "--over", "seed"], "--steps and --over"),
+        (["--over", "seed"], "holds no runs"),
+        (["--steps", "all", "--data", "none"], "train.prepare"),
+        (["--data", "none", "--prompt", "a"], "--prompt and --data exclude each other"),
+        (["--data", "none", "--bos"], "--bos: the windows of --data"),
+    ],
+)
+def test_what_cannot_be_measured(flags, message, runs, tmp_path, monkeypatch, capsys):
+    status = call(monkeypatch, analyze.variants.main, "--ckpt", runs[0], *flags, "--out", tmp_path / "out")  # fmt: skip
+    assert status == 2 and message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

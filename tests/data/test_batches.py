@@ -287,3 +287,38 @@ def test_too_short_for_a_sequence(counted):
 def test_batch_that_cannot_be_divided(batch_size, count, counted):
     message = refusal(batches, counted, "train", batch_size, 10, 0, 0, count)
     assert f"{batch_size} sequences" in message and f"{count} processes" in message
+
+
+@pytest.mark.parametrize("length", [7, 64])
+def test_text_in_windows_that_begin_with_bos(length, tmp_path):
+    """BOS and the next tokens, nothing lost but a rest, nothing twice."""
+    text = "".join(np.random.default_rng().choice(list("abc d\n"), 1500))
+    (tmp_path / "text.txt").write_text(text)
+
+    def write(name: str, **more) -> Path:
+        prepare([Source(tmp_path / "text.txt")], "bytes", tmp_path / name, val_fraction=0.2, **more)
+        return tmp_path / name
+
+    plain, cut = write("plain"), write("cut", bos_every=length)
+    for split in ("train", "val"):
+        tokens, rows = open_tokens(plain, split), open_tokens(cut, split).reshape(-1, length + 1)
+        count = len(tokens) // length
+        np.testing.assert_array_equal(rows[:, 1:].ravel(), tokens[: count * length])
+        assert (rows[:, 0] == 256).all() and len(rows) == count
+        assert sequences_per_epoch(cut, split, length) == count
+    got = take(batches(cut, "train", 2, length, 0, 0, 1), 3)
+    assert (got[:, :, 0] == 256).all()
+
+
+def test_windows_that_cannot_be_cut(tmp_path):
+    (tmp_path / "text.txt").write_text("ab " * 40)
+    cases = {
+        "windows of 0 tokens": {"bos_every": 0},
+        "fewer than one window": {"bos_every": 90},
+        "'<s>' is no token": {"bos_every": 8, "bos": "<s>"},
+        "nothing is cut into windows": {"bos": "<|endoftext|>"},
+    }
+    for message, more in cases.items():
+        with pytest.raises(InputError, match=message):
+            prepare([Source(tmp_path / "text.txt")], "bytes", tmp_path / "out", **more)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["text.txt"]

@@ -71,6 +71,40 @@ def test_command(tmp_path):
     assert "train.prepare --source" in meta["command"]
 
 
+@pytest.mark.parametrize(
+    ("task", "setting"),
+    [("bigram-backcopy", {"triggers": "te "}), ("sparse-copy", {"idle": 0.25})],
+)
+def test_a_task(task, setting, tmp_path, monkeypatch, capsys):
+    more = ["--idle", "0.25"] if task == "sparse-copy" else []
+    flags = ("--task", task, *more, "--windows", 300, "--bos-every", 16, "--val-fraction", "0.1")
+    assert call(monkeypatch, *flags, "--out", tmp_path / "out") == 0
+    printed = capsys.readouterr().out
+    meta = json.loads((tmp_path / "out" / "meta.json").read_text())
+    floor = meta["task"].pop("loss_floor")
+    assert meta["task"] == {"name": task} | setting
+    assert f"loss of {floor:.4f} nats" in printed and "--seq-len 16" in printed
+    assert {s: n["documents"] for s, n in meta["splits"].items()} == {"train": 270, "val": 30}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--task bigram-backcopy --eos x", "--eos: means nothing for --task bigram-backcopy"),
+        ("--task bigram-backcopy --idle 0.5", "--idle: means nothing"),
+        ("--task sparse-copy --triggers t", "--triggers: means nothing"),
+        ("--task sparse-copy --idle 2", "idle 2: expected a share"),
+        ("--task sparse-copy --windows 1", "windows is 0"),
+        ("--task sparse-copy --val-fraction 0", "--val-fraction 0"),
+        ("--windows 5 --tokenizer bytes", "--windows: means nothing for text"),
+        ("--tokenizer bytes", "--source missing"),
+    ],
+)
+def test_flags_that_make_no_task(flags, message, tmp_path, monkeypatch, capsys):
+    status = call(monkeypatch, *flags.split(), "--out", tmp_path / "out")
+    assert_refused(status, capsys.readouterr().err, message, tmp_path)
+
+
 def test_a_tail_and_missing_separators_are_said(tmp_path, monkeypatch, capsys, shared_data):
     (tmp_path / "a.txt").write_text("one document")
     tokenizer = shared_data / "aidreams-260k" / "tokenizer.json"

@@ -1,0 +1,187 @@
+"""Models by a few numbers per layer: the checkpoints of a run against the step, the runs of a sweep with intervals over one axis."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+from scipy.special import stdtrit
+
+from sysout_jax.checkpoints.checkpoint import home_of
+from sysout_jax.checkpoints.run_checkpoints import RUN, whole_steps
+from sysout_jax.errors import InputError
+from sysout_jax.language_model import LanguageModel
+from sysout_jax.loading import FORMATS
+from sysout_jax.outliers.definitions import even_share
+from sysout_jax.statistics.collect import Stats, collect
+from sysout_jax.storage.serialise import plain
+from sysout_jax.training.record import Record, training_record
+
+_NUMBER = re.compile(r"[0-9]+")
+GRADIENTS = ("grad_norm_k", "grad_norm_v", "grad_norm_down")
+
+#: What is measured, in the order of tables, and how it is called there.
+QUANTITIES = {
+    "first_token_share": "attention on the first token",
+    "first_token_over_even": "the same over the even share of a causal row",
+    "h_ratio": "largest |h| / mean |h|",
+    "value_drain": "‖v‖ of the first token / mean of the others",
+    "x_down_ratio": "largest |x_down| / mean |x_down|",
+    "x_down_top": "largest |x_down|",
+    "down_column_ratio": "extremal ratio of W_down, columns",
+    "grad_norm_k": "gradient norm of W_K",
+    "grad_norm_v": "gradient norm of W_V",
+    "grad_norm_down": "gradient norm of W_down",
+    "val_loss": "validation loss",
+}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One checkpoint. Losses are in nats; a quantity that is not there, such as a gradient norm without a record, is left out."""
+
+    path: str
+    step: int | None
+    hash: str
+    """Of all weights: equal where two checkpoints hold the same model."""
+    values: Mapping[str, np.ndarray]
+    """Names of `QUANTITIES` -> (L,); validation loss (1,)."""
+    weight_ratios: Mapping[str, np.ndarray]
+    """Matrix -> (L,) its largest extremal ratio of a column."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return plain({name: getattr(self, name) for name in self.__dataclass_fields__})
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Over runs: the mean and the half width of its 95 % interval (Student's t), NaN of a single run; (L,) each."""
+
+    mean: np.ndarray
+    half_width: np.ndarray
+    count: int
+
+
+def snapshot(lm: LanguageModel, tokens, path: Path, step: int | None = None) -> Snapshot:
+    """One checkpoint of `lm`, that lies at `path`, over `tokens` (N, T). Losses and gradients are those of its record up to `step`."""
+    stats = collect(lm, tokens)
+    values = _values(stats) | _recorded(training_record(path), step)
+    ratios = stats.weights.column_ratio
+    return Snapshot(
+        str(path),
+        step,
+        weights_hash(lm),
+        {name: values[name] for name in QUANTITIES if name in values},
+        {module: ratios[:, i] for i, module in enumerate(stats.weights.modules)},
+    )
+
+
+def weights_hash(lm: LanguageModel) -> str:
+    """A hash of all weights and their names, 32 hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, leaf in sorted(flatten_dict(lm.params, sep="/").items()):
+        digest.update(f"{name} {leaf.shape} {leaf.dtype}\n".encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def checkpoints_of(directory: Path) -> list[tuple[int, Path]]:
+    """Step and path of every checkpoint in a run, or in a folder whose entries are checkpoints with a number in their name; by step.
+
+    InputError where there is none.
+    """
+    directory = Path(directory).expanduser()
+    if home_of(directory) and (directory / RUN).is_dir():
+        folder = directory / RUN
+        found = [(step, folder / str(step)) for step in whole_steps(folder)]
+    else:
+        entries = directory.iterdir() if directory.is_dir() else ()
+        found = [
+            (int(numbers[-1]), path)
+            for path in entries
+            if (numbers := _NUMBER.findall(path.name)) and any(f.recognises(path) for f in FORMATS)
+        ]
+    if not found:
+        raise InputError(
+            f"{directory}: holds no checkpoints; name a training run, or a folder of checkpoints with their step in the name"
+        )
+    return sorted(found)
+
+
+def runs_of(directory: Path, over: str) -> dict[str, list[Path]]:
+    """The runs of a sweep (`sysout_jax.training.sweep`) that have a checkpoint, those together that differ in the axis `over` only.
+
+    Keys are the values of the other axes, as in the runs' names. InputError where there is none, and where runs have no such axis.
+    """
+    groups: dict[str, list[Path]] = {}
+    names = [p for p in Path(directory).glob("*=*") if whole_steps(p / RUN)]
+    for path in sorted(names):
+        axes = dict(word.split("=", 1) for word in path.name.split(",") if "=" in word)
+        if over not in axes:
+            raise InputError(f"{path}: has no axis {over}; expected one of {', '.join(axes)}")
+        del axes[over]
+        groups.setdefault(",".join(f"{k}={v}" for k, v in axes.items()), []).append(path)
+    if not groups:
+        raise InputError(
+            f"{directory}: holds no runs with a checkpoint; name the directory of a sweep"
+        )
+    return groups
+
+
+def equals(snapshots: Sequence[Snapshot]) -> list[int]:
+    """For each the place of the first that holds the same weights: its own where there is none before it."""
+    first: dict[str, int] = {}
+    return [first.setdefault(each.hash, place) for place, each in enumerate(snapshots)]
+
+
+def over_runs(snapshots: Sequence[Snapshot]) -> dict[str, Mean]:
+    """Mean and interval of each quantity that all of them have."""
+    names = [n for n in QUANTITIES if all(n in each.values for each in snapshots)]
+    found = {}
+    for name in names:
+        values_RxL = np.stack([each.values[name] for each in snapshots])
+        count = len(values_RxL)
+        half = np.full(values_RxL.shape[1], np.nan)
+        if count > 1:
+            half = float(stdtrit(count - 1, 0.975)) * values_RxL.std(0, ddof=1) / math.sqrt(count)
+        found[name] = Mean(values_RxL.mean(0), half, count)
+    return found
+
+
+def _values(stats: Stats) -> dict[str, np.ndarray]:
+    length = stats.tokens.shape[1]
+    share_L = np.asarray(stats.attention.cumulative)[:, :, 0].mean(1) / length
+    norm_LxNxT = stats.values.norm
+    others = norm_LxNxT[:, :, 1:].mean(-1)
+    drain = norm_LxNxT[:, :, 0] / np.where(others > 0, others, np.nan)
+    modules = list(stats.weights.modules)
+    return {
+        "first_token_share": share_L,
+        "first_token_over_even": share_L / even_share(length),
+        "h_ratio": np.asarray(stats.h.ratio),
+        "value_drain": drain.mean(1),
+        "x_down_ratio": np.asarray(stats.x_down.ratio),
+        "x_down_top": np.asarray(stats.x_down.top_values[:, 0]),
+        "down_column_ratio": stats.weights.column_ratio[:, modules.index("down")],
+    }
+
+
+def _recorded(record: Record | None, step: int | None) -> dict[str, np.ndarray]:
+    """The last validation loss and gradient norms up to `step`."""
+    if record is None:
+        return {}
+    last = math.inf if step is None else step
+    found = {}
+    if (seen := record.val_steps <= last).any():
+        found["val_loss"] = record.val_loss[seen][-1:]
+    if (seen := record.monitor_steps <= last).any():
+        found |= {n: record.monitor[n][seen][-1] for n in GRADIENTS if n in record.monitor}
+    return found

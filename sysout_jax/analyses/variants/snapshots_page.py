@@ -1,0 +1,188 @@
+"""Reports of checkpoints against the step, and of the runs of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from sysout_jax.analyses.variants.side_by_side import grid, look
+from sysout_jax.analyses.variants.snapshots import (
+    QUANTITIES,
+    Mean,
+    Snapshot,
+    equals,
+    over_runs,
+)
+from sysout_jax.figures import style
+from sysout_jax.figures.select import number
+from sysout_jax.reports.page import Picture, Section, Table
+from sysout_jax.reports.report import write_report
+from sysout_jax.reports.terminal import text_table
+from sysout_jax.storage.serialise import plain
+
+STEPS, SWEEP = "variants_steps", "variants_sweep"
+SHORT = {
+    "first_token_share": "first tok.",
+    "h_ratio": "|h|/mean",
+    "value_drain": "drain",
+    "x_down_top": "x_down",
+    "down_column_ratio": "W_down",
+    "grad_norm_down": "∇W_down",
+    "val_loss": "val loss",
+}  # columns of a terminal
+
+
+def steps_headline(snapshots: Sequence[Snapshot]) -> str:
+    """How many checkpoints there are, and how many of them are different models."""
+    count, different = len(snapshots), len(set(equals(snapshots)))
+    last = snapshots[-1]
+    same = "" if different == count else f", {different} different models"
+    return (
+        f"{count} checkpoints{same}. At step {last.step:,} the first token gets at most "
+        f"{last.values['first_token_share'].max():.0%} of a layer's attention, and the largest |h| is "
+        f"{number(float(last.values['h_ratio'].max()))} times its mean."
+    )
+
+
+def steps_table(snapshots: Sequence[Snapshot], names: Sequence[str]) -> list[list[str]]:
+    """A row for each checkpoint: step, hash, and each quantity layer by layer."""
+    first = equals(snapshots)
+    rows = []
+    for place, each in enumerate(snapshots):
+        same = "" if first[place] == place else f" (as {snapshots[first[place]].step:,})"
+        cells = [_layers(each.values[n]) if n in each.values else "–" for n in names]
+        rows.append([f"{each.step:,}", each.hash[:8] + same, *cells])
+    return rows
+
+
+def steps_summary(snapshots: Sequence[Snapshot]) -> str:
+    """For the terminal."""
+    table = text_table(("step", "weights", *SHORT.values()), steps_table(snapshots, list(SHORT)))
+    return f"{steps_headline(snapshots)}\nPer layer, first to last:\n{table}"
+
+
+@style.styled
+def steps_figure(snapshots: Sequence[Snapshot]) -> Figure:
+    """Every quantity against the step, a line for each layer."""
+    names = [n for n in QUANTITIES if any(n in each.values for each in snapshots)]
+    figure = style.new_figure(0.6 + 1.75 * -(-len(names) // 2))
+    panels = grid(figure, len(names))
+    for axes, name in zip(panels, names, strict=True):
+        there = [each for each in snapshots if name in each.values]
+        curves_SxL = np.stack([each.values[name] for each in there])
+        for layer, curve in enumerate(curves_SxL.T):
+            label = f"layer {layer + 1}" if curves_SxL.shape[1] > 1 else None
+            axes.plot([each.step for each in there], curve, **look(layer), ms=3, label=label)
+        axes.set_title(QUANTITIES[name], fontsize=9)
+        axes.grid(axis="y")
+    for axes in panels[-2:]:
+        axes.set_xlabel("step")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=6)
+    return figure
+
+
+def write_steps_report(
+    out: Path, name: str, snapshots: Sequence[Snapshot], settings: dict[str, Any]
+) -> list[Path]:
+    """The checkpoints of the run `name`, by step, into `out`; returns all paths."""
+    first = equals(snapshots)
+    rows = [
+        each.to_dict() | {"same_as_step": None if first[i] == i else snapshots[first[i]].step}
+        for i, each in enumerate(snapshots)
+    ]
+    header = ("step", "weights", *QUANTITIES.values())
+    table = Table(header, tuple(map(tuple, steps_table(snapshots, list(QUANTITIES)))))
+    return write_report(
+        out,
+        STEPS,
+        f"Checkpoint by checkpoint: {name}",
+        headline=steps_headline(snapshots),
+        payload={"run": name, "checkpoints": rows},
+        sections=[
+            Section("Against the step", (Picture("steps", "Every quantity, layer by layer."),)),
+            Section("Numbers", ("Layers are separated by spaces, first to last.", table)),
+        ],
+        figures={"steps": steps_figure(snapshots)},
+        settings=settings,
+    )
+
+
+def sweep_headline(groups: Mapping[str, Sequence[Snapshot]], over: str) -> str:
+    """How many runs there are."""
+    runs = sum(map(len, groups.values()))
+    return f"{runs} runs in {len(groups)} settings, mean and 95 % interval over {over}."
+
+
+def sweep_table(groups: Mapping[str, Sequence[Snapshot]], names: Sequence[str]) -> list[list[str]]:
+    """A row for each setting: number of runs, and each quantity layer by layer with its interval."""
+    rows = []
+    for setting, snapshots in groups.items():
+        means = over_runs(snapshots)
+        cells = [_with_interval(means[n]) if n in means else "–" for n in names]
+        rows.append([setting or "all", str(len(snapshots)), *cells])
+    return rows
+
+
+def sweep_summary(groups: Mapping[str, Sequence[Snapshot]], over: str) -> str:
+    """For the terminal: means only."""
+    rows = []
+    for setting, snapshots in groups.items():
+        means = over_runs(snapshots)
+        cells = [_layers(means[n].mean) if n in means else "–" for n in SHORT]
+        rows.append([setting or "all", str(len(snapshots)), *cells])
+    table = text_table(("setting", "runs", *SHORT.values()), rows)
+    return f"{sweep_headline(groups, over)}\nMeans, per layer, first to last:\n{table}"
+
+
+def write_sweep_report(
+    out: Path,
+    name: str,
+    groups: Mapping[str, Sequence[Snapshot]],
+    over: str,
+    settings: dict[str, Any],
+) -> list[Path]:
+    """The runs of a sweep, grouped by all axes but `over`, into `out`; returns all paths."""
+    payload = {
+        "sweep": name,
+        "over": over,
+        "settings_of_runs": [
+            {
+                "setting": setting,
+                "runs": [each.to_dict() for each in snapshots],
+                "mean": {
+                    n: plain({"mean": m.mean, "half_width": m.half_width, "runs": m.count})
+                    for n, m in over_runs(snapshots).items()
+                },
+            }
+            for setting, snapshots in groups.items()
+        ],
+    }
+    header = ("setting", "runs", *QUANTITIES.values())
+    table = Table(header, tuple(map(tuple, sweep_table(groups, list(QUANTITIES)))))
+    caption = f"Layers are separated by spaces, first to last; ± is half of the 95 % interval of the mean over {over} (Student's t)."
+    return write_report(
+        out,
+        SWEEP,
+        f"Runs of {name}",
+        headline=sweep_headline(groups, over),
+        payload=payload,
+        sections=[Section("Numbers", (caption, table))],
+        figures={},
+        settings=settings,
+    )
+
+
+def _layers(values: np.ndarray) -> str:
+    return " ".join(f"{v:.3g}" for v in values)
+
+
+def _with_interval(found: Mean) -> str:
+    if not np.isfinite(found.half_width).all():
+        return _layers(found.mean)
+    pairs = zip(found.mean, found.half_width, strict=True)
+    return " ".join(f"{m:.3g}±{w:.2g}" for m, w in pairs)
