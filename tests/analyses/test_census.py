@@ -62,7 +62,7 @@ def test_both_planted_writers_are_found_first(masked):
     assert places == {(layer, row, channel), (layer, row, TWIN)}
     weights = [entry.writer.weight for entry in found.entries[:2]]
     assert weights[0] == -weights[1] != 0
-    assert {entry.writer.write_rank for entry in found.entries[:2]} <= {1, 2}
+    assert {entry.writer.write_rank for entry in found.entries[:2]} == {1}  # as large as each other
     assert measured_by_census(found)["strongest writers (layer from 0, row, column)"][:2] == tuple(
         entry.writer.place for entry in found.entries[:2]
     )
@@ -88,7 +88,8 @@ def test_effects_are_those_of_weights_edited_by_hand(masked):
 
 def test_the_pair_undoes_itself(masked):
     lm, tokens, (layer, row, channel), found = masked
-    (elements, columns) = found.pairs
+    pairs = [pair for pair in found.pairs if (pair.first, pair.second) == (0, 1)]
+    elements, columns = pairs
     assert (elements.edit, columns.edit) == ("element", "column")
     base = loss(lm, tokens, layer, lambda kernel: None)
     want = loss(lm, tokens, layer, lambda kernel: set_to(kernel, ([channel, TWIN], row))) / base - 1

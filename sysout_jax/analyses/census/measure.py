@@ -42,6 +42,7 @@ CONTROLLED = ("element", "column", "row")
 PAIRED = ("element", "column")
 #: The edit that a ranking speaks about.
 RANKS = {"column": "column", "row": "row", "activation": "element"}
+PAIRED_WRITERS = 3  # all pairs of the largest writes
 MOST_WRITERS = 1000
 
 Apply = Callable[[LanguageModel], LanguageModel]
@@ -52,14 +53,14 @@ def census(
     tokens,
     tau: float = TAU,
     *,
-    count: int = 3,
+    count: int = 2,
     seeds: int = 1,
     stats: Stats | None = None,
     seed: int = 0,
 ) -> Census:
     """Take away the `count` strongest writers by each of `RANKINGS` and measure the perplexity of `tokens` (N, T) again.
 
-    Pairs are those of the `count` largest writes. Each control is drawn `seeds` times from `seed`. `stats` are `collect`'s on the same
+    Pairs are those of the `PAIRED_WRITERS` largest writes. Each control is drawn `seeds` times from `seed`. `stats` are `collect`'s on the same
     tokens when they are at hand; `tau` says only which tokens hold outliers. Raises InputError for windows of one token.
     """
     check_arguments(lm, tau=tau, seeds=seeds, seed=seed)
@@ -87,7 +88,7 @@ def census(
         pairs=tuple(
             bench.pair(writers, *pair, edit)
             for edit in PAIRED
-            for pair in combinations(range(min(count, len(writers))), 2)
+            for pair in combinations(range(min(PAIRED_WRITERS, len(writers))), 2)
         ),
         agreements=tuple(_agreement(entries, name) for name in RANKINGS),
         nonfinite=baseline.nonfinite,

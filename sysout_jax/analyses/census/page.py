@@ -24,9 +24,7 @@ COUNTING = (
     "Layers are counted from 1 on this page and from 0 in census.json. Rows (dims of h), columns (channels of the MLP) and sequences are counted "
     "from 0 everywhere, ranks from 1. [507, 1229] is row 507, column 1229 of W_down."
 )
-RANK_IS_NOT_SEVERITY = (
-    "Rank is not severity: the rankings say where a matrix or an activation is uneven, the edits say what the model loses."
-)
+RANK_IS_NOT_SEVERITY = "Rank is not severity: the rankings say where a matrix or an activation is uneven, the edits say what the model loses."
 
 
 def write_census_report(
@@ -123,7 +121,9 @@ def _reading(pair: Pair) -> str:
     more = excess.low > 0 if known else excess.value > 0
     less = excess.high < 0 if known else excess.value < 0
     if more:
-        return f"{_share(excess.value)} more than the sum of both alone: each stands in for the other"
+        return (
+            f"{_share(excess.value)} more than the sum of both alone: each stands in for the other"
+        )
     if less:
         return f"{_share(-excess.value)} less than the sum of both alone: one undoes or repeats the other"
     return "as the sum of both alone"

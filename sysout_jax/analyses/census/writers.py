@@ -97,14 +97,14 @@ class _Lines:
         size = np.abs(kernel_FxD)
         rows, columns = size.argmax(axis=1), size.argmax(axis=0)
         F, D = size.shape
-        return cls(
-            rows, kernel_FxD[np.arange(F), rows], columns, kernel_FxD[columns, np.arange(D)]
-        )
+        return cls(rows, kernel_FxD[np.arange(F), rows], columns, kernel_FxD[columns, np.arange(D)])
 
 
 def _largest(values_LxI: np.ndarray, count: int) -> list[tuple[int, int]]:
     order = np.argsort(-values_LxI, axis=None, kind="stable")[:count]
-    return [(int(l), int(i)) for l, i in zip(*np.unravel_index(order, values_LxI.shape), strict=True)]
+    return [
+        (int(l), int(i)) for l, i in zip(*np.unravel_index(order, values_LxI.shape), strict=True)
+    ]
 
 
 def _rank(values_LxI: np.ndarray, at: tuple[int, int]) -> int:
