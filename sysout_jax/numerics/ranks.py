@@ -10,7 +10,7 @@ def rank_correlation(x_N, y_N) -> float:
     ranks = [_ranks(np.asarray(values, np.float64)) for values in (x_N, y_N)]
     if len(ranks[0]) < 3 or any(np.ptp(rank) == 0 for rank in ranks):
         return float("nan")
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def _ranks(values_N: np.ndarray) -> np.ndarray:

@@ -122,10 +122,10 @@ def _reading(pair: Pair) -> str:
     less = excess.high < 0 if known else excess.value < 0
     if more:
         return (
-            f"{_share(excess.value)} more than the sum of both alone: each stands in for the other"
+            f"{_size(excess.value)} more than the sum of both alone: each stands in for the other"
         )
     if less:
-        return f"{_share(-excess.value)} less than the sum of both alone: one undoes or repeats the other"
+        return f"{_size(excess.value)} less than the sum of both alone: one undoes or repeats the other"
     return "as the sum of both alone"
 
 
@@ -135,6 +135,11 @@ def _share(value: float) -> str:
         return number(value)
     text = f"{100 * value:+,.0f}%" if abs(value) >= 0.1 else f"{100 * value:+.2f}%"
     return text.replace("-", "−")
+
+
+def _size(value: float) -> str:
+    """Without its sign, which the words say."""
+    return _share(abs(value)).removeprefix("+")
 
 
 def _interval(found: Interval) -> str:
