@@ -53,7 +53,7 @@ def effects(result: Census) -> Figure:
     axes.set_xlabel("change of the loss")
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
-    figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=3)
+    figure.legend(unique.values(), unique.keys(), loc="outside upper center", ncols=6)
     return figure
 
 
