@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,8 @@ import numpy as np
 
 import sysout_jax as so
 from analyze.analysis import Found, finish, say_notes
-from analyze.limits import check_count, prompt_text
+from analyze.limits import check_count
+from analyze.prefix import prefix_tokens
 from analyze.source import Prepared, Source, check_out, prepare, progress
 from sysout_jax.analyses.absorb.page import prefix_name, summary, verdict, write_absorb_report
 from sysout_jax.analyses.absorb.search import LONGEST
@@ -23,7 +23,6 @@ from sysout_jax.data.text import Windows, read_text, text_windows
 from sysout_jax.storage import staging
 
 WINDOWS, LENGTH, CALIBRATION = 4, 512, 2
-_IDS = re.compile(r"\d+([ ,]+\d+)*")
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def main() -> None:
         read_text(args.calibration)  # a missing file should not show after minutes
     prepared = prepare(args if args.prompt is not None else _with_more(args))
     say_notes(prepared)
-    prefix = _prefix(args.prefix, prepared.lm)
+    prefix = None if args.prefix is None else prefix_tokens("--prefix", args.prefix, prepared.lm)
     prepared, calibration = _divided(
         args, prepared, args.longest if prefix is None else len(prefix)
     )
@@ -112,25 +111,6 @@ def _divided(args: Args, prepared: Prepared, taken: int) -> tuple[Prepared, np.n
         tokens, calibration = tokens[:count], tokens[count : count + CALIBRATION]
     windows = Windows(tokens, windows.bos, windows.joined_by)
     return dataclasses.replace(prepared, windows=windows), calibration
-
-
-def _prefix(given: str | None, lm: so.LanguageModel) -> list[int] | None:
-    """Token ids of the flag."""
-    if given is None:
-        return None
-    if _IDS.fullmatch(given):
-        found = [int(token) for token in re.findall(r"\d+", given)]
-        if max(found) >= lm.config.vocab_size:
-            raise so.InputError(
-                f"--prefix {given}: the model's vocabulary has {lm.config.vocab_size:,} entries, from 0 on"
-            )
-        return found
-    assert lm.tokenizer is not None
-    text = prompt_text(given).replace("\\n", "\n").replace("\\t", "\t")
-    found = lm.tokenizer.encode(text)
-    if not found:
-        raise so.InputError("--prefix: gives no token; expected some text or token ids")
-    return found
 
 
 def _save(out: Path, report: so.Absorption) -> None:

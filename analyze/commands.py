@@ -11,6 +11,7 @@ COMMANDS = {
     "length": "which tokens carry them as a text grows, with and without BOS",
     "variants": "trained models side by side: outliers, scales, loss",
     "intervene": "the model without them, beside random controls",
+    "census": "the strongest writers taken away one by one and in pairs: rank beside severity",
     "absorb": "outliers removed without training: a prefix made part of the model",
     "compare": "two finished lifecycles side by side, differences in sentences",
     "compression": "perplexity under quantisation and pruning, and their part in it",

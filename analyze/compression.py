@@ -13,16 +13,23 @@ import numpy as np
 import sysout_jax as so
 from analyze.analysis import Found, Shared, finish, say_notes
 from analyze.limits import MOST, MOST_SEEDS, check_count
+from analyze.prefix import prefix_tokens
 from analyze.source import Expects, Prepared, Source, check_out, prepare, progress
+from sysout_jax.analyses.absorb.search import chosen, search
 from sysout_jax.analyses.compression.measure import compression
 from sysout_jax.analyses.compression.page import summary, verdict, write_compression_report
 from sysout_jax.analyses.compression.results import Compression
 from sysout_jax.analyses.measured import measured_by_compression
 from sysout_jax.commands.arguments import parse
 from sysout_jax.commands.cli import run
-from sysout_jax.compress.methods import METHODS, Settings
+from sysout_jax.compress.absorption import absorbed, prefix_keys, refusal
+from sysout_jax.compress.methods import METHODS, USUAL_METHODS, Settings
+from sysout_jax.data.demo import demo_text
 from sysout_jax.data.text import Windows, read_text, text_windows
 from sysout_jax.perplexity import ROWS_JOINED_BY, joined_rows
+
+FOLLOWING = 2  # windows that scales are calibrated on
+SEARCH = "search"
 
 
 @dataclass(frozen=True)
@@ -31,8 +38,8 @@ class Args(Expects, Source):
 
     compare: tuple[str, ...] = ()
     """More checkpoints, shown side by side with --ckpt."""
-    methods: tuple[str, ...] = tuple(METHODS)
-    """Which methods; an unknown name lists all."""
+    methods: tuple[str, ...] = USUAL_METHODS
+    """Which methods; an unknown name lists all, also those of caches with 8 and 2 bits that are not run by default."""
     attribute: tuple[str, ...] = ("w8_tensor", "w8a8_static")
     """Methods whose error is attributed to layers and outliers; the word none skips this, which takes most of the time."""
     sparsity: tuple[float, ...] = (0.5,)
@@ -44,7 +51,9 @@ class Args(Expects, Source):
     embeddings: bool = False
     """Compress the weights of embeddings and head as well."""
     calibration: Path | None = None
-    """Text for static ranges and SmoothQuant, read as --text is. Default: the analysed windows themselves."""
+    """Text for static ranges and SmoothQuant, read as --text is. Default: the 2 windows that follow the analysed ones, where the text has them."""
+    absorb: str | None = None
+    """Show the model with this prefix absorbed beside it: text (\\n is a line end), token ids (198 or 0,198), or the word search to look for one."""
     join_rows: bool = True
     """Join the lines of text files by blank lines, the WikiText-2 convention; --no-join-rows reads them as they are."""
     seeds: int = 2
@@ -69,8 +78,10 @@ def main() -> None:
     say_notes(*prepared)
     results = []
     for one in prepared:
-        with progress(one.lm) as lm:
-            results.append(_measure(args, one, lm))
+        beside = [] if args.absorb is None else [_absorbed(args, one)]
+        for read in (one, *beside):
+            with progress(read.lm) as lm:
+                results.append(_measure(args, read, lm))
     finish(_found(results), args, prepared[0], out, others=prepared[1:])
 
 
@@ -118,12 +129,41 @@ def _reader(args: Args) -> Callable[[Path], str]:
 
 
 def _calibration(args: Args, prepared: Prepared) -> np.ndarray | None:
-    if args.calibration is None:
-        return None
+    """Windows of the other text, or those that follow the analysed ones; None where there are none of a whole length."""
     assert prepared.lm.tokenizer is not None
     count, length = prepared.tokens.shape
-    text = _reader(args)(args.calibration)
-    return text_windows(prepared.lm.tokenizer, text, count, length, args.bos)
+    if args.calibration is not None:
+        text = _reader(args)(args.calibration)
+        return text_windows(prepared.lm.tokenizer, text, count, length, args.bos)
+    if args.prompt is not None:
+        return None
+    text = demo_text() if args.text is None else _reader(args)(args.text)
+    more = count + FOLLOWING
+    tokens = text_windows(prepared.lm.tokenizer, text, more, length, args.bos)
+    return tokens[count:] if len(tokens) > count else None
+
+
+def _absorbed(args: Args, prepared: Prepared) -> Prepared:
+    """The same windows, read by the model with the prefix absorbed. The search reads what scales are calibrated on."""
+    assert args.absorb is not None
+    lm, calibration = prepared.lm, _calibration(args, prepared)
+    if args.absorb == SEARCH:
+        if reason := refusal(lm.config):
+            raise so.InputError(f"--absorb: no prefix can be absorbed into {lm.name}, {reason}")
+        prefix = chosen(search(lm, prepared.tokens if calibration is None else calibration)).prefix
+    else:
+        prefix = tuple(prefix_tokens("--absorb", args.absorb, lm))
+    made = absorbed(lm, prefix_keys(lm, prefix))
+    if prepared.tokens.shape[1] > made.config.context_length:
+        raise so.InputError(
+            f"--absorb {args.absorb}: windows of {prepared.tokens.shape[1]} tokens exceed the {made.config.context_length} "
+            "that the prefix leaves of the context; shorten them by --seq-len"
+        )
+    assert lm.tokenizer is not None
+    text = "".join(lm.tokenizer.token(token) for token in prefix)
+    return dataclasses.replace(
+        prepared, lm=dataclasses.replace(made, name=f"{lm.name}, “{text}” absorbed")
+    )
 
 
 def _check(args: Args) -> None:

@@ -7,6 +7,7 @@ logits, taps = so.capture(lm, tokens)
 stats = so.collect(lm, tokens)
 report = so.lifecycle(lm, tokens)
 edited = so.intervene(lm, tokens)
+writers = so.census(lm, tokens)
 clean = so.absorb(lm, tokens)
 compressed = so.compression(lm, tokens)
 """
@@ -16,6 +17,8 @@ from sysout_jax.commands import interrupts as interrupts  # noqa: I001
 from sysout_jax.capture import TAPS
 from sysout_jax.analyses.absorb.measure import absorb
 from sysout_jax.analyses.absorb.results import Absorption
+from sysout_jax.analyses.census.measure import census
+from sysout_jax.analyses.census.results import Census
 from sysout_jax.analyses.compression.results import Compression
 from sysout_jax.analyses.compression.measure import compression
 from sysout_jax.engine import capture
@@ -39,6 +42,7 @@ from sysout_jax.version import __version__
 __all__ = [
     "TAPS",
     "Absorption",
+    "Census",
     "Compression",
     "InputError",
     "Interventions",
@@ -50,6 +54,7 @@ __all__ = [
     "absorb",
     "by_length",
     "capture",
+    "census",
     "collect",
     "compression",
     "consistency",

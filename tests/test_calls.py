@@ -23,6 +23,7 @@ ANALYSES = {
     "positions": so.positions,
     "by_length": so.by_length,
     "intervene": so.intervene,
+    "census": so.census,
     "variant_profile": so.variant_profile,
     "compression": so.compression,
 }

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sysout_jax.analyses.census.results import Census
 from sysout_jax.analyses.compression.results import Compression
 from sysout_jax.analyses.consistency.measure import ROWS, Consistency
 from sysout_jax.analyses.intervene.measure import Interventions
@@ -157,3 +158,23 @@ def measured_by_compression(result: Compression) -> dict[str, Any]:
         if outcome.method == "prune_matrix" and outcome.sparsity == 0.5:
             found[f"{text}, 50 % pruned"] = outcome.perplexity.value
     return found
+
+
+def measured_by_census(result: Census) -> dict[str, Any]:
+    """Quantities of a census report: where its writers are, and what each whole row does to the loss."""
+    rows = {
+        (entry.writer.layer, entry.writer.row): entry.effect("row").loss_change.value
+        for entry in result.entries
+    }
+    hurts_most = max(rows, key=lambda row: np.nan_to_num(rows[row], nan=np.inf))
+    return {
+        "perplexity": result.perplexity.value,
+        "strongest writers (layer from 0, row, column)": tuple(
+            entry.writer.place for entry in result.entries
+        ),
+        "row that raises the loss most (layer from 0, row)": hurts_most,
+        **{
+            f"loss with row {row} of layer {layer} (from 0) zeroed (%)": 100 * change
+            for (layer, row), change in rows.items()
+        },
+    }

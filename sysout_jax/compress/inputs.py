@@ -20,6 +20,7 @@ from flax import linen as nn
 from sysout_jax.capture import COLLECTION
 from sysout_jax.compress.quantise import absmax_scale, fake_quantise
 from sysout_jax.engine import Stream
+from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.models.experts import IntoExperts, OutOfExperts, by_channel
 
@@ -56,17 +57,20 @@ class QuantisedInputs:
 
 @dataclass(frozen=True)
 class RecordedInputs:
-    """A block that records the largest magnitude of what enters its linear layers as taps `input of <path>`, (B, I)."""
+    """A block that records the magnitude of what enters its linear layers as taps `input of <path>`: (B, T, I); of what leaves experts
+    (B, T, R, F) for each chosen one, beside them (B, T, R)."""
 
     block: nn.Module
 
     def apply(self, variables: dict, x, **more) -> Any:
-        found: dict[str, jax.Array] = {}
+        found: dict[str, Any] = {}
 
         def intercept(call, args, kwargs, context):
             if _is_linear(context):
-                largest = _largest(context.module, args)
-                found[RECORDED + "/".join(context.module.path)] = largest
+                magnitude = jnp.abs(args[0].astype(jnp.float32))
+                of_experts = isinstance(context.module, OutOfExperts)
+                path = "/".join(context.module.path)
+                found[RECORDED + path] = (magnitude, args[1]) if of_experts else magnitude
             return call(*args, **kwargs)
 
         with nn.intercept_methods(intercept):
@@ -74,24 +78,44 @@ class RecordedInputs:
         return y, {**state, COLLECTION: {**state[COLLECTION], **found}}
 
 
-def calibrate(
-    lm: LanguageModel,
-    tokens,
-) -> Calibration:
-    """Largest magnitude of every input channel of every linear layer over `tokens` (N, T), in the unquantised model. One pass."""
+def calibrate(lm: LanguageModel, tokens, counted_NxT: np.ndarray | None = None) -> Calibration:
+    """Largest magnitude of every input channel of every linear layer over `tokens` (N, T), in the unquantised model. One pass.
+
+    `counted` (N, T) bool are the tokens that enter the maximum, which all of them do without. InputError where there is none.
+    """
     stream = Stream(lm.wrapped(RecordedInputs), tokens)
+    shape = stream.tokens.shape
+    counted = np.ones(shape, bool) if counted_NxT is None else counted_NxT
+    if not counted.any():
+        raise InputError(
+            f"the calibration text {shape} has no token that counts; give a longer one, or leave fewer tokens out"
+        )
+    observes = [_Observe(lm.config.layer(l).matrix("down").experts) for l in range(lm.num_layers)]
     return [
         {name: magnitude.max(axis=0) for name, magnitude in seen.items()}
-        for _, _, seen in stream.layers(_observe)
+        for _, _, seen in stream.layers(observes, [counted] * lm.num_layers)
     ]
 
 
-def _observe(x_in, taps, extra):
-    return {
-        name.removeprefix(RECORDED): value
-        for name, value in taps.items()
-        if name.startswith(RECORDED)
-    }
+@dataclass(frozen=True)
+class _Observe:
+    """Largest magnitude (B, I) of every channel over the tokens that count, (B, T)."""
+
+    experts: int
+
+    def __call__(self, x_in, taps, counted_BxT) -> dict[str, jax.Array]:
+        return {
+            name.removeprefix(RECORDED): self._largest(value, counted_BxT)
+            for name, value in taps.items()
+            if name.startswith(RECORDED)
+        }
+
+    def _largest(self, recorded, counted_BxT: jax.Array) -> jax.Array:
+        if isinstance(recorded, tuple):
+            magnitude_BxTxRxF, chosen_BxTxR = recorded
+            free = jnp.where(counted_BxT[..., None, None], magnitude_BxTxRxF, 0.0)
+            return by_channel(free, chosen_BxTxR, self.experts, "max")
+        return jnp.where(counted_BxT[..., None], recorded, 0.0).max(axis=1)
 
 
 def _at_rows(module: nn.Module, values_I: jax.Array, args: tuple) -> jax.Array:
@@ -100,14 +124,6 @@ def _at_rows(module: nn.Module, values_I: jax.Array, args: tuple) -> jax.Array:
     if isinstance(module, OutOfExperts):
         return values_I.reshape(module.experts, -1)[args[1]]
     return jnp.broadcast_to(values_I, x.shape)
-
-
-def _largest(module: nn.Module, args: tuple) -> jax.Array:
-    """(B, I) largest magnitude of every input channel."""
-    magnitude = jnp.abs(args[0].astype(jnp.float32))
-    if isinstance(module, OutOfExperts):
-        return by_channel(magnitude, args[1], module.experts, "max")
-    return magnitude.max(axis=1)
 
 
 def _is_linear(context) -> bool:

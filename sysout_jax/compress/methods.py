@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sysout_jax.checks import Flag, Real, Rule, Whole, check_fields
 from sysout_jax.compress.block_formats import BlockFormat, block_weights
+from sysout_jax.compress.cache import CacheSets, QuantisedCache
 from sysout_jax.compress.inputs import Calibration, QuantisedInputs
 from sysout_jax.compress.prune import count_ties, find_threshold, prune, prune_matrix, pruned_count
 from sysout_jax.compress.quantise import Granularity, absmax_scale, absmax_weights
@@ -38,9 +39,36 @@ class Method:
     )
     prune: str = ""  # smallest weights of each "matrix" or of the whole "model"
     block_format: BlockFormat | None = None  # four-bit floats, in place of a grid
+    left_out: str = ""  # of the calibration of static inputs: a name of LEFT_OUT
+    kept_weights: str = ""  # outlier weights in full precision: "out of scale" or "in scale"
+    cache_bits: int = 0  # of keys and values; 0: in full precision
+    cache_sets: CacheSets = "tensor"
+    cache_kept: int = 0  # first tokens whose keys and values stay in full precision
 
 
 INPUT_BITS = 8
+#: Tokens of the calibration text that enter no static scale; where a text holds them, their inputs are clipped to it.
+LEFT_OUT = {
+    "first": "the first token of every window, which is BOS where there is one",
+    "outliers": "all tokens that hold an activation outlier in some layer",
+}
+
+
+def _cache_methods() -> dict[str, Method]:
+    """Keys and values at 8, 4 and 2 bits, all of them or all but those of the first token."""
+    sets: dict[CacheSets, str] = {"tensor": "per tensor", "channel": "keys per channel"}
+    return {
+        f"kv{bits}_{name}{'_first' if kept else ''}": Method(
+            f"KV{bits} {words}{', first kept' if kept else ''}",
+            cache_bits=bits,
+            cache_sets=name,
+            cache_kept=kept,
+        )
+        for bits in (8, 4, 2)
+        for name, words in sets.items()
+        for kept in (0, 1)
+    }
+
 
 METHODS: dict[str, Method] = {
     "w8_tensor": Method("W8 per tensor", 8),
@@ -49,16 +77,34 @@ METHODS: dict[str, Method] = {
     "w4_tensor": Method("W4 per tensor", 4),
     "w4_channel": Method("W4 per channel", 4, "channel"),
     "w4_group": Method("W4 per group", 4, "group"),
+    "w4_group_kept": Method(
+        "W4 per group, outlier weights kept", 4, "group", kept_weights="out of scale"
+    ),
+    "w4_group_kept_in_scale": Method(
+        "W4 per group, kept but in the scale", 4, "group", kept_weights="in scale"
+    ),
     "mxfp4": Method("MXFP4", block_format="mxfp4"),
     "nvfp4": Method("NVFP4", block_format="nvfp4"),
     "w8a8_static": Method("W8A8 static", 8, "channel", "static"),
+    "w8a8_tensor": Method("W8A8 static per tensor", 8, "tensor", "static"),
+    "w8a8_first": Method(
+        "W8A8 static per tensor, first left out", 8, "tensor", "static", left_out="first"
+    ),
+    "w8a8_outliers": Method(
+        "W8A8 static per tensor, outliers left out", 8, "tensor", "static", left_out="outliers"
+    ),
     "w8a8_token": Method("W8A8 per token", 8, "channel", "token"),
     "smooth_static": Method("SmoothQuant static", 8, "channel", "static", "norms"),
     "smooth_token": Method("SmoothQuant per token", 8, "channel", "token", "norms"),
     "smooth_down": Method("SmoothQuant + down, static", 8, "channel", "static", "up"),
     "prune_matrix": Method("pruned per matrix", prune="matrix"),
     "prune_model": Method("pruned globally", prune="model"),
+    **_cache_methods(),
 }
+#: Run where no others are named.
+USUAL_METHODS = tuple(
+    name for name, method in METHODS.items() if not method.cache_bits or name.startswith("kv4")
+)
 
 
 SHARE = Real(0, 1)
@@ -138,9 +184,17 @@ class Compressor:
             if layers is None:
                 edits |= {name: partial(self._quantise_end, method) for name in self._ends()}
         edited = self.lm.with_edits(edits)
-        return (
-            edited.wrapped(partial(QuantisedInputs, bits=INPUT_BITS)) if method.inputs else edited
-        )
+        if method.inputs:
+            edited = edited.wrapped(partial(QuantisedInputs, bits=INPUT_BITS))
+        if method.cache_bits:
+            cache = partial(
+                QuantisedCache,
+                bits=method.cache_bits,
+                sets=method.cache_sets,
+                kept=method.cache_kept,
+            )
+            edited = edited.wrapped(cache)
+        return edited
 
     def _ends(self) -> list[str]:
         """Groups with matrices outside the blocks, where they are to be compressed."""
@@ -190,6 +244,7 @@ class Compressor:
                 bits=method.bits,
                 granularity=method.granularity,
                 group_size=self.settings.group_size,
+                kept_in_scale=method.kept_weights == "in scale",
             )
 
         parts = jnp.split(jnp.asarray(kernel), count, axis)
@@ -250,9 +305,11 @@ def _edit_matrices(edit: Callable[[str, np.ndarray], np.ndarray], params: dict) 
 
 
 def named(method: Method, settings: Settings) -> str:
-    """A method's label with the numbers it was run with."""
+    """A method's label with the numbers it was run with, and whether embeddings and head are compressed too."""
+    label = method.label
     if method.prune:
-        return f"{100 * settings.sparsity:g}% {method.label}"
-    if method.granularity == "group":
-        return f"{method.label} of {settings.group_size}"
-    return method.label
+        label = f"{100 * settings.sparsity:g}% {label}"
+    elif method.granularity == "group":
+        label = label.replace("per group", f"per group of {settings.group_size}")
+    weights = method.bits or method.prune or method.block_format
+    return f"{label}, with embeddings" if settings.embeddings and weights else label

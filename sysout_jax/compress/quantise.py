@@ -3,7 +3,7 @@
 AbsMax maps the largest magnitude of a set of values to the largest integer: `scale = max|x| / (2^(bits−1) − 1)`, and
 `x ≈ scale · round(x / scale)`, rounding half to even. The sets: a whole tensor; the weights of one output channel; a group of
 consecutive inputs of one output channel (the last group is shorter where the inputs do not divide); one token's activations.
-An error is at most half a scale. Values that are `kept` stay as they are and do not count towards the maximum.
+An error is at most half a scale. Values that are `kept` stay as they are and do not count towards the maximum, unless asked to.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def fake_quantise(x: jax.Array, scale: jax.Array, bits: int) -> jax.Array:
     return jnp.where(jnp.isfinite(x), dequantised, x.astype(jnp.float32))
 
 
-@partial(jax.jit, static_argnames=("bits", "granularity", "group_size"))
+@partial(jax.jit, static_argnames=("bits", "granularity", "group_size", "kept_in_scale"))
 def absmax_weights(
     kernel_IxO: jax.Array,
     kept_IxO: jax.Array | None = None,
@@ -50,13 +50,14 @@ def absmax_weights(
     bits: int,
     granularity: Granularity = "tensor",
     group_size: int = 64,
+    kept_in_scale: bool = False,
 ) -> jax.Array:
-    """A kernel (inputs, outputs) after AbsMax, in its dtype. `kept` (I, O) bool stays in full precision."""
+    """A kernel (inputs, outputs) after AbsMax, in its dtype. `kept` (I, O) bool stays in full precision, and out of the scales unless they are to count it."""
     I, O = kernel_IxO.shape
     width = {"tensor": I, "channel": I, "group": min(group_size, I)}[granularity]
     padded = jnp.pad(kernel_IxO, ((0, -I % width), (0, 0)))  # zeros do not change a maximum
     magnitude = jnp.abs(padded.astype(jnp.float32))
-    if kept_IxO is not None:
+    if kept_IxO is not None and not kept_in_scale:
         kept = jnp.pad(kept_IxO, ((0, -I % width), (0, 0)))
         magnitude = jnp.where(kept, 0.0, magnitude)
     groups_GxWxO = magnitude.reshape(-1, width, O)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,18 +41,27 @@ class Measured:
 class Unedited:
     """A model as it is on `tokens` (N, T), with attention on `marked` (N, T) bool; and the state that edits of layer `first` or later start from.
 
-    What lies before that layer no such edit changes: it is computed once.
+    What lies before that layer no such edit changes: it is computed once. `also` are later layers whose edits start there.
     """
 
-    def __init__(self, lm: LanguageModel, tokens: np.ndarray, marked: np.ndarray, tau: float, first: int):  # fmt: skip
+    def __init__(
+        self,
+        lm: LanguageModel,
+        tokens: np.ndarray,
+        marked: np.ndarray,
+        tau: float,
+        first: int,
+        also: Collection[int] = (),
+    ):
         self._marked, self._tau, self._first = marked, tau, first
         self._stream = Stream(lm, tokens)
-        self._entering = list(self._stream.hidden)
+        starts = {0, first, *also}
+        self._entering = {0: list(self._stream.hidden)}
         self._rows: list[dict[str, Any]] = []
         for layer, _, seen in self._stream.layers(_observe):
             self._rows.append(self._row(seen))
-            if layer + 1 == first:
-                self._entering = list(self._stream.hidden)
+            if layer + 1 in starts:
+                self._entering[layer + 1] = list(self._stream.hidden)
         self.measured = self._measured(self._stream, self._rows)
 
     def edited(
@@ -61,12 +70,17 @@ class Unedited:
         *,
         write: Write | None = None,
         extra: Sequence[Any] | None = None,
+        start: int | None = None,
     ) -> Measured:
-        """Under an edit: `lm` with other weights from layer `first` on, or `write` and `extra` as `Stream.layers` takes them."""
+        """Under an edit: `lm` with other weights from layer `first` on, or `write` and `extra` as `Stream.layers` takes them.
+
+        An edit that changes nothing before a layer of `also` may `start` there.
+        """
+        start = self._first if start is None else start
         stream = copy.copy(self._stream)
-        stream.lm, stream.hidden = lm or stream.lm, list(self._entering)
-        rows = self._rows[: self._first]
-        for _, _, seen in stream.layers(_observe, extra, write, self._first):
+        stream.lm, stream.hidden = lm or stream.lm, list(self._entering[start])
+        rows = self._rows[:start]
+        for _, _, seen in stream.layers(_observe, extra, write, start):
             rows.append(self._row(seen))
         return self._measured(stream, rows)
 

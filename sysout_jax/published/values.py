@@ -19,6 +19,8 @@ TABLE_1 = f"{PAPER}, Table 1"
 #: Collected from several places; a row does not say which of them.
 PLACES = "public code, result files or figures about this model"
 SUPER = "Yu et al. 2024, super weights (arXiv 2411.07191)"
+#: Figures of other texts and settings, hence told and not asserted.
+ROWS = "independent public census of W_down rows"
 SINKS = "Gu et al. 2024, attention sinks (arXiv 2410.10781): ε 0.3, T 64"
 MASSIVE = "Sun et al. 2024, massive activations (arXiv 2402.17762)"
 #: About 2.85, and 600,000 steps of 491,520 tokens in about 4 days.
@@ -49,7 +51,19 @@ def _places(
 
 def _super(*weights: tuple[int, int, int]) -> tuple[Expected, ...]:
     """(layer, row, column) of W_down."""
-    return (Expected("birth weights (layer from 0, row, column)", "includes", weights, SUPER),)
+    return tuple(
+        Expected(quantity, "includes", weights, SUPER)
+        for quantity in (
+            "birth weights (layer from 0, row, column)",
+            "strongest writers (layer from 0, row, column)",
+        )
+    )
+
+
+def _super_row(layer: int, row: int) -> tuple[Expected, ...]:
+    """The row of W_down whose zeroing is said to hurt most."""
+    quantity = "row that raises the loss most (layer from 0, row)"
+    return (Expected(quantity, "equal", (layer, row), ROWS),)
 
 
 def _sink_rate(percent: float) -> tuple[Expected, ...]:
@@ -140,6 +154,17 @@ PUBLISHED: dict[str, tuple[Expected, ...]] = {
     "olmo-1b": _super((1, 1764, 1710), (1, 1764, 8041)),
     "phi-3-mini": _super((2, 525, 808), (2, 1693, 808), (2, 1113, 808)),
     "gpt2-xl": _sink_rate(77.0),
+    "olmo-7b-0724": _super_row(1, 269),
+    "smollm2-135m": (
+        *_super_row(11, 507),
+        Expected("loss with row 507 of layer 11 (from 0) zeroed (%)", "about", 313.0, ROWS),
+    ),
+    "smollm2-360m": _super_row(3, 87),
+    "smollm2-1.7b": _super_row(7, 227),
+    "qwen2.5-0.5b": _super_row(21, 62),
+    "qwen2.5-1.5b": _super_row(26, 408),
+    "qwen2.5-3b": _super_row(30, 318),
+    "qwen2.5-7b": _super_row(26, 458),
     # trained variants, named as their configs
     "gpt2_default": (
         Expected("largest |h|", "about", 1000.0, EYE),

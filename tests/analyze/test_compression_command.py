@@ -64,7 +64,7 @@ def test_two_models_side_by_side(tmp_path, monkeypatch, capsys, shared_data):
     assert "rows joined by '\\n\\n'" in words(capsys.readouterr().out)
     models = json.loads((out / "compression.json").read_text())["models"]
     assert len(models) == 2 and models[0]["outcomes"] == models[1]["outcomes"]
-    assert models[0]["calibration"] == "3 windows of 64 tokens of another text"
+    assert models[0]["calibration"] == "3 windows of 64 tokens, other windows"
     assert {p.name for p in (out / "figures").iterdir()} == {"perplexity.png", "perplexity.pdf"}
 
 
@@ -88,3 +88,21 @@ def test_bad_flags(flags, expected, tmp_path, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert expected in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_an_absorbed_prefix_stands_beside(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    flags = ["--methods", "kv4_tensor", "w8a8_first", "--attribute", "none", "--absorb", "\\n"]
+    assert call(monkeypatch, *SMALL[1:], *flags, "--out", out) == 0
+    models = json.loads((out / "compression.json").read_text())["models"]
+    assert [model["model"].endswith("absorbed") for model in models] == [False, True]
+    assert [o["method"] for o in models[1]["outcomes"]] == ["full", "kv4_tensor", "w8a8_first"]
+    # not the analysed windows
+    assert models[0]["calibration"] == "2 windows of 96 tokens, other windows"
+    assert models[0]["outcomes"] != models[1]["outcomes"]
+
+
+def test_a_prefix_that_is_none(tmp_path, monkeypatch, capsys):
+    assert call(monkeypatch, *SMALL, "--absorb", "99999", "--out", tmp_path / "out") == 2
+    assert capsys.readouterr().err.startswith("error: --absorb 99999: the model's vocabulary has")
+    assert not (tmp_path / "out").exists()

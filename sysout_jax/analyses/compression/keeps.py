@@ -35,19 +35,13 @@ def shapes(config: ModelConfig) -> dict[tuple[int, str], tuple[int, int]]:
 def find_keeps(life: Lifecycle, config: ModelConfig) -> dict[str, Keep]:
     """The parts of `KEEPS` that this lifecycle names; one that was traced and has a birth."""
     born = birth_weights(life.birth)
-
-    def down(layer: int) -> tuple[int, str]:
-        return layer, config.layer(layer).matrix("down").path
-
     dims = life.birth.dims
     found: dict[str, Keep] = {}
     if born:
-        found["birth_weights"] = {
-            down(layer): Kept(block=(_ints(channels), _ints(rows)))
-            for layer, (channels, rows) in born.items()
-        }
+        found["birth_weights"] = born_weights(life, config)
         found["channels"] = {
-            down(layer): Kept(inputs=_ints(channels)) for layer, (channels, _) in born.items()
+            _down(config, layer): Kept(inputs=_ints(channels))
+            for layer, (channels, _) in born.items()
         }
     found["dims"] = {
         place: Kept(outputs=dims) if _writes(config, *place) else Kept(inputs=dims)
@@ -55,6 +49,14 @@ def find_keeps(life: Lifecycle, config: ModelConfig) -> dict[str, Keep]:
     }
     found["columns"] = _extremal_columns(life, config)
     return found
+
+
+def born_weights(life: Lifecycle, config: ModelConfig) -> Keep:
+    """The weights W_down[d*, c*] of the birth layers; empty where no channel carries the birth."""
+    return {
+        _down(config, layer): Kept(block=(_ints(channels), _ints(rows)))
+        for layer, (channels, rows) in birth_weights(life.birth).items()
+    }
 
 
 def kept_weights(keep: Keep, config: ModelConfig) -> int:
@@ -74,6 +76,10 @@ def random_others(keep: Keep, config: ModelConfig, rng: np.random.Generator) -> 
         )
         for place, kept in keep.items()
     }
+
+
+def _down(config: ModelConfig, layer: int) -> tuple[int, str]:
+    return layer, config.layer(layer).matrix("down").path
 
 
 def _others(chosen: Sequence[int], size: int, rng: np.random.Generator) -> tuple[int, ...]:

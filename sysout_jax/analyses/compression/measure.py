@@ -9,7 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from sysout_jax.analyses.compression.errors import HiddenErrors, final_error, hidden_errors
-from sysout_jax.analyses.compression.keeps import find_keeps, kept_weights, random_others
+from sysout_jax.analyses.compression.keeps import (
+    born_weights,
+    find_keeps,
+    kept_weights,
+    random_others,
+)
 from sysout_jax.analyses.compression.results import (
     Attribution,
     Compression,
@@ -20,8 +25,16 @@ from sysout_jax.analyses.compression.results import (
 from sysout_jax.analyses.lifecycle.measure import lifecycle
 from sysout_jax.analyses.lifecycle.results import Lifecycle
 from sysout_jax.calls import check_arguments, check_kind, check_list, check_words
-from sysout_jax.compress.inputs import calibrate
-from sysout_jax.compress.methods import METHODS, SHARE, Compressor, Method, Settings, named
+from sysout_jax.compress.inputs import Calibration, calibrate
+from sysout_jax.compress.methods import (
+    METHODS,
+    SHARE,
+    USUAL_METHODS,
+    Compressor,
+    Method,
+    Settings,
+    named,
+)
 from sysout_jax.config import ModelConfig
 from sysout_jax.data.text import Windows
 from sysout_jax.engine import Stream, observe_nothing
@@ -30,6 +43,7 @@ from sysout_jax.models import parameter_count, parameter_shapes
 from sysout_jax.numerics.intervals import Interval, bootstrap_weights, interval
 from sysout_jax.outliers.definitions import TAU
 from sysout_jax.perplexity import Perplexity, check_predicting, perplexity_of
+from sysout_jax.statistics.collect import collect
 from sysout_jax.weights import expected_shapes
 
 
@@ -37,7 +51,7 @@ def compression(
     lm: LanguageModel,
     tokens,
     *,
-    methods: Sequence[str] = tuple(METHODS),
+    methods: Sequence[str] = USUAL_METHODS,
     attribute: Sequence[str] = (),
     sparsities: Sequence[float] = (0.5,),
     settings: Settings | None = None,
@@ -54,35 +68,51 @@ def compression(
     check_arguments(lm, tau=tau, seeds=seeds, seed=seed)
     check_kind("settings", settings, Settings)
     methods = check_words("methods", methods, METHODS)
-    # what is pruned over the whole model is not decided within a layer
-    by_layer = {name: method for name, method in METHODS.items() if method.prune != "model"}
+    # what is pruned over the whole model is not decided within a layer, and a cache is no weight or input of one
+    by_layer = {
+        name: method
+        for name, method in METHODS.items()
+        if method.prune != "model" and not method.cache_bits and not method.kept_weights
+    }
     attribute = check_words("attribute", attribute, by_layer, least=0)
     sparsities = check_list("sparsities", sparsities, SHARE)
     settings = settings or Settings()
     study = _Study(lm, tokens)
     chosen = [METHODS[name] for name in (*methods, *attribute)]
-    calibration, calibrated = None, "not needed"
-    if any(m.inputs == "static" or m.smooth for m in chosen):
+    calibrations: dict[str, Calibration | None] = {"": None}
+    calibrated = "not needed"
+    needing = [m for m in chosen if m.inputs == "static" or m.smooth]
+    if needing:
         own = calibration_tokens is None
-        read = tokens if own else calibration_tokens
-        calibration = calibrate(lm, read)
-        where = "the analysed windows themselves" if own else "another text"
-        calibrated = f"{np.shape(read)[0]} windows of {np.shape(read)[1]} tokens of {where}"
+        read = lm.check_tokens(tokens if own else calibration_tokens)
+        calibrations = {
+            left_out: calibrate(lm, read, _counted(lm, read, tau, left_out))
+            for left_out in dict.fromkeys(m.left_out for m in needing)
+        }
+        where = "the analysed windows themselves" if own else "other windows"
+        calibrated = f"{len(read)} windows of {read.shape[1]} tokens, {where}"
 
-    def compressor(sparsity: float) -> Compressor:
+    def compressor(method: Method, sparsity: float) -> Compressor:
+        calibration = calibrations.get(method.left_out)
         return Compressor(lm, dataclasses.replace(settings, sparsity=sparsity), calibration)
 
+    needs_life = bool(attribute) or any(METHODS[name].kept_weights for name in methods)
+    life = _life(lm, tokens, tau) if needs_life else None
+    weights = born_weights(life, lm.config) if life else {}
     runs, notes = _runs(lm, methods, sparsities)
     followed = dict.fromkeys(name for name, _ in _runs(lm, attribute, (0.0,))[0])
     outcomes = [study.outcome("full", "full precision", None, lm)]
     for name, sparsity in runs:
-        made = compressor(settings.sparsity if sparsity is None else sparsity)
-        label = named(METHODS[name], made.settings)
-        outcomes.append(study.outcome(name, label, sparsity, made.model(METHODS[name])))
-    life = _life(lm, tokens, tau) if attribute else None
+        method = METHODS[name]
+        if method.kept_weights and not weights:
+            notes.append(f"No {method.label}: no weight is found to write an outlier.")
+            continue
+        made = compressor(method, settings.sparsity if sparsity is None else sparsity)
+        keep = weights if method.kept_weights else None
+        label = named(method, made.settings)
+        outcomes.append(study.outcome(name, label, sparsity, made.model(method, keep=keep)))
     if attribute and life is None:
         notes.append("No activation is larger than others: no outlier to attribute errors to.")
-    made = compressor(settings.sparsity)
     return Compression(
         model=lm.name,
         num_layers=lm.num_layers,
@@ -95,11 +125,26 @@ def compression(
         outcomes=tuple(outcomes),
         outliers=_outliers(life, tau) if life else None,
         attributions=tuple(
-            study.attribution(name, METHODS[name], made, life, seeds, seed) for name in followed
+            study.attribution(
+                name, METHODS[name], compressor(METHODS[name], settings.sparsity), life, seeds, seed
+            )
+            for name in followed
         ),
         notes=tuple(notes),
         nonfinite=study.stream.nonfinite(),
     )
+
+
+def _counted(
+    lm: LanguageModel, tokens_NxT: np.ndarray, tau: float, left_out: str
+) -> np.ndarray | None:
+    """(N, T) bool: the tokens that enter static scales; None for all."""
+    if left_out == "first":
+        return np.broadcast_to(np.arange(tokens_NxT.shape[1]) > 0, tokens_NxT.shape)
+    if left_out == "outliers":
+        stats = collect(lm, tokens_NxT, tau, names=("h",))
+        return ~np.asarray(stats.h.outlier_tokens(tau).any(axis=0))
+    return None
 
 
 def _runs(

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from sysout_jax.analyses.compression import figures
 from sysout_jax.analyses.compression.keeps import KEEPS
 from sysout_jax.analyses.compression.results import Attribution, Compression, Outcome
-from sysout_jax.compress.methods import INPUT_BITS, METHODS
+from sysout_jax.compress.methods import INPUT_BITS, LEFT_OUT, METHODS
 from sysout_jax.figures.select import (
     change,
     digits,
@@ -270,6 +270,11 @@ def _definitions(result: Compression) -> Table:
          "channel, a power of two, or for each 16, an eight-bit float (E4M3) times one float32 of the matrix"),
         ("W8A8", f"W8 per channel, and the inputs of the linear layers rounded to {INPUT_BITS} bits; static: one scale from the largest calibrated |x| "
          "of the tensor; per token: a scale from each token's largest |x|"),
+        *((f"{name} left out", f"{rule} enter no static scale of that row; their inputs are clipped to it") for name, rule in LEFT_OUT.items()),
+        ("KV8, KV4, KV2", "keys and values rounded to 8, 4 or 2 bits, one scale each for a sequence and layer (per tensor), or keys per channel over the tokens and values "
+         "per token; first kept: those of the first token in full precision and in no scale"),
+        ("outlier weights kept", "the weights W_down[d*, c*] of the birth layers in full precision and in no scale; in the scale: they still set the step of their group"),
+        ("with embeddings", "embeddings and head are compressed too; rows that do not say so leave them in full precision"),
         ("SmoothQuant", f"Xiao et al. 2023, α = {settings.alpha:g}: input channels divided by max|X|^α / max|W|^(1−α), folded into the norms before "
          "q, k, v and gate, up; “+ down” folds into up for the down projection too (LLaMA only); then W8A8"),
         ("pruned", "the smallest |w| set to zero, the given share of every matrix, or of all matrices together"),

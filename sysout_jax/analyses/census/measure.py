@@ -1,0 +1,224 @@
+"""`so.census`: the strongest writers of a model, each taken away by itself, in pairs, and beside controls.
+
+That one weight can carry a model is from Yu et al. 2024 (super weights); whether a writer that ranks high is one that matters is measured here, not assumed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from itertools import combinations
+
+import numpy as np
+
+from sysout_jax.analyses.census.results import Agreement, Census, Control, Effect, Entry, Pair
+from sysout_jax.analyses.census.writers import RANKINGS, Writer, find_writers
+from sysout_jax.calls import check_arguments
+from sysout_jax.checks import Whole, check, scalar
+from sysout_jax.data.text import Windows
+from sysout_jax.errors import InputError
+from sysout_jax.interventions.effects import Measured, Unedited
+from sysout_jax.interventions.weights import Fill, edit_down_weights, zero
+from sysout_jax.language_model import LanguageModel
+from sysout_jax.numerics.intervals import Interval, bootstrap_weights, interval
+from sysout_jax.numerics.ranks import rank_correlation
+from sysout_jax.outliers.definitions import TAU
+from sysout_jax.perplexity import protocol_of
+from sysout_jax.statistics.collect import Stats, at_hand
+
+#: What is edited of a writer.
+EDITS = {
+    "element": "W_down[row, column] set to zero",
+    "half": "W_down[row, column] halved",
+    "column": "W_down[:, column] set to zero: all that the channel writes",
+    "row": "W_down[row, :] set to zero: all that the layer's MLP writes to the dim",
+}
+#: What stands beside them, drawn at random in the same layer.
+CONTROLS = {
+    "random": "another element of the row, another column or another row set to zero",
+    "equal norm": "a random direction added to another element of the row, column or row, as long as what the edit takes away",
+}
+CONTROLLED = ("element", "column", "row")
+PAIRED = ("element", "column")
+#: The edit that a ranking speaks about.
+RANKS = {"column": "column", "row": "row", "activation": "element"}
+PAIRED_WRITERS = 3  # all pairs of the largest writes
+MOST_WRITERS = 1000
+
+Apply = Callable[[LanguageModel], LanguageModel]
+
+
+def census(
+    lm: LanguageModel,
+    tokens,
+    tau: float = TAU,
+    *,
+    count: int = 2,
+    seeds: int = 1,
+    stats: Stats | None = None,
+    seed: int = 0,
+) -> Census:
+    """Take away the `count` strongest writers by each of `RANKINGS` and measure the perplexity of `tokens` (N, T) again.
+
+    Pairs are those of the `PAIRED_WRITERS` largest writes. Each control is drawn `seeds` times from `seed`. `stats` are `collect`'s on the same
+    tokens when they are at hand; `tau` says only which tokens hold outliers. Raises InputError for windows of one token.
+    """
+    check_arguments(lm, tau=tau, seeds=seeds, seed=seed)
+    check("count", scalar(count), Whole(1, MOST_WRITERS))
+    stats = at_hand(stats, lm, tokens, tau)
+    if stats.tokens.shape[1] < 2:
+        raise InputError("windows of one token predict nothing; expected at least 2 tokens each")
+    writers = find_writers(lm, stats, count)
+    bench = _Bench(lm, stats, tau, writers, seed)
+    entries = tuple(bench.entry(writer, seeds) for writer in writers)
+    baseline = bench.baseline
+    return Census(
+        model=lm.name,
+        tau=float(tau),
+        num_layers=lm.num_layers,
+        num_sequences=len(stats.tokens),
+        length=stats.tokens.shape[1],
+        count=count,
+        num_seeds=seeds,
+        protocol=protocol_of(dataclasses.replace(Windows.of(tokens), tokens=stats.tokens)),
+        perplexity=bench.effect("none", [baseline]).perplexity,
+        loss=float(baseline.nll.mean()),
+        largest=baseline.ratio,
+        entries=entries,
+        pairs=tuple(
+            bench.pair(writers, *pair, edit)
+            for edit in PAIRED
+            for pair in combinations(range(min(PAIRED_WRITERS, len(writers))), 2)
+        ),
+        agreements=tuple(_agreement(entries, name) for name in RANKINGS),
+        nonfinite=baseline.nonfinite,
+    )
+
+
+class _Bench:
+    """What all edits of one model on one set of tokens share. Each runs once, from the first layer that it changes."""
+
+    def __init__(
+        self, lm: LanguageModel, stats: Stats, tau: float, writers: Sequence[Writer], seed: int
+    ):
+        self.lm, self.seed = lm, seed
+        layers = {writer.layer for writer in writers}
+        marked = np.asarray(stats.h.outlier_tokens(tau).any(axis=0))
+        self.unedited = Unedited(lm, stats.tokens, marked, tau, min(layers), also=layers)
+        self.baseline = self.unedited.measured
+        self.weights_RxN = bootstrap_weights(len(stats.tokens))
+        self._done: dict[tuple, Measured] = {}
+
+    def entry(self, writer: Writer, seeds: int) -> Entry:
+        def control(kind: str, edit: str) -> Effect:
+            return self.effect(
+                edit, [self._control(writer, kind, edit, run) for run in range(seeds)]
+            )
+
+        return Entry(
+            writer=writer,
+            effects=tuple(self.effect(edit, [self.edited(writer, edit)]) for edit in EDITS),
+            controls=tuple(
+                Control(kind, control(kind, edit)) for edit in CONTROLLED for kind in CONTROLS
+            ),
+        )
+
+    def pair(self, writers: Sequence[Writer], first: int, second: int, edit: str) -> Pair:
+        a, b = writers[first], writers[second]
+        changed = self._edit(b, edit)(self._edit(a, edit)(self.lm))
+        together = self.unedited.edited(changed, start=min(a.layer, b.layer))
+        base_N = self.baseline.nll
+        alone_N = self.edited(a, edit).nll + self.edited(b, edit).nll - base_N
+        return Pair(
+            first,
+            second,
+            self.effect(edit, [together]),
+            self._relative((together.nll - alone_N)[:, None]),
+        )
+
+    def edited(self, writer: Writer, edit: str) -> Measured:
+        row, column = writer.row, writer.column
+        key = (edit, writer.layer, row if edit != "column" else -1, column if edit != "row" else -1)
+        if key not in self._done:
+            changed = self._edit(writer, edit)(self.lm)
+            self._done[key] = self.unedited.edited(changed, start=writer.layer)
+        return self._done[key]
+
+    def effect(self, edit: str, runs: Sequence[Measured]) -> Effect:
+        nll_NxS = np.stack([run.nll for run in runs], axis=1)
+        with np.errstate(over="ignore"):
+            perplexity = interval(np.exp(self.weights_RxN @ nll_NxS / len(nll_NxS)))
+        return Effect(
+            edit=edit,
+            perplexity=perplexity,
+            loss_change=self._relative(nll_NxS - self.baseline.nll[:, None]),
+            ratio=float(np.mean([run.ratio for run in runs])),
+            nonfinite=max(run.nonfinite.h.total for run in runs),
+        )
+
+    def _relative(self, more_NxS: np.ndarray) -> Interval:
+        """Of nats more, over the loss of the same sequences unedited."""
+        return interval((self.weights_RxN @ more_NxS) / (self.weights_RxN @ self.baseline.nll)[:, None])  # fmt: skip
+
+    def _edit(self, writer: Writer, edit: str) -> Apply:
+        lines = self._lines(writer.layer, writer.row, writer.column, "element" if edit == "half" else edit)  # fmt: skip
+
+        def halved(layer: int, kernel_FxD: np.ndarray) -> np.ndarray:
+            return kernel_FxD[np.ix_(*lines)] / 2
+
+        return self._apply(writer.layer, lines, halved if edit == "half" else zero)
+
+    def _control(self, writer: Writer, kind: str, edit: str, run: int) -> Measured:
+        config = self.lm.config
+        purpose = [list(CONTROLS).index(kind), CONTROLLED.index(edit)]
+        rng = np.random.default_rng([self.seed, run, *purpose, *writer.place])
+        row, column = writer.row, writer.column
+        if edit == "row":
+            row = _another(rng, config.d_model, row)
+        else:
+            column = _another(rng, self._channels(writer.layer), column)
+        mine = self._lines(writer.layer, writer.row, writer.column, edit)
+        other = self._lines(writer.layer, row, column, edit)
+        direction = rng.standard_normal([len(line) for line in other])
+        direction /= np.linalg.norm(direction)
+
+        def disturbed(layer: int, kernel_FxD: np.ndarray) -> np.ndarray:
+            length = np.linalg.norm(kernel_FxD[np.ix_(*mine)].astype(np.float64))
+            return kernel_FxD[np.ix_(*other)] + length * direction
+
+        fill = zero if kind == "random" else disturbed
+        changed = self._apply(writer.layer, other, fill)(self.lm)
+        return self.unedited.edited(changed, start=writer.layer)
+
+    def _lines(self, layer: int, row: int, column: int, edit: str) -> tuple[np.ndarray, np.ndarray]:
+        """Channels and dims of an edit."""
+        channels = np.arange(self._channels(layer)) if edit == "row" else np.array([column])
+        dims = np.arange(self.lm.config.d_model) if edit == "column" else np.array([row])
+        return channels, dims
+
+    def _channels(self, layer: int) -> int:
+        return self.lm.config.layer(layer).mlp.channels
+
+    def _apply(self, layer: int, lines: tuple[np.ndarray, np.ndarray], fill: Fill) -> Apply:
+        return lambda lm: edit_down_weights(lm, {layer: lines}, fill)
+
+
+def _another(rng: np.random.Generator, count: int, taken: int) -> int:
+    """A random index that is not `taken`, where there is one."""
+    return (taken + int(rng.integers(1, count))) % count if count > 1 else taken
+
+
+def _agreement(entries: Sequence[Entry], ranking: str) -> Agreement:
+    """Over the distinct lines that an edit touches."""
+    edit = RANKS[ranking]
+    seen = {}
+    for entry in entries:
+        w = entry.writer
+        value, line = {
+            "column": (w.column_ratio, (w.layer, w.column)),
+            "row": (w.row_ratio, (w.layer, w.row)),
+            "activation": (w.write, w.place),
+        }[ranking]
+        seen[line] = value, entry.effect(edit).loss_change.value
+    values, effects = zip(*seen.values(), strict=True)
+    return Agreement(ranking, edit, len(seen), rank_correlation(values, effects))

@@ -1,0 +1,248 @@
+"""The page and the terminal table of `analyze.census`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sysout_jax.analyses.census import figures
+from sysout_jax.analyses.census.measure import CONTROLS, EDITS
+from sysout_jax.analyses.census.results import Census, Effect, Entry, Pair
+from sysout_jax.analyses.census.writers import RANKINGS
+from sysout_jax.figures.select import digits, joined, number, plural
+from sysout_jax.numerics.intervals import LEVEL, Interval
+from sysout_jax.reports.expected import Expectation
+from sysout_jax.reports.nonfinite import remarks
+from sysout_jax.reports.page import Picture, Section, Table
+from sysout_jax.reports.report import write_report
+from sysout_jax.reports.terminal import text_table
+
+NAME = "census"
+COUNTING = (
+    "Layers are counted from 1 on this page and from 0 in census.json. Rows (dims of h), columns (channels of the MLP) and sequences are counted "
+    "from 0 everywhere, ranks from 1. [507, 1229] is row 507, column 1229 of W_down."
+)
+RANK_IS_NOT_SEVERITY = "Rank is not severity: the rankings say where a matrix or an activation is uneven, the edits say what the model loses."
+
+
+def write_census_report(
+    out: Path,
+    result: Census,
+    settings: dict[str, Any],
+    expectation: Expectation | None = None,
+) -> list[Path]:
+    """Write the report into `out`; `settings` come from `provenance.run_settings`. Returns the paths of all files."""
+    return write_report(
+        out,
+        NAME,
+        f"Census of writers: {result.model}",
+        headline=verdict(result),
+        payload=result.to_dict(),
+        sections=_sections(result),
+        figures={"effects": figures.effects(result), "ranks": figures.ranks(result)},
+        settings=settings,
+        expectation=expectation,
+    )
+
+
+def verdict(result: Census) -> str:
+    """One sentence: whose loss hurts most."""
+    entry, effect = worst(result)
+    change = _share(effect.loss_change.value)
+    what = f"{effect.edit} of {figures.called(entry)}"
+    if not effect.loss_change.value > 0:
+        return f"{result.model}: none of {plural(len(result.entries), 'writer')} raises the loss when it is taken away."
+    return (
+        f"{result.model}: of {plural(len(result.entries), 'writer')}, the {what} matters most: set to zero, the loss changes by {change} "
+        f"(perplexity {digits(result.perplexity.value)} → {digits(effect.perplexity.value)})."
+    )
+
+
+def worst(result: Census, edits: tuple[str, ...] = ("element", "column", "row")) -> tuple[Entry, Effect]:  # fmt: skip
+    """The edit that raises the loss most; one that leaves no finite loss counts as the most of all."""
+    found = [
+        (entry, effect)
+        for entry in result.entries
+        for effect in entry.effects
+        if effect.edit in edits
+    ]
+    return max(found, key=lambda pair: np.nan_to_num(pair[1].loss_change.value, nan=np.inf))
+
+
+def agreement_sentence(result: Census) -> str:
+    """That rank is not severity, with the correlations."""
+    found = [
+        f"{number(a.correlation)} by {a.ranking} ({a.writers} lines, {a.edit} to zero)"
+        for a in result.agreements
+    ]
+    return f"{RANK_IS_NOT_SEVERITY} Rank correlation with the change of the loss: {joined(found)}."
+
+
+def summary(result: Census) -> str:
+    """The writers as a terminal table."""
+    rows = [
+        (
+            figures.called(entry),
+            number(entry.writer.write),
+            f"{entry.writer.column_rank}/{entry.writer.row_rank}/{entry.writer.write_rank}",
+            *(_share(effect.loss_change.value) for effect in entry.effects),
+        )
+        for entry in result.entries
+    ]
+    table = text_table(("writer", "|write|", "ranks", *EDITS), rows)
+    pairs = [
+        f"{_named(result, pair)}, {pair.edit}s: {_share(pair.together.loss_change.value)} together; {_reading(pair)}"
+        for pair in result.pairs
+    ]
+    return "\n".join(
+        [
+            verdict(result),
+            *remarks(result.nonfinite),
+            table,
+            "Change of the loss. Ranks: by column, row, activation.",
+            *pairs,
+            agreement_sentence(result),
+            _note(result),
+        ]
+    )
+
+
+def _named(result: Census, pair: Pair) -> str:
+    first, second = (figures.called(result.entries[i]) for i in (pair.first, pair.second))
+    return f"{first} + {second}"
+
+
+def _reading(pair: Pair) -> str:
+    """What the two say about each other, where the interval excludes chance."""
+    excess = pair.excess
+    known = np.isfinite([excess.low, excess.high]).all()
+    more = excess.low > 0 if known else excess.value > 0
+    less = excess.high < 0 if known else excess.value < 0
+    if more:
+        return (
+            f"{_size(excess.value)} more than the sum of both alone: each stands in for the other"
+        )
+    if less:
+        return f"{_size(excess.value)} less than the sum of both alone: one undoes or repeats the other"
+    return "as the sum of both alone"
+
+
+def _share(value: float) -> str:
+    """A relative change as `+313%`, with a digit more where it is small."""
+    if not np.isfinite(value):
+        return number(value)
+    text = f"{100 * value:+,.0f}%" if abs(value) >= 0.1 else f"{100 * value:+.2f}%"
+    return text.replace("-", "−")
+
+
+def _size(value: float) -> str:
+    """Without its sign, which the words say."""
+    return _share(abs(value)).removeprefix("+")
+
+
+def _interval(found: Interval) -> str:
+    value = _share(found.value)
+    if not np.isfinite(found.low):
+        return value
+    return f"{value} [{_share(found.low)}, {_share(found.high)}]"
+
+
+def _note(result: Census) -> str:
+    return (
+        f"In brackets: {LEVEL:.0%} bootstrap intervals over the sequences, edited and unedited paired. Controls: mean over "
+        f"{plural(result.num_seeds, 'seed')}. Loss unedited: {result.loss:.4f} nats. Perplexity: {result.protocol.sentence()}."
+    )
+
+
+def _sections(result: Census) -> list[Section]:
+    lines = [COUNTING, *remarks(result.nonfinite), agreement_sentence(result)]
+    sections = [
+        Section("How to read this page", tuple(lines)),
+        Section(
+            "Writers",
+            (
+                _writers(result),
+                Picture("ranks", figures.ranks_sentence(result)),
+            ),
+        ),
+        Section(
+            "Effects",
+            (Picture("effects", figures.effects_sentence(result)), _effects(result)),
+        ),
+    ]
+    if result.pairs:
+        sections.append(Section("Pairs", (_pairs(result),)))
+    return [*sections, Section("Definitions", (_definitions(),))]
+
+
+def _writers(result: Census) -> Table:
+    rows = tuple(
+        (
+            w.layer + 1, w.row, w.column, number(w.weight), number(w.write), f"{number(w.column_ratio)} ({w.column_rank:,})",
+            f"{number(w.row_ratio)} ({w.row_rank:,})", f"{w.write_rank:,}",
+        )
+        for w in (entry.writer for entry in result.entries)
+    )  # fmt: skip
+    header = (
+        "layer", "row", "column", "weight", "largest |write|", "column ratio (rank)", "row ratio (rank)", "rank of the write",
+    )  # fmt: skip
+    note = f"The {plural(result.count, 'strongest writer')} by each ranking, without repetition."
+    return Table(header, rows, note)
+
+
+def _effects(result: Census) -> Table:
+    rows: list[tuple[str | int, ...]] = []
+    for entry in result.entries:
+        controls = {(c.effect.edit, c.kind): c.effect for c in entry.controls}
+        for effect in entry.effects:
+            beside = [
+                _share(controls[effect.edit, kind].loss_change.value)
+                if (effect.edit, kind) in controls
+                else "–"
+                for kind in CONTROLS
+            ]
+            rows.append(
+                (
+                    figures.called(entry),
+                    effect.edit,
+                    digits(effect.perplexity.value),
+                    _interval(effect.loss_change),
+                    *beside,
+                    number(effect.ratio),
+                )
+            )
+    header = ("writer", "edit", "perplexity", "change of the loss", *CONTROLS, "largest ratio left")
+    unedited = f"Unedited: perplexity {digits(result.perplexity.value)}, largest ratio {number(result.largest)}. "
+    return Table(header, tuple(rows), unedited + _note(result))
+
+
+def _pairs(result: Census) -> Table:
+    def alone(index: int, pair: Pair) -> str:
+        return _share(result.entries[index].effect(pair.edit).loss_change.value)
+
+    rows = tuple(
+        (
+            _named(result, pair), pair.edit, alone(pair.first, pair), alone(pair.second, pair),
+            _interval(pair.together.loss_change), _interval(pair.excess), _reading(pair),
+        )
+        for pair in result.pairs
+    )  # fmt: skip
+    header = (
+        "pair", "edit", "first alone", "second alone", "together", "beyond the sum", "reading",
+    )  # fmt: skip
+    return Table(header, rows, "Change of the loss with both set to zero at once.")
+
+
+def _definitions() -> Table:
+    rows = (
+        ("writer", "an entry W_down[row, column]: it adds W_down[row, column] · x_down[column] to a dim of the residual stream"),
+        *((f"ranking by {name}", rule) for name, rule in RANKINGS.items()),
+        *((f"edit: {name}", rule) for name, rule in EDITS.items()),
+        *((f"control: {name}", rule) for name, rule in CONTROLS.items()),
+        ("change of the loss", "mean negative log-likelihood of the counted tokens over that of the unedited model, less 1"),
+        ("beyond the sum", "change of the loss together, less the changes of both alone"),
+        ("largest ratio left", "largest |h| over the mean |h| of its sequence, all layers"),
+    )  # fmt: skip
+    return Table(("term", "rule"), rows)
