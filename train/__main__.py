@@ -25,7 +25,7 @@ class Command:
     """Train a language model. Settings come from --config; every one of them can be overridden."""
 
     config: Path
-    """Python file that defines `config`, for example configs/cpu_small_default.py."""
+    """Python file that defines `config`, for example configs/cpu_small.py:default."""
     workdir: Path
     """Directory of the run: metrics.jsonl, checkpoints. An existing run goes on from its last checkpoint."""
     settings: Settings

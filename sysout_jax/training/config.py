@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 
-from sysout_jax.checks import Flag, Is, OrNone, Real, Rule, Whole, Word, check_fields
+from sysout_jax.checks import Flag, Is, OrNone, Real, Rule, Whole, Word, check_fields, shown
 from sysout_jax.config import ModelConfig, config_to_dict
 from sysout_jax.errors import InputError
 from sysout_jax.families import config_from_dict
@@ -223,15 +223,42 @@ def load_config(path: Path) -> TrainConfig:
 
 
 def load_defined(path: Path, name: str, kind: type[T]) -> T:
-    """What a Python file in configs/ calls `name`, a `kind`. InputError when there is none or it cannot be built."""
+    """What a Python file in configs/ calls `name`, a `kind`. InputError when there is none or it cannot be built.
+
+    Where it is a function of a word (of an attention variant, say), `FILE.py:WORD` calls it, and `FILE_WORD.py` where no such file lies.
+    """
+    path, word = _file_and_word(path)
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], 1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else "; name a file of configs/"
         raise InputError(f"config {path}: no such file{hint}")
     try:
         found = runpy.run_path(str(path)).get(name)
+        if word is not None and not callable(found):
+            raise InputError(f"its `{name}` stands for itself; name the file without {shown(word)}")
+        if word is not None:
+            found = found(word)
+    except InputError as error:
+        raise InputError(f"config {path}: {error}") from None
     except Exception as error:
         raise InputError(f"config {path}: {type(error).__name__}: {error}") from None
+    if callable(found):
+        raise InputError(
+            f"config {path}: stands for several; name one behind a colon, as in {path}:default"
+        )
     if not isinstance(found, kind):
         raise InputError(f"config {path}: defines no `{name}` of type {kind.__name__}")
     return found
+
+
+def _file_and_word(path: Path) -> tuple[Path, str | None]:
+    if path.is_file():
+        return path, None
+    file, colon, word = str(path).rpartition(":")
+    if colon:
+        return Path(file), word
+    for at in range(len(path.stem) - 1, 0, -1):
+        base = path.with_name(f"{path.stem[:at]}.py")
+        if path.stem[at] == "_" and path.suffix == ".py" and base.is_file():
+            return base, path.stem[at + 1 :]
+    return path, None

@@ -10,7 +10,7 @@ import pytest
 from sysout_jax.errors import InputError
 from train.settings import Settings, parse
 
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "gpt2_default.py"
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "gpt2.py:default"
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
+from sysout_jax.config import ATTENTION
 from sysout_jax.errors import InputError, RunError
 from sysout_jax.training.checkpoints import Checkpoints
-from sysout_jax.training.config import MeshConfig, load_config
+from sysout_jax.training.config import MeshConfig, load_config, load_defined
 from sysout_jax.training.loop import fit
 from sysout_jax.training.metrics_file import read_metrics
+from sysout_jax.training.sweep import Sweep
 
 pytestmark = pytest.mark.slow
 
@@ -267,9 +269,34 @@ def test_bad_flags_are_answered_with_what_is_right(flags, message, config_file, 
 def test_every_config_builds_and_names_its_command():
     folder = Path(__file__).resolve().parents[2] / "configs"
     files = sorted(folder.glob("*.py"))
-    assert len(files) >= 10
+    assert len(files) >= 5
     for file in files:
-        config = load_config(file)
-        assert config.steps > 0
         text = file.read_text()
         assert f"configs/{file.name}" in text and "Cost" in text and "Result" in text, file
+        if file.stem == "section5":
+            assert load_defined(file, "sweep", Sweep).runs()
+            continue
+        for attention in ATTENTION:
+            config = load_config(Path(f"{file}:{attention}"))
+            assert config.steps > 0 and config.model.attention == attention
+        older = load_config(file.with_name(f"{file.stem}_context_scale.py"))
+        assert older == load_config(Path(f"{file}:context_scale"))
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("gpt2.py", "stands for several; name one behind a colon"),
+        ("gpt2.py:defualt", "'defualt'; expected"),
+        ("gpt2_defualt.py", "'defualt'; expected"),
+        ("gpt3.py:default", "no such file; did you mean .*gpt2.py"),
+    ],
+)
+def test_a_config_that_names_no_run_says_what_is_right(name, says):
+    with pytest.raises(InputError, match=says):
+        load_config(Path(__file__).resolve().parents[2] / "configs" / name)
+
+
+def test_a_config_of_one_run_takes_no_word(config_file):
+    with pytest.raises(InputError, match="name the file without 'default'"):
+        load_config(Path(f"{config_file}:default"))
