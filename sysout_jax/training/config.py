@@ -234,9 +234,11 @@ def load_defined(path: Path, name: str, kind: type[T]) -> T:
         raise InputError(f"config {path}: no such file{hint}")
     try:
         found = runpy.run_path(str(path)).get(name)
-        if word is not None and not callable(found):
-            raise InputError(f"its `{name}` stands for itself; name the file without {shown(word)}")
         if word is not None:
+            if not callable(found):
+                raise InputError(
+                    f"its `{name}` stands for itself; name the file without {shown(word)}"
+                )
             found = found(word)
     except InputError as error:
         raise InputError(f"config {path}: {error}") from None
