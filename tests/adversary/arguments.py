@@ -24,10 +24,13 @@ BASE: list[str] = [
     f"analyze.absorb --ckpt model --text text.txt {SMALL} --prefix 3 --out new",
     f"analyze.absorb --ckpt model --text text.txt {SMALL} --prefix 3 --out new --save saved",
     f"analyze.all --ckpt model --text text.txt {SMALL} --skip compression intervene length --out new",
+    f"analyze.census --ckpt model --text text.txt {SMALL} --count 1 --out new",
     "convert --src model --out new",
     "convert --src model --out new --format hf",
     "train.prepare --source a.txt b.jsonl --tokenizer bytes --out new",
     "train.prepare --source c.jsonl.gz d.jsonl.xz --tokenizer tokenizer.json --out new --val-fraction 0.2",
+    "train.prepare --task bigram-backcopy --source text.txt --windows 40 --bos-every 8 --out new",
+    "train.sweep grid.py --workdir new",
     "train --config tiny.py --workdir new --steps 2",
     "train --config tiny.py --workdir run --steps 4",
 ]
@@ -37,7 +40,7 @@ WORDS = ["", " ", "x", "None", "True", "false", "--", "-", "-x", "a\nb", "\x1b[3
 PATHS = ["model", "run", "text.txt", "nowhere", "nowhere/deep/er", "text.txt/below", ".", "", "/dev/null", "/dev/null/x", "/dev/full", "/proc/self/x", "[x]", "a\\b", "a b", "ä", "\udcff", "new\n", "x" * 300, "y/" * 2000 + "z", "model/config.json", "data", "a/b", "~nobody/x", "tiny.py", "classes.json"]  # fmt: skip
 
 #: Flags that ask for work in proportion to their value: large ones are no mistakes and take for ever.
-WORK = ("seeds", "longest", "steps", "tokens", "accumulate", "eval_sequences", "monitor_sequences", "batch_size", "workers", "num_layers", "d_model", "d_ff", "num_heads", "vocab_size", "context_length", "head_dim", "num_kv_heads")  # fmt: skip
+WORK = ("seeds", "longest", "windows", "count", "steps", "tokens", "accumulate", "eval_sequences", "monitor_sequences", "batch_size", "workers", "num_layers", "d_model", "d_ff", "num_heads", "vocab_size", "context_length", "head_dim", "num_kv_heads")  # fmt: skip
 PATH_FLAGS = ("ckpt", "text", "out", "src", "source", "tokenizer", "config", "workdir", "compare", "calibration", "token_classes", "data", "save")  # fmt: skip
 NOT_TO_WRITE = (
     "/dev/null",

@@ -28,6 +28,14 @@ config = TrainConfig(
     eval_every=2, eval_sequences=2, log_every=1, save_every=2, keep=9, monitor_every=0,
 )
 """
+GRID = """
+import dataclasses
+from pathlib import Path
+from sysout_jax.training.config import load_config
+from sysout_jax.training.sweep import Sweep
+
+sweep = Sweep({"seed": range(2)}, lambda seed: dataclasses.replace(load_config(Path("tiny.py")), seed=seed, steps=2))
+"""
 STEPS = 4  # of the run that lies there; its config wants 6
 
 
@@ -132,6 +140,7 @@ def _run(directory: Path) -> None:
 
     os.chdir(directory)  # the config names its data relative to there
     Path("tiny.py").write_text(TINY)
+    Path("grid.py").write_text(GRID)
     Path("text.txt").write_text(TEXT * 2)
     prepare([Source(Path("text.txt"))], "bytes", Path("data"), val_fraction=0.3)
     Path("text.txt").unlink()
