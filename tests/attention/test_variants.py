@@ -32,6 +32,10 @@ CONFIGS = {
 T = 11
 
 
+def test_every_variant_has_a_name_in_configs():
+    assert tuple(VARIANTS) == ATTENTION
+
+
 def kernels_for(variant: str) -> list[str]:
     """Kernels that run on a CPU; `splash` has a test of its own, in Pallas's interpreter."""
     here = [n for n, k in kernels.KERNELS.items() if not k.refusal("cpu", jnp.float32)]
