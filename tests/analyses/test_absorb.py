@@ -12,6 +12,7 @@ import sysout_jax as so
 from sysout_jax.analyses.absorb.measure import QUANTISED
 from sysout_jax.analyses.absorb.results import Absorption
 from sysout_jax.analyses.absorb.search import candidates, chosen
+from sysout_jax.analyses.lifecycle.story import course_of
 from sysout_jax.attention.logits import first_key_weights
 from sysout_jax.compress.inputs import calibrate
 from sysout_jax.compress.methods import Compressor
@@ -51,6 +52,12 @@ def test_a_planted_outlier_goes_wholly():
         found.before.h_counts[:, :2] == len(TEXT)
     ).all()  # one of every sequence, over τ = 300 too
     assert found.before.h_ratio.min() > 300
+    (wave,) = found.before.waves
+    assert wave.ratio == pytest.approx(found.before.h_ratio.max(), rel=1e-5)
+    assert (
+        wave.embedded and course_of(wave) == "written by the embedding and alive in the last layer"
+    )
+    assert len(wave.tokens) == len(TEXT) and found.after.waves == ()
     assert found.after.h_counts.sum() == 0 and found.after.stays == ()
     assert {stay.layers for stay in found.before.stays} == {(0, 1)}
     assert sum(stay.count for stay in found.before.stays) == len(TEXT)

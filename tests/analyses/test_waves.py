@@ -53,6 +53,17 @@ def test_what_is_written_again_at_once_and_with_the_other_sign():
     assert (two.births, two.deaths, two.first, two.last) == ((3,), (5,), 3, 4)
 
 
+def test_what_the_embedding_writes():
+    """Wholly, or with a layer; or so little of it that the layer alone is named."""
+    for embedding, births, embedded in ((4000, (), True), (2000, (0,), True), (400, (0,), False)):
+        elements = followed([4000, 4000, 4000, 1])
+        elements.x_in[0] = embedding
+        (life,) = lives_of(0, elements, 100.0)
+        assert (life.births, life.embedded, life.deaths) == (births, embedded, (3,))
+        assert (life.first, life.last) == (0, 2)
+        assert len(grouped([life, life._replace(element=1)], np.array([(0, 1, 2), (1, 1, 2)]))) == 1
+
+
 def test_a_dip_that_does_not_end_a_life():
     (life,) = lives([0, 4000, 1500, 4000, 4100, 0])
     assert life.births == (1, 3) and life.deaths == (5,)
@@ -92,8 +103,8 @@ def test_planted_lives(offset):
     planted = random_plant(seed)
     truth, tokens = planted.truth, planted.tokens(2, 256, seed)
     stats = so.collect(planted.lm, tokens)
-    found = find_waves(planted.lm, stats, 1000.0)
-    again = find_waves(planted.lm, stats, 300.0)
+    found = find_waves(planted.lm, stats.tokens, stats.h, 1000.0)
+    again = find_waves(planted.lm, stats.tokens, stats.h, 300.0)
     assert [w.births for w in found.waves] == [w.births for w in again.waves]
     assert found.dims_left_out == 0
     births = {birth.layer: birth for birth in truth.births}
@@ -144,7 +155,7 @@ def test_a_random_model_has_at_most_weak_waves(name):
     lm = random_model(name, 4)
     tokens = np.random.default_rng(4).integers(0, lm.config.vocab_size, (3, 20))
     stats = so.collect(lm, tokens)
-    found = find_waves(lm, stats, 1000.0)
+    found = find_waves(lm, stats.tokens, stats.h, 1000.0)
     _, taps = so.capture(lm, tokens, ("h",))
     h = np.asarray(taps["h"])  # (L, N, T, D)
     for wave in found.waves:

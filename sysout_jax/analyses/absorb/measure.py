@@ -12,6 +12,7 @@ import numpy as np
 
 from sysout_jax.analyses.absorb.results import Absorption, Proof, Quantised, Reading, Staying
 from sysout_jax.analyses.absorb.search import LONGEST, chosen, search
+from sysout_jax.analyses.lifecycle.waves import find_waves
 from sysout_jax.attention import AttentionSpec
 from sysout_jax.attention.logits import first_key_weights
 from sysout_jax.calls import check_arguments, check_list
@@ -79,8 +80,8 @@ def absorb(
     tried = () if prefix is not None else search(lm, calibration, longest)
     keys = prefix_keys(lm, chosen(tried).prefix if prefix is None else prefix)
     clean = absorbed(lm, keys)
-    before, _ = _read(lm, windows)
-    after, stream = _read(clean, windows)
+    before, _ = _read(lm, windows, tau)
+    after, stream = _read(clean, windows, tau)
     where = "the analysed windows themselves" if own else "other windows"
     count, each = calibration.shape
     tokenizer = lm.tokenizer
@@ -122,7 +123,7 @@ class _Observe:
         }
 
 
-def _read(lm: LanguageModel, windows: Windows) -> tuple[Reading, Stream]:
+def _read(lm: LanguageModel, windows: Windows, tau: float) -> tuple[Reading, Stream]:
     """And the stream that has gone through all layers."""
     stream, length = Stream(lm, windows), np.shape(windows)[-1]
     specs = [lm.config.layer(l) for l in range(lm.num_layers)]
@@ -131,6 +132,8 @@ def _read(lm: LanguageModel, windows: Windows) -> tuple[Reading, Stream]:
     h = join_activations([found["h"] for found in seen], TOP)
     width = specs[0].mlp.expert_width
     x_down = join_activations([found["x_down"] for found in seen], TOP, width)
+
+    waves = find_waves(lm, stream.tokens, h, tau).waves
 
     def mean(name: str) -> np.ndarray:
         return np.stack([found[name].astype(np.float64).mean(axis=0) for found in seen])
@@ -144,6 +147,7 @@ def _read(lm: LanguageModel, windows: Windows) -> tuple[Reading, Stream]:
         first=mean("first"),
         extra=mean("extra"),
         stays=_staying(h, stream.tokens),
+        waves=tuple(wave for wave in waves if wave.ratio > TAUS[0]),
         nonfinite=stream.nonfinite(),
     ), stream
 

@@ -10,7 +10,8 @@ import numpy as np
 from sysout_jax.analyses.absorb.figures import FIGURES
 from sysout_jax.analyses.absorb.results import Absorption, Reading
 from sysout_jax.analyses.absorb.search import GAIN, LENGTH, WINDOWS, WORSE, Tried
-from sysout_jax.figures.select import digits, in_layers, number, percent, plural
+from sysout_jax.analyses.lifecycle.story import course_of
+from sysout_jax.figures.select import digits, in_layers, listed, number, percent, plural
 from sysout_jax.figures.spec import draw_figures
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.outliers.definitions import SINK_SHARE, TAUS, is_sink
@@ -22,6 +23,7 @@ from sysout_jax.reports.terminal import text_table
 
 NAME = "absorb"
 COLUMNS = ("", "as it is", "absorbed")
+MAX_WAVES = 8
 
 
 def write_absorb_report(
@@ -32,6 +34,7 @@ def write_absorb_report(
     sections = [
         Section("How to read this page", tuple(_reading(report))),
         Section("Before and after", (Table(COLUMNS, _rows(report), _note(report)),)),
+        Section("Waves", (_waves(report),)),
         *figure_sections(FIGURES, report, token_text, tables),
         Section("The proof", (_proof(report),)),
     ]
@@ -83,6 +86,11 @@ def summary(report: Absorption) -> str:
         text_table(COLUMNS, _rows(report)),
         f"Proof     {_proof(report)}",
     ]
+    waves = [
+        f"{name} {len(found)}" + (f", up to {number(max(w.ratio for w in found))}" if found else "")
+        for name, found in zip(COLUMNS[1:], (report.before.waves, report.after.waves), strict=True)
+    ]
+    lines.append(f"Waves     over {TAUS[0]:g} times the mean: {'; '.join(waves)}")
     if report.after.stays:
         shown = ", ".join(
             f"{name} ×{one.count} (up to {number(one.ratio)})"
@@ -127,13 +135,35 @@ def _rows(report: Absorption) -> tuple[tuple[str, ...], ...]:
         ),
         row("attention on the first token", lambda r: percent(r.first.mean())),
         row("attention on the extra keys", lambda r: percent(r.extra.mean())),
-        row("heads with their sink at the first token", lambda r: _sinks(r.first)),
+        row(
+            "heads with their sink at the first token", lambda r: _sinks(r.first, report.even_share)
+        ),
         row("heads with their sink at the extra keys", lambda r: _sinks(r.extra)),
     )
 
 
-def _sinks(share_LxH: np.ndarray) -> str:
-    return f"{int(is_sink(share_LxH).sum()):,} of {share_LxH.size:,}"
+def _sinks(share_LxH: np.ndarray, even: float = 0.0) -> str:
+    return f"{int(is_sink(share_LxH, even).sum()):,} of {share_LxH.size:,}"
+
+
+def _waves(report: Absorption) -> Table | str:
+    """Lives of large elements, in both models."""
+    rows = tuple(
+        (
+            name,
+            f"{number(wave.ratio)}{' (over τ)' if wave.above else ''}",
+            listed(wave.dims, 6),
+            course_of(wave),
+            f"{len(wave.tokens):,} ({wave.first_tokens} first)",
+        )
+        for name, reading in zip(COLUMNS[1:], (report.before, report.after), strict=True)
+        for wave in reading.waves[:MAX_WAVES]
+    )
+    if not rows:
+        return f"No element of h exceeds {TAUS[0]:g} times the mean in either model."
+    header = ("model", "times the mean", "dims", "course", "tokens")
+    note = f"Every life of elements over {TAUS[0]:g} times the mean, as in the lifecycle"
+    return Table(header, rows, f"{note}; at most {MAX_WAVES} of each model.")
 
 
 def _note(report: Absorption) -> str:
@@ -211,7 +241,8 @@ def _definitions(report: Absorption) -> Table:
          "Rotary keys are turned back by the length of the prefix, learned positions begin later by it"),
         ("largest |h| / mean", "over the elements of h of all sequences and layers, each over the mean |h| of its sequence and layer"),
         ("attention on …", "mean over queries, heads, layers and sequences"),
-        ("a head's sink", f"more than {SINK_SHARE:.0%} of its attention, mean over queries and sequences (Gu et al. 2024)"),
+        ("wave", "a life of large elements of h, found from what layers write; see the lifecycle's definitions"),
+        ("a head's sink", f"more than {SINK_SHARE:.0%} of its attention, at the first token also more than the even share, mean over queries and sequences (Gu et al. 2024)"),
         ("even share", f"what attention spread evenly over all keys up to the query gives the first one, mean over queries: {percent(report.even_share)}"),
         ("A8 static per tensor", "the inputs of all linear layers of all blocks rounded to 8 bits, with one scale each, from the largest |x| in calibration"),
         ("W8A8 static per tensor", "and their weights to 8 bits with one scale per matrix; embeddings and head in full precision"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sysout_jax.analyses.absorb.search import Tried
+from sysout_jax.analyses.lifecycle.waves import Wave
 from sysout_jax.compress.absorption import PrefixKeys
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import Nonfinite
@@ -47,6 +48,7 @@ class Reading:
     first: np.ndarray  # (L, H) attention on the text's first token, mean over queries and sequences
     extra: np.ndarray  # (L, H) attention on the extra keys
     stays: tuple[Staying, ...]  # strongest first
+    waves: tuple[Wave, ...]  # over the lowest threshold
     nonfinite: Nonfinite
 
 

@@ -63,7 +63,8 @@ def lifecycle(
     check_arguments(lm, tau=tau, seed=seed)
     stats = at_hand(stats, lm, tokens, tau, same_tau=True)
     protocol = protocol_of(Windows.of(tokens))
-    return _lifecycle(lm, stats, tau, find_waves(lm, stats, tau), protocol, cause, seed)
+    waves = find_waves(lm, stats.tokens, stats.h, tau)
+    return _lifecycle(lm, stats, tau, waves, protocol, cause, seed)
 
 
 def _lifecycle(

@@ -153,7 +153,7 @@ def _waves(report: Lifecycle, token_text: TokenText) -> Table | None:
             f"{number(wave.ratio)}{' (over τ)' if wave.above else ''}",
             f"{number(wave.value)} (layer {wave.peak + 1})",
             listed(wave.dims),
-            _written(report, wave.births),
+            "; ".join(filter(None, ("embedding" * wave.embedded, _written(report, wave.births)))),
             _written(report, wave.deaths) or ("survives" if wave.survives else "fades"),
             _texts(wave.tokens, token_text),
         )

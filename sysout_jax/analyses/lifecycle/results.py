@@ -234,7 +234,7 @@ class Lifecycle:
             (
                 ", ".join(map(str, wave.dims[:4])),
                 f"{wave.ratio:,.0f}",
-                ", ".join(map(str, wave.born)),
+                ", ".join((*["embedding"] * wave.embedded, *map(str, wave.born))),
                 ", ".join(map(str, wave.ended)),
                 len(wave.tokens),
                 "yes" if wave.above else "no",

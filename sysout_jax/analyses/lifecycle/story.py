@@ -134,7 +134,10 @@ def _waves(report: Lifecycle) -> list[str]:
 
 def course_of(wave: Wave) -> str:
     """`written in layers 2–3 and taken back in layers 10–11`."""
-    written = f"written in {_layers(wave.born)}"
+    embedding = ["by the embedding"] if wave.embedded else []
+    written = (
+        f"written {joined([*embedding, *([f'in {_layers(wave.born)}'] if wave.born else [])])}"
+    )
     if wave.ended:
         return joined([written, f"taken back in {_layers(wave.ended)}"])
     return joined(

@@ -16,7 +16,7 @@ import numpy as np
 from sysout_jax.analyses.lifecycle.writes import MAX_DIMS, Followed, follow_writes
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.outliers import definitions as rules
-from sysout_jax.statistics.collect import Stats
+from sysout_jax.statistics.activations import ActivationStats
 
 MINOR = 0.5  # a layer that writes to less than this share of the elements of the busiest one is not named
 SWEEP = (*rules.TAUS, 10_000.0)  # thresholds at which waves are counted
@@ -41,6 +41,7 @@ class Wave:
     dims: tuple[int, ...]  # strongest first
     tokens: tuple[tuple[int, int], ...]  # (sequence, token), strongest first
     births: tuple[Write, ...]
+    embedded: bool  # the embedding writes it, at least in part
     #: empty where it survives the last layer, or fades without a write against it
     deaths: tuple[Write, ...]
     first: int  # first layer whose output holds it
@@ -93,17 +94,18 @@ class Life(NamedTuple):
     first: int
     last: int
     peak: int
+    embedded: bool = False
 
 
-def find_waves(lm: LanguageModel, stats: Stats, tau: float) -> Waves:
-    """One pass over all sequences, at every token that holds an element over the level in some layer."""
-    level = rules.level_of(float(stats.h.ratio.max()), min(tau, min(rules.TAUS)))
-    flagged = np.flatnonzero(stats.h.outlier_channels(level).any(axis=0))
+def find_waves(lm: LanguageModel, tokens: np.ndarray, stats: ActivationStats, tau: float) -> Waves:
+    """One pass over all `tokens` (N, T), at every token that holds an element over the level in some layer; `stats` are those of h."""
+    level = rules.level_of(float(stats.ratio.max()), min(tau, min(rules.TAUS)))
+    flagged = np.flatnonzero(stats.outlier_channels(level).any(axis=0))
     if not 0 < level < np.inf or not len(flagged):
         return Waves(level, (), 0, dict.fromkeys(SWEEP, (0, 0, 0)))
-    order = np.argsort(-stats.h.channel_ratio.max(axis=0)[flagged], kind="stable")
+    order = np.argsort(-stats.channel_ratio.max(axis=0)[flagged], kind="stable")
     dims = flagged[order[:MAX_DIMS]]
-    followed = follow_writes(lm, stats, dims, level)
+    followed = follow_writes(lm, tokens, stats, dims, level)
     lives = [life for k in range(followed.h.shape[1]) for life in lives_of(k, followed, level)]
     waves = [_wave(group, followed, tau) for group in grouped(lives, followed.places)]
     waves.sort(key=lambda wave: (wave.first, -wave.ratio))
@@ -114,7 +116,7 @@ def find_waves(lm: LanguageModel, stats: Stats, tau: float) -> Waves:
 def lives_of(k: int, followed: Followed, level: float) -> list[Life]:
     """The lives of element k whose peak exceeds the level.
 
-    It lives from a write of at least `WRITE_SHARE` of its peak until |h| falls under `ALIVE_SHARE` of the peak, or h changes sign.
+    It lives from a write, or an embedding, of at least `WRITE_SHARE` of its peak until |h| falls under `ALIVE_SHARE` of the peak, or h changes sign.
     """
     h_L, x_L = followed.h[:, k], followed.x_in[:, k]
     found, start = [], 0
@@ -139,7 +141,8 @@ def _life(k: int, write_L, before_L, after_L, start: int, end: int) -> Life | No
     peak = start + int(np.argmax(after_L[start:end]))
     largest = after_L[peak]
     births = [l for l in range(start, peak + 1) if write_L[l] >= rules.WRITE_SHARE * largest]
-    if not births:
+    embedded = start == 0 and largest > 0 and before_L[0] >= rules.WRITE_SHARE * largest
+    if not births and not embedded:
         risen = write_L[start : peak + 1]
         if after_L[peak] <= 0 or np.maximum(risen, 0).sum() < largest / 2:
             return None  # what another life left over
@@ -150,15 +153,17 @@ def _life(k: int, write_L, before_L, after_L, start: int, end: int) -> Life | No
         for l in range(peak + 1, min(end + 1, len(after_L)))
         if -write_L[l] >= rules.WRITE_SHARE * before_L[l]
     ]
-    return Life(k, tuple(births), tuple(deaths), births[0], last, peak)
+    first = start if embedded else births[0]
+    return Life(k, tuple(births), tuple(deaths), first, last, peak, embedded)
 
 
 def grouped(lives: Iterable[Life], places: np.ndarray) -> list[list[Life]]:
-    """Lives of elements at `places` (K, 3) that share a layer of birth and a token or a dim, directly or through others, are one wave."""
+    """Lives of elements at `places` (K, 3) that share a layer of birth, or the embedding, and a token or a dim, directly or through others, are one wave."""
     groups: list[tuple[set[tuple], list[Life]]] = []
     for life in lives:
         sequence, token, dim = places[life.element].tolist()
-        shared = {(layer, *at) for layer in life.births for at in ((sequence, token), (dim,))}
+        writers = (*life.births, *(["embedding"] if life.embedded else []))
+        shared = {(writer, *at) for writer in writers for at in ((sequence, token), (dim,))}
         members, apart = [life], []
         for other in groups:
             if other[0] & shared:
@@ -188,6 +193,7 @@ def _wave(lives: Sequence[Life], followed: Followed, tau: float) -> Wave:
         dims=tuple(dict.fromkeys(d for _, _, d in places)),
         tokens=tuple(dict.fromkeys((n, t) for n, t, _ in places)),
         births=_writes(lives, followed, "births"),
+        embedded=any(life.embedded for life in lives),
         deaths=_writes(lives, followed, "deaths"),
         first=int(held[0]),
         last=int(held[-1]),

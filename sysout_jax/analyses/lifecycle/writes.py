@@ -12,7 +12,7 @@ from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers import definitions as rules
-from sysout_jax.statistics.collect import Stats
+from sysout_jax.statistics.activations import ActivationStats
 
 MAX_DIMS = 32  # strongest dims that are followed; one shape, hence one compilation
 KEPT_CHANNELS = 8  # strongest channels named per layer and dim
@@ -34,20 +34,25 @@ class Followed:
     channels: Sequence[Carried]  # per layer
 
 
-def follow_writes(lm: LanguageModel, stats: Stats, dims: np.ndarray, level: float) -> Followed:
-    """The elements of `dims` (P,), at most `MAX_DIMS`, that exceed `level` times the mean of their sequence in some layer."""
-    at = np.argwhere(stats.h.outlier_tokens(level).any(axis=0))  # (A, 2)
-    N = len(stats.tokens)
+def follow_writes(
+    lm: LanguageModel, tokens: np.ndarray, stats: ActivationStats, dims: np.ndarray, level: float
+) -> Followed:
+    """The elements of `dims` (P,), at most `MAX_DIMS`, that exceed `level` times the mean of their sequence in some layer.
+
+    `stats` are those of h on `tokens` (N, T).
+    """
+    at = np.argwhere(stats.outlier_tokens(level).any(axis=0))  # (A, 2)
+    N = len(tokens)
     wanted = np.broadcast_to(np.resize(dims, MAX_DIMS).astype(np.int32), (N, MAX_DIMS))
-    marked = np.zeros(stats.tokens.shape, bool)
+    marked = np.zeros(tokens.shape, bool)
     marked[at[:, 0], at[:, 1]] = True
     # magnitudes of the residual stream before a layer are compared with the mean after it too
     extra = [
         {"dims": wanted, "marked": marked, "least": level * mean_N}
-        for mean_N in stats.h.sequence_mean.astype(np.float32)
+        for mean_N in stats.sequence_mean.astype(np.float32)
     ]
     x_in, down, h, channels = [], [], [], []
-    for layer, params, seen in Stream(lm, stats.tokens).layers(_observe, extra):
+    for layer, params, seen in Stream(lm, tokens).layers(_observe, extra):
         parts = finite_or(seen["parts"][at[:, 0], at[:, 1]])[..., : len(dims)]  # (A, 3, P)
         x_in.append(parts[:, 0])
         down.append(parts[:, 1])
@@ -55,7 +60,7 @@ def follow_writes(lm: LanguageModel, stats: Stats, dims: np.ndarray, level: floa
         kernel = np.asarray(lm.config.layer(layer).matrix("down").of(params))
         channels.append(_strongest(kernel, dims, seen) if "met" in seen else {})
     stacked = [np.stack(part).astype(np.float64) for part in (x_in, down, h)]
-    mean_LxA = stats.h.sequence_mean[:, at[:, 0]]
+    mean_LxA = stats.sequence_mean[:, at[:, 0]]
     over = (np.abs(stacked[2]) > level * mean_LxA[..., None]).any(axis=0)  # (A, P)
     token, dim = np.nonzero(over)
     x_in_LxK, down_LxK, h_LxK = (part[:, token, dim] for part in stacked)
