@@ -23,8 +23,9 @@ from sysout_jax.analyses.variants.snapshots_page import (
     write_sweep_report,
 )
 from sysout_jax.commands.arguments import parse
-from sysout_jax.commands.cli import run
+from sysout_jax.commands.cli import run, say
 from sysout_jax.figures.select import short_names
+from sysout_jax.printable import some
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,10 @@ def _many(args: Args, out: Path) -> None:
     where = Path(args.ckpt)
     jobs: list[tuple[str, int | None, Path]]
     if args.over:
-        jobs = [(s, None, p) for s, paths in runs_of(where, args.over).items() for p in paths]
+        groups, behind = runs_of(where, args.over)
+        jobs = [(s, None, p) for s, paths in groups.items() for p in paths]
+        if behind:
+            say(f"Left out, since not as far as the others: {some(behind)}.")
     else:
         jobs = [("", step, path) for step, path in checkpoints_of(where)]
     found: dict[str, list[Snapshot]] = {}

@@ -103,7 +103,11 @@ def test_runs_are_grouped_by_the_other_axes(tmp_path):
         at.mkdir(parents=True)
         if "9" not in name:  # has no whole checkpoint yet
             (at / "metadata").write_text("{}")
-    found = runs_of(tmp_path, "seed")
+    behind = tmp_path / "seed=2,variant=b" / "checkpoints" / "4" / "data"
+    behind.mkdir(parents=True)
+    (behind / "metadata").write_text("{}")
+    found, left_out = runs_of(tmp_path, "seed")
+    assert left_out == ["seed=2,variant=b"]
     assert {k: [p.name for p in v] for k, v in found.items()} == {
         "variant=a": ["seed=0,variant=a", "seed=1,variant=a"],
         "variant=b": ["seed=0,variant=b"],

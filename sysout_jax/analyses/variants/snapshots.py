@@ -116,14 +116,17 @@ def checkpoints_of(directory: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-def runs_of(directory: Path, over: str) -> dict[str, list[Path]]:
-    """The runs of a sweep (`sysout_jax.training.sweep`) that have a checkpoint, those together that differ in the axis `over` only.
+def runs_of(directory: Path, over: str) -> tuple[dict[str, list[Path]], list[str]]:
+    """The runs of a sweep (`sysout_jax.training.sweep`) that went furthest, those together that differ in the axis `over` only.
 
-    Keys are the values of the other axes, as in the runs' names. InputError where there is none, and where runs have no such axis.
+    Keys are the values of the other axes, as in the runs' names; also the names of runs with a checkpoint that are not as far. InputError
+    where there is none, and where runs have no such axis.
     """
     groups: dict[str, list[Path]] = {}
-    names = [p for p in Path(directory).glob("*=*") if whole_steps(p / RUN)]
-    for path in sorted(names):
+    last = {p: max(whole_steps(p / RUN), default=None) for p in Path(directory).glob("*=*")}
+    far = {path: step for path, step in last.items() if step is not None}
+    most = max(far.values(), default=0)
+    for path in sorted(path for path, step in far.items() if step == most):
         axes = dict(word.split("=", 1) for word in path.name.split(",") if "=" in word)
         if over not in axes:
             raise InputError(f"{path}: has no axis {over}; expected one of {', '.join(axes)}")
@@ -133,7 +136,7 @@ def runs_of(directory: Path, over: str) -> dict[str, list[Path]]:
         raise InputError(
             f"{directory}: holds no runs with a checkpoint; name the directory of a sweep"
         )
-    return groups
+    return groups, sorted(path.name for path, step in far.items() if step < most)
 
 
 def equals(snapshots: Sequence[Snapshot]) -> list[int]:
