@@ -128,6 +128,8 @@ def _draw(args: Args, sources: list[Source]) -> Meta:
         setting = {"triggers": "te " if args.triggers is None else args.triggers}
         task = bigram_backcopy(bigrams, **setting)
     windows = 100_000 if args.windows is None else args.windows
+    if not 2 <= windows <= 10**9:  # one at least for training, one for validation
+        raise InputError(f"--windows {windows}: expected at least 2 and at most {10**9:,}")
     val_windows = max(1, round(args.val_fraction * windows))
     return prepare_task(
         task,

@@ -29,6 +29,7 @@ from sysout_jax.training.sweep import (
     Run,
     State,
     Sweep,
+    check_place,
     run_sweep,
     state_of,
     words_by_axis,
@@ -56,6 +57,7 @@ def main() -> None:
     args = parse(Args, "python -m train.sweep")
     sweep = load_defined(args.config, "sweep", Sweep)
     runs = sweep.runs(words_by_axis(args.only))
+    check_place(args.workdir)
     if args.dry_run:
         say(table([state_of(each, args.workdir) for each in runs]))
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 from sysout_jax.checkpoints.run_checkpoints import RUN, steps, whole_steps
 from sysout_jax.errors import AtWork, InputError, RunError
+from sysout_jax.storage.held import check_name
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import Outcome, Progress, fit
 from sysout_jax.training.metrics_file import METRICS, read_metrics
@@ -122,9 +124,10 @@ def run_sweep(
     """Train all runs to their end, each in its directory below `workdir`; those that are done are left alone. Returns where each stands.
 
     A run in which another process is at work comes later again: it is then done, or was given up and is taken over. One that cannot begin
-    or go on is told to `ended`, with the reason, and the others go on. `should_stop` is as in `fit`.
+    or go on is told to `ended`, with the reason, and the others go on. `should_stop` is as in `fit`. InputError where `workdir` is no directory.
     """
     workdir = Path(workdir)
+    check_place(workdir)
     problems: dict[str, str] = {}
     open_runs = list(runs)
     while open_runs and not should_stop():
@@ -147,6 +150,13 @@ def run_sweep(
             time.sleep(PAUSE)
         open_runs = elsewhere
     return [state_of(run, workdir, problems.get(run.name)) for run in runs]
+
+
+def check_place(workdir: Path) -> None:
+    """InputError where the directory of a sweep can be none."""
+    check_name(workdir)
+    if os.path.lexists(workdir) and not workdir.is_dir():
+        raise InputError(f"{workdir}: is not a directory; name a new one")
 
 
 def words_by_axis(given: Sequence[str]) -> dict[str, list[str]]:

@@ -94,7 +94,7 @@ def test_a_task(task, setting, tmp_path, monkeypatch, capsys):
         ("--task bigram-backcopy --idle 0.5", "--idle: means nothing"),
         ("--task sparse-copy --triggers t", "--triggers: means nothing"),
         ("--task sparse-copy --idle 2", "idle 2: expected a share"),
-        ("--task sparse-copy --windows 1", "windows is 0"),
+        ("--task sparse-copy --windows 1", "--windows 1: expected at least 2"),
         ("--task sparse-copy --val-fraction 0", "--val-fraction 0"),
         ("--windows 5 --tokenizer bytes", "--windows: means nothing for text"),
         ("--tokenizer bytes", "--source missing"),

@@ -118,6 +118,13 @@ def sweep_file(config_file: Path, steps: int, attentions: list[str]) -> Path:
     return path
 
 
+def test_a_place_that_can_be_no_directory(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="file: is not a directory; name a new one"):
+        run_sweep([], tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def start(file: Path, workdir: Path, *more: str) -> subprocess.Popen[str]:
     # nothing is taken from a cache, which a kill may have left half-written
     return subprocess.Popen(
