@@ -38,7 +38,7 @@ def test_report_and_export(model, tmp_path, monkeypatch, capsys):
     assert found["protocol"]["windows"] == 2 and "2 windows of 20 tokens" in found["calibration"]
     titles = [h.text for h in ET.fromstring((out / "report.html").read_text()).iter("h2")]
     assert titles == [
-        "How to read this page", "Before and after", "Largest activations", "Attention", "The proof",
+        "How to read this page", "Before and after", "Waves", "Largest activations", "Attention", "The proof",
         "Definitions", "Settings",
     ]  # fmt: skip
     assert {p.stem for p in (out / "figures").iterdir()} == {"ratios", "attention"}
