@@ -98,7 +98,7 @@ def _divided(args: Args, prepared: Prepared, taken: int) -> tuple[Prepared, np.n
     tokens = windows.tokens
     if args.seq_len is None and args.prompt is None:
         size = max(1, min(LENGTH, lm.config.context_length - taken))
-        pieces = 1 if args.bos else tokens.shape[1] // size or 1
+        pieces = 1 if windows.bos else tokens.shape[1] // size or 1
         tokens = tokens[:, : pieces * size].reshape(pieces * len(tokens), -1)
     calibration = None
     if args.calibration is not None:

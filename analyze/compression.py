@@ -78,10 +78,11 @@ def main() -> None:
     say_notes(*prepared)
     results = []
     for one in prepared:
-        beside = [] if args.absorb is None else [_absorbed(args, one)]
+        calibration = _calibration(args, one)
+        beside = [] if args.absorb is None else [_absorbed(args.absorb, one, calibration)]
         for read in (one, *beside):
             with progress(read.lm) as lm:
-                results.append(_measure(args, read, lm))
+                results.append(_measure(args, read, lm, calibration))
     finish(_found(results), args, prepared[0], out, others=prepared[1:])
 
 
@@ -89,7 +90,7 @@ def analyse(args: Args, prepared: Prepared, shared: Shared) -> Found:
     """Perplexities are of joined rows, so what others read of a text file may have to be cut again."""
     if args.text is not None and args.join_rows:
         prepared = dataclasses.replace(prepared, windows=_joined_windows(args, prepared))
-    return _found([_measure(args, prepared, shared.lm)])
+    return _found([_measure(args, prepared, shared.lm, _calibration(args, prepared))])
 
 
 def _found(results: Sequence[Compression]) -> Found:
@@ -101,7 +102,9 @@ def _found(results: Sequence[Compression]) -> Found:
     )
 
 
-def _measure(args: Args, prepared: Prepared, lm: so.LanguageModel) -> Compression:
+def _measure(
+    args: Args, prepared: Prepared, lm: so.LanguageModel, calibration: np.ndarray | None
+) -> Compression:
     return compression(
         lm,
         prepared.windows,
@@ -109,7 +112,7 @@ def _measure(args: Args, prepared: Prepared, lm: so.LanguageModel) -> Compressio
         attribute=args.attribute,
         sparsities=args.sparsity,
         settings=Settings(args.group_size, args.alpha, embeddings=args.embeddings),
-        calibration_tokens=_calibration(args, prepared),
+        calibration_tokens=calibration,
         tau=args.tau,
         seeds=args.seeds,
         seed=args.seed,
@@ -129,13 +132,13 @@ def _reader(args: Args) -> Callable[[Path], str]:
 
 
 def _calibration(args: Args, prepared: Prepared) -> np.ndarray | None:
-    """Windows of the other text, or those that follow the analysed ones; None where there are none of a whole length."""
+    """Windows of the other text, or those that follow the analysed ones in theirs; None where there are none of a whole length."""
     assert prepared.lm.tokenizer is not None
     count, length = prepared.tokens.shape
     if args.calibration is not None:
         text = _reader(args)(args.calibration)
         return text_windows(prepared.lm.tokenizer, text, count, length, args.bos)
-    if args.prompt is not None:
+    if args.prompt is not None or args.data is not None:
         return None
     text = demo_text() if args.text is None else _reader(args)(args.text)
     more = count + FOLLOWING
@@ -143,20 +146,19 @@ def _calibration(args: Args, prepared: Prepared) -> np.ndarray | None:
     return tokens[count:] if len(tokens) > count else None
 
 
-def _absorbed(args: Args, prepared: Prepared) -> Prepared:
+def _absorbed(given: str, prepared: Prepared, calibration: np.ndarray | None) -> Prepared:
     """The same windows, read by the model with the prefix absorbed. The search reads what scales are calibrated on."""
-    assert args.absorb is not None
-    lm, calibration = prepared.lm, _calibration(args, prepared)
-    if args.absorb == SEARCH:
+    lm = prepared.lm
+    if given == SEARCH:
         if reason := refusal(lm.config):
             raise so.InputError(f"--absorb: no prefix can be absorbed into {lm.name}, {reason}")
         prefix = chosen(search(lm, prepared.tokens if calibration is None else calibration)).prefix
     else:
-        prefix = tuple(prefix_tokens("--absorb", args.absorb, lm))
+        prefix = tuple(prefix_tokens("--absorb", given, lm))
     made = absorbed(lm, prefix_keys(lm, prefix))
     if prepared.tokens.shape[1] > made.config.context_length:
         raise so.InputError(
-            f"--absorb {args.absorb}: windows of {prepared.tokens.shape[1]} tokens exceed the {made.config.context_length} "
+            f"--absorb {given}: windows of {prepared.tokens.shape[1]} tokens exceed the {made.config.context_length} "
             "that the prefix leaves of the context; shorten them by --seq-len"
         )
     assert lm.tokenizer is not None

@@ -4,9 +4,9 @@
     python -m train.sweep configs/section5.py --workdir runs/section5
 
 Cost: 4.1 M tokens a run, 33 runs; 31,000 tokens a second, two and a quarter minutes a run, on two cores with nothing else to do.
-Result: eight variants with one seed so far, in docs/section5.md: a sink at the first token with default attention, less of it with
-context_scale and gate, none with sigmoid, more with softmax1, learned_sink and attention_bias. `python -m analyze.variants --ckpt
-runs/section5 --over seed --data data/bigram_backcopy` makes the table.
+Result: one seed of each variant so far, in docs/section5.md: a sink at the first token with default attention, none with sigmoid, no less
+of it with softmax1, learned_sink and attention_bias. `python -m analyze.variants --ckpt runs/section5 --over seed --data
+data/bigram_backcopy` makes the table.
 """
 
 from pathlib import Path

@@ -25,7 +25,15 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from sysout_jax.attention.extra_key import Among, among, beside, kept, per_head, with_sink
+from sysout_jax.attention.extra_key import (
+    Among,
+    among,
+    beside,
+    kept,
+    per_head,
+    sink_odds,
+    with_sink,
+)
 from sysout_jax.attention.kernels import attend
 from sysout_jax.attention.rows import Attended, accumulator
 from sysout_jax.attention.spec import AttentionSpec
@@ -128,6 +136,21 @@ def learned_sink(module, x_BxTxD, q, k, v, kernel, spec) -> Mixed:
     """The same with a trained logit per head."""
     sink_H = module.param("sink", INIT, (q.shape[2],), module.param_dtype)
     return _shared(with_sink(q, k, v, sink_H, kernel, spec))
+
+
+def beside_own_sink(module: nn.Module, mixed: Mixed) -> Mixed:
+    """Any of them with a trained logit per head beside all of its keys (gpt-oss); `scale` and `mass` are those of both."""
+    attended, scale, mass = mixed.attended, mixed.scale, mixed.mass
+    whole_BxHxT = attended.lse if mixed.lse is None else mixed.lse
+    assert whole_BxHxT is not None
+    sink_H = module.param("sink", INIT, (attended.out.shape[2],), module.param_dtype)
+    odds_BxHxT = sink_odds(sink_H, whole_BxHxT)
+    left_BxHxT, taken_BxHxT = kept(odds_BxHxT), kept(-odds_BxHxT)
+    return mixed._replace(
+        attended=attended._replace(out=per_head(left_BxHxT, attended.out)),
+        scale=lambda: left_BxHxT if scale is None else left_BxHxT * scale(),
+        mass=lambda: taken_BxHxT if mass is None else taken_BxHxT + left_BxHxT * mass(),
+    )
 
 
 def gate(module, x_BxTxD, q, k, v, kernel, spec) -> Mixed:

@@ -39,9 +39,8 @@ class Measured:
 
 
 class Unedited:
-    """A model as it is on `tokens` (N, T), with attention on `marked` (N, T) bool; and the state that edits of layer `first` or later start from.
-
-    What lies before that layer no such edit changes: it is computed once. `also` are later layers whose edits start there.
+    """A model as it is on `tokens` (N, T), with attention on `marked` (N, T) bool; and the states that edits start from, one before each layer
+    of `starts`. What lies before the layer of an edit it does not change: that is computed once.
     """
 
     def __init__(
@@ -50,13 +49,11 @@ class Unedited:
         tokens: np.ndarray,
         marked: np.ndarray,
         tau: float,
-        first: int,
-        also: Collection[int] = (),
+        starts: Collection[int],
     ):
-        self._marked, self._tau, self._first = marked, tau, first
+        self._marked, self._tau, self._first = marked, tau, min(starts)
         self._stream = Stream(lm, tokens)
-        starts = {0, first, *also}
-        self._entering = {0: list(self._stream.hidden)}
+        self._entering = {0: list(self._stream.hidden)} if 0 in starts else {}
         self._rows: list[dict[str, Any]] = []
         for layer, _, seen in self._stream.layers(_observe):
             self._rows.append(self._row(seen))
@@ -72,9 +69,9 @@ class Unedited:
         extra: Sequence[Any] | None = None,
         start: int | None = None,
     ) -> Measured:
-        """Under an edit: `lm` with other weights from layer `first` on, or `write` and `extra` as `Stream.layers` takes them.
+        """Under an edit: `lm` with other weights from layer `start` on, or `write` and `extra` as `Stream.layers` takes them.
 
-        An edit that changes nothing before a layer of `also` may `start` there.
+        `start` is one of `starts`, by default the first of them.
         """
         start = self._first if start is None else start
         stream = copy.copy(self._stream)

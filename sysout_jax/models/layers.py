@@ -10,10 +10,9 @@ import numpy as np
 from flax import linen as nn
 
 from sysout_jax.attention import VARIANTS, attention_map, attention_spec
-from sysout_jax.attention.extra_key import kept, per_head, sink_odds
 from sysout_jax.attention.kernels import with_rows
+from sysout_jax.attention.variants import beside_own_sink
 from sysout_jax.capture import record, tap
-from sysout_jax.linear import INIT
 from sysout_jax.models.spec import NormSpec
 from sysout_jax.rope_scaling import RopeScaling
 
@@ -175,23 +174,10 @@ def attend_and_tap(
     spec = attention_spec(cfg, module.spec.attention, q_BxTxHxDh.shape[1])
     if module.spec.heads.sink:
         kernel = with_rows(kernel, q_BxTxHxDh.dtype, spec)
-    attended, scale, lse_of_all_BxHxT, mass = variant(
-        module, x_BxTxD, q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh, kernel, spec
-    )
-    out_BxTxHxDh, lse_BxHxT, sums_BxHxS = attended
+    mixed = variant(module, x_BxTxD, q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh, kernel, spec)
     if module.spec.heads.sink:
-        whole = lse_BxHxT if lse_of_all_BxHxT is None else lse_of_all_BxHxT
-        assert whole is not None
-        sink_H = module.param("sink", INIT, (q_BxTxHxDh.shape[2],), module.param_dtype)
-        odds_BxHxT = sink_odds(sink_H, whole)
-        left_BxHxT = kept(odds_BxHxT)
-        out_BxTxHxDh = per_head(left_BxHxT, out_BxTxHxDh)
-        if scale is None or mass is None:
-            scale, mass = (lambda: left_BxHxT), (lambda: kept(-odds_BxHxT))
-        else:
-            of_variant, taken = scale, mass
-            scale = lambda: left_BxHxT * of_variant()  # noqa: E731
-            mass = lambda: kept(-odds_BxHxT) + left_BxHxT * taken()  # noqa: E731
+        mixed = beside_own_sink(module, mixed)
+    out_BxTxHxDh, lse_BxHxT, sums_BxHxS = mixed.attended
     if lse_BxHxT is not None:
         record(module, "lse", lambda: lse_BxHxT)
     if sums_BxHxS is not None:
@@ -201,9 +187,9 @@ def attend_and_tap(
             "attn_map",
             lambda: attention_map(q_BxTxHxDh, k_BxTxKxDh, lse_BxHxT, spec),
         )
-    if scale is not None:
-        record(module, "attn_scale", scale)
-    if mass is not None:
-        record(module, "sink_mass", mass)
+    if mixed.scale is not None:
+        record(module, "attn_scale", mixed.scale)
+    if mixed.mass is not None:
+        record(module, "sink_mass", mixed.mass)
     out_BxTxHxDh = tap(module, "attn_heads", out_BxTxHxDh)
     return out_BxTxHxDh.reshape(*out_BxTxHxDh.shape[:2], -1)

@@ -84,7 +84,7 @@ def sink_scores(cumulative_HxT: Array) -> Array:
 
 def even_share(length: int) -> float:
     """What attention that is even in each causal row gives the first of T keys, mean over the rows: mean 1/(t+1)."""
-    return float((1 / np.arange(1, length + 1)).mean())
+    return even_share_of(np.arange(length)[None] == 0)
 
 
 def even_share_of(marked_NxT: np.ndarray) -> float:

@@ -21,7 +21,6 @@ from sysout_jax.interventions.effects import Measured, Unedited
 from sysout_jax.interventions.weights import Fill, edit_down_weights, zero
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.numerics.intervals import Interval, bootstrap_weights, interval
-from sysout_jax.numerics.ranks import rank_correlation
 from sysout_jax.outliers.definitions import TAU
 from sysout_jax.perplexity import protocol_of
 from sysout_jax.statistics.collect import Stats, at_hand
@@ -104,7 +103,7 @@ class _Bench:
         self.lm, self.seed = lm, seed
         layers = {writer.layer for writer in writers}
         marked = np.asarray(stats.h.outlier_tokens(tau).any(axis=0))
-        self.unedited = Unedited(lm, stats.tokens, marked, tau, min(layers), also=layers)
+        self.unedited = Unedited(lm, stats.tokens, marked, tau, layers)
         self.baseline = self.unedited.measured
         self.weights_RxN = bootstrap_weights(len(stats.tokens))
         self._done: dict[tuple, Measured] = {}
@@ -220,5 +219,14 @@ def _agreement(entries: Sequence[Entry], ranking: str) -> Agreement:
             "activation": (w.write, w.place),
         }[ranking]
         seen[line] = value, entry.effect(edit).loss_change.value
-    values, effects = zip(*seen.values(), strict=True)
-    return Agreement(ranking, edit, len(seen), rank_correlation(values, effects))
+    values, effects = (np.array(each, float) for each in zip(*seen.values(), strict=True))
+    return Agreement(ranking, edit, len(seen), _rank_correlation(values, effects))
+
+
+def _rank_correlation(x_N: np.ndarray, y_N: np.ndarray) -> float:
+    """Spearman's ρ; NaN where fewer than three values or all the same tell nothing."""
+    from scipy.stats import spearmanr  # takes longer to import than all of this library
+
+    if len(x_N) < 3 or (x_N == x_N[0]).all() or (y_N == y_N[0]).all():
+        return float("nan")
+    return float(spearmanr(x_N, y_N).statistic)

@@ -34,7 +34,7 @@ def find_cause(
         return None
     random = random_weights(born, lm.config.layer(0).mlp.channels, np.random.default_rng(seed))
     marked = np.asarray(stats.h.outlier_tokens(tau).any(axis=0))
-    unedited = Unedited(lm, stats.tokens, marked, tau, first=min(born))
+    unedited = Unedited(lm, stats.tokens, marked, tau, [min(born)])
     sinks = sink_heads(unedited.measured.mass, even_share_of(marked), birth)
 
     def effect(measured: Measured) -> Effect:

@@ -34,6 +34,7 @@ SHORT = {
     "grad_norm_down": "∇W_down",
     "val_loss": "val loss",
 }  # columns of a terminal
+_NARROW = (list(SHORT)[:4], list(SHORT)[4:])  # tables that fit its width
 
 
 def steps_headline(snapshots: Sequence[Snapshot]) -> str:
@@ -61,8 +62,11 @@ def steps_table(snapshots: Sequence[Snapshot], names: Sequence[str]) -> list[lis
 
 def steps_summary(snapshots: Sequence[Snapshot]) -> str:
     """For the terminal."""
-    table = text_table(("step", "weights", *SHORT.values()), steps_table(snapshots, list(SHORT)))
-    return f"{steps_headline(snapshots)}\nPer layer, first to last:\n{table}"
+    tables = [
+        text_table(("step", "weights", *(SHORT[n] for n in names)), steps_table(snapshots, names))
+        for names in _NARROW
+    ]
+    return "\n".join([steps_headline(snapshots), "Per layer, first to last:", *tables])
 
 
 @style.styled
@@ -130,13 +134,21 @@ def sweep_table(groups: Mapping[str, Sequence[Snapshot]], names: Sequence[str]) 
 
 def sweep_summary(groups: Mapping[str, Sequence[Snapshot]], over: str) -> str:
     """For the terminal: means only."""
-    rows = []
-    for setting, snapshots in groups.items():
-        means = over_runs(snapshots)
-        cells = [_layers(means[n].mean) if n in means else "–" for n in SHORT]
-        rows.append([setting or "all", str(len(snapshots)), *cells])
-    table = text_table(("setting", "runs", *SHORT.values()), rows)
-    return f"{sweep_headline(groups, over)}\nMeans, per layer, first to last:\n{table}"
+    means = {setting: over_runs(snapshots) for setting, snapshots in groups.items()}
+
+    def table(names: list[str]) -> str:
+        rows = [
+            (
+                setting or "all",
+                str(len(groups[setting])),
+                *(_layers(found[n].mean) if n in found else "–" for n in names),
+            )
+            for setting, found in means.items()
+        ]
+        return text_table(("setting", "runs", *(SHORT[n] for n in names)), rows)
+
+    tables = map(table, _NARROW)
+    return "\n".join([sweep_headline(groups, over), "Means, per layer, first to last:", *tables])
 
 
 def write_sweep_report(
