@@ -1,0 +1,104 @@
+"""How attention treats outlier tokens: sums per sequence on the device, and what all sequences together say."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from sysout_jax.attention import AttentionSpec, attend
+from sysout_jax.nonfinite import finite_or
+
+#: What `attention_sums` gives and `summed` takes.
+SUMMED = frozenset(
+    "mass even queries update loudness others qk v_marked v_plain vv_marked vv_plain marked plain".split()
+)
+
+
+def attention_sums(taps, mask_BxT, spec: AttentionSpec):
+    """How much attention outlier tokens get, what their values add, and which dims of q and k make the difference; sums per sequence."""
+    q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh = (
+        taps[name].astype(jnp.float32) for name in ("q", "k", "v")
+    )
+    K, Dh = k_BxTxKxDh.shape[2:]
+    H = q_BxTxHxDh.shape[2]
+    mask = mask_BxT.astype(jnp.float32)
+    # the same attention over values that are zero for all other tokens, with one more channel that counts the outlier tokens
+    ones = jnp.ones((*v_BxTxKxDh.shape[:3], 1), jnp.float32)
+    marked = jnp.concatenate([v_BxTxKxDh, ones], -1) * mask[:, :, None, None]
+    mixed = attend(q_BxTxHxDh, k_BxTxKxDh, marked, kernel="blockwise", spec=spec).out
+
+    def seen(x_BxTx):  # sum over the keys that each query sees
+        total = jnp.cumsum(x_BxTx, axis=1)
+        if spec.window is None or spec.window >= total.shape[1]:
+            return total
+        before = jnp.zeros_like(total[:, : spec.window])
+        return total - jnp.concatenate([before, total[:, : -spec.window]], 1)
+
+    marked_BxT, others_BxT = seen(mask), seen(1.0 - mask)
+    sees = marked_BxT > 0
+    others = sees & ~mask_BxT
+    added = jnp.linalg.norm(mixed[..., :Dh], axis=-1)
+    if "attn_scale" in taps:
+        added *= taps["attn_scale"].astype(jnp.float32).transpose(0, 2, 1)
+    whole = jnp.linalg.norm(taps["attn_heads"].astype(jnp.float32), axis=-1)
+    share = added / jnp.maximum(whole, 1e-30)
+
+    def key(weight_BxT, count_BxT):  # mean of the keys of a kind that each query sees
+        total = seen(k_BxTxKxDh * weight_BxT[:, :, None, None])
+        return total / jnp.maximum(count_BxT, 1.0)[:, :, None, None]
+
+    difference = key(mask, marked_BxT) - key(1.0 - mask, others_BxT)
+    query = (q_BxTxHxDh * others[:, :, None, None]).reshape(*mask.shape, K, H // K, Dh)
+    norm = jnp.linalg.norm(v_BxTxKxDh, axis=-1)
+    outside = 1.0 - mask
+
+    def moment(weight_BxT):
+        return jnp.einsum("btkd,btke,bt->bkde", v_BxTxKxDh, v_BxTxKxDh, weight_BxT)
+
+    return {
+        "mass": (mixed[..., Dh] * sees[:, :, None]).sum(1),
+        "even": (marked_BxT / (marked_BxT + others_BxT) * sees).sum(1),
+        "queries": sees.sum(1),
+        "update": (share * others[:, :, None]).sum(1),
+        "loudness": (whole * others[:, :, None]).sum(1),
+        "others": others.sum(1),
+        "qk": jnp.einsum("btkgd,btkd->bkgd", query, difference).reshape(-1, H, Dh)
+        * spec.scale_of(Dh),
+        "v_marked": (norm * mask[:, :, None]).sum(1),
+        "v_plain": (norm * outside[:, :, None]).sum(1),
+        "vv_marked": moment(mask),
+        "vv_plain": moment(outside),
+        "marked": mask.sum(1),
+        "plain": outside.sum(1),
+    }
+
+
+def summed(
+    seen: dict[str, np.ndarray], holds_N: np.ndarray, kernel_IxD: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What `attention_sums` gives, over all sequences; values are compared in those that hold an outlier token in this layer."""
+    found = {name: finite_or(seen[name], np.nan) for name in SUMMED}
+    queries, others = (max(found[name].sum(), 1) for name in ("queries", "others"))
+    mass = found["mass"].sum(0) / queries
+
+    def mean(name: str, kind: str) -> np.ndarray:
+        return found[f"{name}_{kind}"][holds_N].sum(0) / max(found[kind][holds_N].sum(), 1)
+
+    H, (K, Dh) = len(mass), found["vv_marked"].shape[1:3]
+    kernel_HxDhxD = kernel_IxD.astype(np.float32).reshape(H, Dh, -1)
+    gram_HxDhxDh = kernel_HxDhxD @ kernel_HxDhxD.swapaxes(1, 2)
+
+    def output_norm(kind: str) -> np.ndarray:  # root mean square of ‖v W_O‖, per head
+        moment = np.repeat(mean("vv", kind), H // K, axis=0)
+        return np.sqrt(np.maximum((gram_HxDhxDh * moment).sum((1, 2)), 0.0))
+
+    loudness = found["loudness"].sum(0) / others
+    return {
+        "mass": mass,
+        "even": found["even"].sum() / queries,
+        "drain": mean("v", "marked") / np.maximum(mean("v", "plain"), 1e-30),
+        "output_drain": output_norm("marked") / np.maximum(output_norm("plain"), 1e-30),
+        "update": found["update"].sum(0) / others,
+        "loudness": loudness / max(loudness.mean(), 1e-30),
+        "qk": found["qk"].sum(0) / others,
+    }
