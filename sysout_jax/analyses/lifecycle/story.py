@@ -101,7 +101,7 @@ def _death(report: Lifecycle) -> str:
     if by:
         strongest = max(by, key=lambda o: o.removed)
         who = f"; the MLP of layer {strongest.layer + 1} takes back {percent(strongest.removed)} of it"
-    return f"After layer {death.layer} no outlier is left{who}."
+    return f"After layer {death.layer + 1} no outlier is left{who}."
 
 
 def _cause(report: Lifecycle) -> list[str]:
