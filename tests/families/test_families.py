@@ -37,6 +37,16 @@ def model_of(name: str) -> so.LanguageModel:
     return so.LanguageModel(config, InMemory(params), name=name)
 
 
+def captured(lm: so.LanguageModel, tokens: np.ndarray) -> tuple:
+    """Logits and taps: one set of names in every test of a case, so that its steps are compiled once."""
+    spec = lm.config.layer(0)
+    names = ["h", "x_down", "attn_map", "attn_out", "down"]
+    names += ["attn_scale"] if spec.heads.sink else []
+    names += ["down_gain"] if spec.writers[1].gain else []
+    names += ["expert", "expert_weight"] if spec.mlp.experts else []
+    return so.capture(lm, tokens, names)
+
+
 def test_every_family_has_a_case():
     elsewhere = {"internlm2", "minicpm"}  # in test_other_layouts.py
     assert {config_of(name).family for name in CASES} | elsewhere == set(FAMILIES)
@@ -50,11 +60,11 @@ def test_equals_transformers(name, tmp_path):
     model, tokens = transformers_model(CASES[name], 0), random_tokens(0)
     want = computed(model, tokens)
     lm = so.load(save(model, tmp_path / "model"))
-    sinks = ["attn_scale"] if lm.config.layer(0).heads.sink else []
-    logits, taps = so.capture(lm, tokens, ("h", "x_down", "attn_map", *sinks))
-    if sinks:  # theirs leaves to the sink what ours has as a scale
-        taps["attn_map"] = taps["attn_map"] * taps.pop("attn_scale")[..., None]
-    for what, found in {"logits": logits, **taps}.items():
+    logits, taps = captured(lm, tokens)
+    if "attn_scale" in taps:  # theirs leaves to the sink what ours has as a scale
+        taps["attn_map"] = taps["attn_map"] * taps["attn_scale"][..., None]
+    compared = {name: taps[name] for name in ("h", "x_down", "attn_map")}
+    for what, found in {"logits": logits, **compared}.items():
         scale = max(1.0, float(np.abs(want[what]).max()))
         assert found.shape == want[what].shape, what
         np.testing.assert_allclose(found, want[what], atol=1e-4 * scale, err_msg=what)
@@ -107,7 +117,7 @@ def test_streaming_capture_and_causality(name):
     plain = jax.jit(lambda params, tokens: lm.module.apply({"params": params}, tokens))
     logits, _ = recorded(lm.params, tokens)
     assert np.asarray(logits).tobytes() == np.asarray(plain(lm.params, tokens)).tobytes()
-    streamed, taps = so.capture(lm, tokens, ("h", "attn_map", "down", "attn_out"))
+    streamed, taps = captured(lm, tokens)
     scale = float(np.abs(np.asarray(logits)).max())
     np.testing.assert_allclose(streamed, logits, atol=1e-5 * scale)
     np.testing.assert_allclose(taps["attn_map"].sum(-1), 1.0, atol=1e-5)
@@ -128,9 +138,7 @@ def test_carriers_of_the_mlp_add_up(name):
     lm, tokens = model_of(name), random_tokens(2)
     spec = lm.config.layer(0)
     writer = spec.writers[1]
-    names = [writer.input, writer.added, *([writer.gain] if writer.gain else [])]
-    names += ["expert", "expert_weight"] if spec.mlp.experts else []
-    _, taps = so.capture(lm, tokens, names)
+    _, taps = captured(lm, tokens)
     params = lm.params["layer_0"]
     x = taps[writer.input][0]
     if spec.mlp.experts:  # the rows of the chosen experts, weighted, at their channels
