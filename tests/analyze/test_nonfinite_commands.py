@@ -16,12 +16,10 @@ from safetensors.numpy import load_file, save_file
 
 import sysout_jax as so
 from sysout_jax.analyses.length.measure import SENTENCES
-from sysout_jax.figures import saving, style
-from sysout_jax.reports import report
 from tests.analyze.command import call, words
 from tests.parameters import mostly_endurance
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("coarse_figures")]
 
 COMMANDS = "lifecycle positions consistency existence length compression intervene variants".split()
 MORE = {
@@ -64,10 +62,7 @@ DAMAGES = {
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch):
-    """Coarse figures, and one of the four sentences that are read at a length of their own each."""
-    monkeypatch.setattr(style, "DPI", 20)
-    for module in (report, saving):
-        monkeypatch.setattr(module, "SUFFIXES", ("png",))
+    """One of the four sentences that are read at a length of their own each."""
     monkeypatch.setitem(so.by_length.__kwdefaults__, "sentences", SENTENCES[:1])
 
 
