@@ -126,20 +126,13 @@ def follow(lm: LanguageModel, stats: Stats, tau: float) -> Trace:
         sequences=sequences,
         tokens=np.where(valid, order, order[:, :1]),
         valid=valid,
-        mask=_entering(living),
+        mask=rules.entering(living),
         dims=dims,
         window=int(np.clip(first - 4, 0, max(stats.tokens.shape[1] - WINDOW, 0))),
         tokens_left_out=int(alive.sum() - valid.sum()),
         dims_left_out=len(flagged) - len(dims),
     )
     return trace(lm, stats.tokens, targets, int(living.any(axis=(1, 2)).argmax()))
-
-
-def _entering(living_LxNxT: np.ndarray) -> np.ndarray:
-    """(L, N, T) outlier tokens that enter each layer; where none does, all that there ever are."""
-    entering = np.concatenate([np.zeros_like(living_LxNxT[:1]), living_LxNxT[:-1]])
-    some_Lx1x1 = np.asarray(entering.any(axis=(1, 2), keepdims=True))
-    return np.where(some_Lx1x1, entering, living_LxNxT.any(axis=0))
 
 
 def _outlier_elements(stats: Stats, path: Trace, tau: float) -> tuple[np.ndarray, np.ndarray]:
