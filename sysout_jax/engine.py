@@ -118,10 +118,10 @@ class Stream:
             with self.lm.computing():
                 for i, x in enumerate(self.hidden):
                     part = None if extra is None else _slice(extra[layer], start, len(x))
-                    self.hidden[i], found, bad = block_step(
+                    self.hidden[i], observed, bad = block_step(
                         block, observes[layer], write, params, x, part
                     )
-                    seen.append(jax.device_get(found))
+                    seen.append(jax.device_get(observed))
                     self._watch.add(layer, bad)
                     start += len(x)
             yield layer, whole, jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *seen)
@@ -174,8 +174,8 @@ def capture(lm: LanguageModel, tokens, names: Sequence[str] = ("h", "x_down", "a
     """
     names = check_words("names", names, cap.TAPS, least=0)
     stream = Stream(lm, tokens)
-    found = [seen for _, _, seen in stream.layers(_Raw(names))]
-    return stream.logits(), {name: np.stack([seen[name] for seen in found]) for name in names}
+    layers = [seen for _, _, seen in stream.layers(_Raw(names))]
+    return stream.logits(), {name: np.stack([seen[name] for seen in layers]) for name in names}
 
 
 def observe_nothing(x_in, taps, extra) -> dict:
@@ -220,8 +220,8 @@ def block_step(block, observe: Observe, write: Write | None, params: dict, x_BxT
 
     y_BxTxD, seen = _one_by_one(one_each, (x_BxTxD, extra))
     # whole on every device and process: whoever observes wants to read it
-    found, bad = jax.tree.map(lambda a: constrain(a, P()), seen)
-    return constrain(y_BxTxD, BATCH), found, bad
+    observed, bad = jax.tree.map(lambda a: constrain(a, P()), seen)
+    return constrain(y_BxTxD, BATCH), observed, bad
 
 
 def _one_by_one(function: Callable, args: tuple) -> Any:

@@ -73,9 +73,9 @@ def find(path: str | Path) -> Path:
 def open_checkpoint(path: Path, accept: Collection[str] = ()) -> Opened:
     """Recognise the format of what lies at `path` and open it; InputError when it is none or not whole."""
     try:
-        for its in FORMATS:
-            if its.recognises(path):
-                return its.open(path, accept)
+        for kind in FORMATS:
+            if kind.recognises(path):
+                return kind.open(path, accept)
         holds = ""
         if path.is_dir() and (files := sorted(p.name for p in path.glob("*.pt"))):
             holds = f" (it holds {printable_name(files[0])}; name that file)"
@@ -83,7 +83,7 @@ def open_checkpoint(path: Path, accept: Collection[str] = ()) -> Opened:
         reason = printable(str(error.strerror or error))
         raise InputError(f"{path}: {reason}; expected a checkpoint that can be read") from None
     raise InputError(
-        f"{path}: not a model{holds}; expected {', or '.join(its.name for its in FORMATS)}"
+        f"{path}: not a model{holds}; expected {', or '.join(kind.name for kind in FORMATS)}"
     )
 
 

@@ -199,7 +199,7 @@ def test_sound_weights_are_read_no_more_often_than_they_are_used():
 
 def test_an_edit_is_checked_and_its_model_is_not_blamed():
     lm = random_model("llama-mha", seed=4)
-    marked = np.zeros(TOKENS.shape, bool)
+    marked = np.zeros((lm.num_layers, *TOKENS.shape), bool)
     unedited = Unedited(lm, TOKENS, marked, 3.0, [0])
     before = unedited.measured
     entries = {1: (np.array([3]), np.array([0]))}

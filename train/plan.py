@@ -35,23 +35,23 @@ def main() -> None:
     say(describe(plan(command.settings, command.topology)))
 
 
-def describe(found: Plan) -> str:
+def describe(plan: Plan) -> str:
     """The plan as a terminal shows it."""
-    verdict = "fits" if found.fits else "DOES NOT FIT"
-    mesh = " × ".join(f"{axis} {size}" for axis, size in found.mesh.items())
+    verdict = "fits" if plan.fits else "DOES NOT FIT"
+    mesh = " × ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     lines = [
-        found.step,
-        f"{found.topology}: {found.chips} × {found.device_kind}, mesh {mesh}, attention {found.kernel}",
-        f"memory per chip   {found.memory / GIB:.2f} of {found.capacity / GIB:.0f} GiB: {verdict} (arguments "
-        f"{found.arguments / GIB:.2f}, temporaries {found.temporaries / GIB:.2f}, code {found.code / GIB:.2f})",
-        f"FLOPs per chip    {found.program_flops:.3e} in matrix products, {found.program_flops / found.model_flops:.2f} "
+        plan.step,
+        f"{plan.topology}: {plan.chips} × {plan.device_kind}, mesh {mesh}, attention {plan.kernel}",
+        f"memory per chip   {plan.memory / GIB:.2f} of {plan.capacity / GIB:.0f} GiB: {verdict} (arguments "
+        f"{plan.arguments / GIB:.2f}, temporaries {plan.temporaries / GIB:.2f}, code {plan.code / GIB:.2f})",
+        f"FLOPs per chip    {plan.program_flops:.3e} in matrix products, {plan.program_flops / plan.model_flops:.2f} "
         "of the model's own count",
-        f"bytes per chip    {found.bytes_accessed:.3e} (XLA's estimate, loop bodies once)",
-        "(T, T) buffers    " + (", ".join(found.quadratic) or "none"),
+        f"bytes per chip    {plan.bytes_accessed:.3e} (XLA's estimate, loop bodies once)",
+        "(T, T) buffers    " + (", ".join(plan.quadratic) or "none"),
     ]
-    for its in found.collectives:
+    for collective in plan.collectives:
         lines.append(
-            f"{its.kind + ' ':<18}{its.count} in the program, {its.bytes / GIB:.3f} GiB of results"
+            f"{collective.kind + ' ':<18}{collective.count} in the program, {collective.bytes / GIB:.3f} GiB of results"
         )
     return "\n".join(lines)
 

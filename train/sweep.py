@@ -67,24 +67,24 @@ def main() -> None:
     shown = ""  # the run whose steps the bar counts
     with tqdm(unit="step", disable=not sys.stderr.isatty()) as bar:
 
-        def report(its: Run, progress: Progress) -> None:
+        def report(member: Run, progress: Progress) -> None:
             interrupts.on_terminate(stop.set)  # from the first step on there is something to save
             nonlocal shown
-            if shown != its.name:
-                shown = its.name
+            if shown != member.name:
+                shown = member.name
                 bar.reset(progress.last_step)
                 bar.set_description(shown)
             bar.update(progress.step - bar.n)
             bar.set_postfix(loss=f"{progress.loss:.3f}")
 
-        def ended(its: Run, outcome: Outcome | None, problem: str | None) -> None:
+        def ended(member: Run, outcome: Outcome | None, problem: str | None) -> None:
             if outcome is None:
-                say(f"failed: {its.name}: {problem}")
+                say(f"failed: {member.name}: {problem}")
             else:
                 loss = (
                     "" if outcome.val_loss is None else f", validation loss {outcome.val_loss:.4f}"
                 )
-                say(f"{outcome.status} at step {outcome.step}{loss}: {its.name}")
+                say(f"{outcome.status} at step {outcome.step}{loss}: {member.name}")
             sys.stdout.flush()
 
         states = run_sweep(runs, args.workdir, report, ended, stop.is_set)

@@ -27,7 +27,7 @@ def measured_by_statistics(stats: Stats, tau: float, token_text: TokenText) -> d
     others = np.delete(stats.weights.column_ratio, down, axis=1)
     tokens = stats.h.outlier_tokens(tau)
     layers = np.flatnonzero(tokens.any(axis=(1, 2)))
-    found: dict[str, Any] = {
+    quantities: dict[str, Any] = {
         "outliers in h": bool(len(layers)),
         "birth layer, from 0": int(layers[0]) if len(layers) else "none",
         "largest |h|": float(stats.h.top_values[:, 0].max()),
@@ -47,21 +47,21 @@ def measured_by_statistics(stats: Stats, tau: float, token_text: TokenText) -> d
             ("x_down channels of the birth", stats.x_down),
         ):
             flagged = np.flatnonzero(place.outlier_channels(tau)[layers[0]])
-            found[quantity] = tuple(int(c) for c in flagged)
-        found |= _tokens(np.asarray(tokens.any(axis=0)), token_text)
+            quantities[quantity] = tuple(int(c) for c in flagged)
+        quantities |= _tokens(np.asarray(tokens.any(axis=0)), token_text)
     if stats.tokens.shape[1] == SINK_RATE_LENGTH:
-        found["sink rate at T 64 (%)"] = 100 * float(stats.attention.sink_rate.mean())
-    return found
+        quantities["sink rate at T 64 (%)"] = 100 * float(stats.attention.sink_rate.mean())
+    return quantities
 
 
 def measured_by_lifecycle(report: Lifecycle, token_text: TokenText) -> dict[str, Any]:
     """Quantities of a lifecycle report: the channels are those that carry the birth, whether or not they are outliers."""
-    found = measured_by_statistics(report.stats, report.tau, token_text)
+    quantities = measured_by_statistics(report.stats, report.tau, token_text)
     if not report.found:
-        return found
+        return quantities
     birth = report.birth
     return (
-        found
+        quantities
         | {
             "h dims": birth.dims,
             "x_down channels of the birth": birth.channels,
@@ -78,20 +78,20 @@ def measured_by_lifecycle(report: Lifecycle, token_text: TokenText) -> dict[str,
 
 def measured_by_positions(report: Positions, token_text: TokenText) -> dict[str, Any]:
     """Quantities of a positions report."""
-    found = measured_by_statistics(report.stats, report.tau, token_text)
-    return found | (_attention(report.keys.share) if report.h.found else {})
+    quantities = measured_by_statistics(report.stats, report.tau, token_text)
+    return quantities | (_attention(report.keys.share) if report.h.found else {})
 
 
 def measured_by_consistency(report: Consistency) -> dict[str, Any]:
     """Quantities of a consistency report at its τ: the rows of Table 1, in %; NaN where nothing can be compared."""
-    found: dict[str, Any] = {"outliers in h": report.ratios["h"] > report.tau}
+    quantities: dict[str, Any] = {"outliers in h": report.ratios["h"] > report.tau}
     averages = report.at_tau.averages("overlap", report.seed)
     for row, average in zip(ROWS, averages, strict=True):
         if row.of_paper:
             first = row.first.removesuffix(" columns").removesuffix(" rows")
             name = f"consistency {first}, {row.second} by {row.dimension} (%)"
-            found[name] = 100 * average.value
-    return found
+            quantities[name] = 100 * average.value
+    return quantities
 
 
 def measured_by_length(report: ByLength, token_text: TokenText) -> dict[str, Any]:
@@ -99,13 +99,13 @@ def measured_by_length(report: ByLength, token_text: TokenText) -> dict[str, Any
     reading = [point for point in report.sweep if not point.bos][-1].reading
     over_LxNxT = reading.ratio > report.tau
     layers = np.flatnonzero(over_LxNxT.any(axis=(1, 2)))
-    found: dict[str, Any] = {
+    quantities: dict[str, Any] = {
         "outliers in h": bool(len(layers)),
         "birth layer, from 0": int(layers[0]) if len(layers) else "none",
         "tokens with an outlier in h": over_LxNxT.sum(axis=(1, 2)),
     }
     ever_NxT = np.asarray(over_LxNxT.any(axis=0))
-    return found | (_tokens(ever_NxT, token_text) if len(layers) else {})
+    return quantities | (_tokens(ever_NxT, token_text) if len(layers) else {})
 
 
 def _attention(mass_LxH: np.ndarray) -> dict[str, Any]:
@@ -132,32 +132,32 @@ def _tokens(ever_NxT: np.ndarray, token_text: TokenText) -> dict[str, Any]:
 def measured_by_interventions(result: Interventions) -> dict[str, Any]:
     """Quantities of an interventions report; edits in the output of the birth layers, as Sun et al. made them."""
     edits = {o.what: o for o in result.outcomes if o.where == "birth" and o.target == OUTLIERS}
-    found: dict[str, Any] = {
+    quantities: dict[str, Any] = {
         "outliers in h": result.found,
         "perplexity": result.baseline.perplexity.value,
     }
     if result.found:
-        found |= {"birth layer, from 0": result.birth_layers[0], "h dims": result.dims}
+        quantities |= {"birth layer, from 0": result.birth_layers[0], "h dims": result.dims}
         if "mean" in edits:
-            found["perplexity, outliers to the mean"] = edits["mean"].perplexity.value
+            quantities["perplexity, outliers to the mean"] = edits["mean"].perplexity.value
         if "zero" in edits:
-            found["perplexity ratio, outliers to zero"] = edits["zero"].ratio.value
-    return found
+            quantities["perplexity ratio, outliers to zero"] = edits["zero"].ratio.value
+    return quantities
 
 
 def measured_by_compression(result: Compression) -> dict[str, Any]:
     """Quantities of a compression report; they are those of Table 3 where the text is WikiText-2."""
     text = "perplexity on WikiText-2"
-    found: dict[str, Any] = {"parameters (millions)": result.parameters / 1e6}
+    quantities: dict[str, Any] = {"parameters (millions)": result.parameters / 1e6}
     for outcome in result.outcomes:
         if outcome.method == "full":
-            found[text] = outcome.perplexity.value
-            found["perplexity"] = outcome.perplexity.value
+            quantities[text] = outcome.perplexity.value
+            quantities["perplexity"] = outcome.perplexity.value
         if outcome.method == "w8_tensor":
-            found[f"{text}, AbsMax W8"] = outcome.perplexity.value
+            quantities[f"{text}, AbsMax W8"] = outcome.perplexity.value
         if outcome.method == "prune_matrix" and outcome.sparsity == 0.5:
-            found[f"{text}, 50 % pruned"] = outcome.perplexity.value
-    return found
+            quantities[f"{text}, 50 % pruned"] = outcome.perplexity.value
+    return quantities
 
 
 def measured_by_census(result: Census) -> dict[str, Any]:

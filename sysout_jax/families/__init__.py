@@ -8,6 +8,7 @@ from sysout_jax.checks import Word, check, shown
 from sysout_jax.config import ModelConfig, built
 from sysout_jax.errors import InputError
 from sysout_jax.families import (
+    baichuan,
     cohere,
     falcon,
     gemma,
@@ -66,6 +67,7 @@ FAMILIES: dict[str, Family] = {
     "gpt_oss": gpt_oss.FAMILY,
     "internlm2": internlm2.FAMILY,
     "minicpm": minicpm.FAMILY,
+    "baichuan": baichuan.FAMILY,
 }
 #: `model_type` of a config.json → its layout.
 LAYOUTS: dict[str, Layout] = {

@@ -175,8 +175,9 @@ def _apart(x_DxEF: np.ndarray, config: ModelConfig) -> np.ndarray:
 
 
 def _expert_count(config: ModelConfig) -> int:
+    """Without shared ones, which lie apart."""
     experts = config.layer(0).mlp.experts
-    return 1 if experts is None else experts.total
+    return 1 if experts is None else experts.count
 
 
 #: The Linears of all experts as one array, as GGUF has them: into them (E, F, D), out of them (E, D, F).
@@ -184,11 +185,27 @@ STACKED_INTO = Form(
     lambda shape, config: ((_expert_count(config), shape[1] // _expert_count(config), shape[0]),),
     lambda x, config: x.reshape(-1, x.shape[-1]).T,
     lambda x, config: x.T.reshape(_expert_count(config), -1, len(x)),
+    axis=1,
 )
 STACKED_OUT_OF = Form(
     lambda shape, config: ((_expert_count(config), shape[1], shape[0] // _expert_count(config)),),
     lambda x, config: x.swapaxes(1, 2).reshape(-1, x.shape[1]),
     lambda x, config: x.reshape(_expert_count(config), -1, x.shape[-1]).swapaxes(1, 2),
+    axis=0,
+)
+
+#: The biases of all experts as one array, (E, F); ours lie side by side.
+STACKED_BIASES = Form(
+    lambda shape, config: ((_expert_count(config), shape[0] // _expert_count(config)),),
+    lambda x, config: x.reshape(-1),
+    lambda x, config: x.reshape(_expert_count(config), -1),
+)
+
+#: A Linear with one output, (1, D), or its only row, (D,).
+ONE_OUTPUT = Form(
+    lambda shape, config: (shape[::-1], shape[:1]),
+    lambda x, config: x.reshape(-1, 1),
+    _transpose,
 )
 
 #: What goes out of all experts, stored as (E, F, D).
@@ -204,7 +221,7 @@ class Stored:
     """Where a parameter lies in a foreign checkpoint and in which form; `otherwise` is where in files that have no `name`.
 
     `{e}` in the name of something that is stored apart for every expert stands for its number; `shared` is the name of the expert that all
-    tokens go through.
+    tokens go through, a Linear of its own.
     """
 
     name: str
@@ -224,13 +241,20 @@ class Stored:
         axis, experts = self.form.axis, config.layer(0).mlp.experts
         if axis is None or experts is None:
             return {self.name: shape}
-        names = {self.name.replace("{e}", str(e)): 1 for e in range(experts.count)}
+        if "{e}" in self.name:
+            names = {self.name.replace("{e}", str(e)): 1 for e in range(experts.count)}
+        else:
+            names = {self.name: experts.count}
         if experts.shared:
             names[self.shared] = experts.shared
         each = shape[axis] // experts.total
         return {
             name: (*shape[:axis], count * each, *shape[axis + 1 :]) for name, count in names.items()
         }
+
+    def form_of(self, name: str) -> Form:
+        """Of one of the tensors that make it up."""
+        return LINEAR if self.shared and name == self.shared else self.form
 
 
 def linear(name: str) -> Stored:

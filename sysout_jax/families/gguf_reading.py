@@ -5,6 +5,7 @@ No file says which GELU a model has, or how its layers are wired: that is what t
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from sysout_jax.errors import InputError
 from sysout_jax.families.fields import Fields
 from sysout_jax.families.forms import (
     INTO_EXPERTS,
+    ONE_OUTPUT,
     OUT_OF_EXPERTS,
     PAIRED,
     PAIRED_LINEAR,
@@ -77,15 +79,26 @@ GEMMA_NAMES: dict[str, Stored] = {
 
 def with_experts(names: dict[str, Stored]) -> dict[str, Stored]:
     """The same with a router and experts in place of the MLP: stacked, or one after the other as the first files have them."""
-    found = {ours: stored for ours, stored in names.items() if "/mlp/" not in ours}
+    experts = {ours: stored for ours, stored in names.items() if "/mlp/" not in ours}
     for part in ("gate", "up", "down"):
         stacked, apart = (
             (STACKED_OUT_OF, OUT_OF_EXPERTS) if part == "down" else (STACKED_INTO, INTO_EXPERTS)
         )
         first = Stored(f"blk.{{l}}.ffn_{part}.{{e}}.weight", apart)
         stored = Stored(f"blk.{{l}}.ffn_{part}_exps.weight", stacked, first)
-        found[f"layer_{{l}}/mlp/{part}_proj/kernel"] = stored
-    return found | {"layer_{l}/mlp/router": linear("blk.{l}.ffn_gate_inp.weight")}
+        experts[f"layer_{{l}}/mlp/{part}_proj/kernel"] = stored
+    return experts | {"layer_{l}/mlp/router": linear("blk.{l}.ffn_gate_inp.weight")}
+
+
+def with_shared_expert(names: dict[str, Stored]) -> dict[str, Stored]:
+    """The same of `with_experts` with one more that every token goes through, and its gate; they were always stacked."""
+    experts = dict(names)
+    for part in ("gate", "up", "down"):
+        ours = f"layer_{{l}}/mlp/{part}_proj/kernel"
+        shared = f"blk.{{l}}.ffn_{part}_shexp.weight"
+        experts[ours] = dataclasses.replace(names[ours], otherwise=None, shared=shared)
+    gate = Stored("blk.{l}.ffn_gate_inp_shexp.weight", ONE_OUTPUT)
+    return experts | {"layer_{l}/mlp/shared_gate": gate}
 
 
 def has_experts(fields: Fields) -> bool:

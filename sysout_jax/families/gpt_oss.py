@@ -1,25 +1,28 @@
 """gpt-oss: experts with biases and a limited gate, a learned sink in every head, a window in every second layer (OpenAI 2025).
 
-Weights that are stored as MXFP4 are refused; a copy in bfloat16 loads.
+Hugging Face's directories in MXFP4 are refused; a copy in bfloat16 loads, and GGUF files in MXFP4 do.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sysout_jax.checks import Flag, shown
 from sysout_jax.config import RULES
 from sysout_jax.errors import InputError
-from sysout_jax.families import llama
-from sysout_jax.families.family import Export, Family, Layout
+from sysout_jax.families import gguf_reading, llama
+from sysout_jax.families.family import Export, Family, Gguf, Layout
 from sysout_jax.families.fields import Fields
-from sysout_jax.families.forms import STACKED, Stored, alternating, linear
+from sysout_jax.families.forms import STACKED, STACKED_BIASES, Stored, alternating, linear
 from sysout_jax.families.mixtral import ExpertsConfig
-from sysout_jax.families.reading import read_rotary, read_windows
+from sysout_jax.families.reading import read_rotary, read_windows, windows
 from sysout_jax.families.writing import layer_windows, norm_fields, rotary_fields
 from sysout_jax.models.spec import LayerSpec
+
+if TYPE_CHECKING:
+    from sysout_jax.containers.gguf_file import GgufFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +88,21 @@ def write(config: GptOssConfig) -> dict[str, Any]:
     }
 
 
+def read_gguf(file: GgufFile, fields: Fields) -> GptOssConfig:
+    """The limit of the gate, and that YaRN blends from no whole pair on, are those of the published models; every second layer has the window."""
+    plain = gguf_reading.read_rotary(file, fields, gguf_reading.RMS_EPS, theta=150_000.0)
+    plain["d_ff"] = fields.take("expert_feed_forward_length", RULES["d_ff"])
+    if plain["rope_scaling"] is not None:
+        plain["rope_scaling"] = dataclasses.replace(plain["rope_scaling"], truncate=False)
+    window = fields.take("attention.sliding_window", RULES["context_length"])
+    return GptOssConfig(
+        **plain,
+        **windows(window, [l % 2 == 0 for l in range(plain["num_layers"])]),
+        **gguf_reading.read_biases(file),
+        **gguf_reading.read_experts(fields),
+    )
+
+
 _M = "model.layers.{l}.mlp"
 NAMES = {k: v for k, v in llama.NAMES.items() if not k.startswith("layer_{l}/mlp/")} | {
     "layer_{l}/attn/sink": Stored("model.layers.{l}.self_attn.sinks"),
@@ -97,8 +115,23 @@ NAMES = {k: v for k, v in llama.NAMES.items() if not k.startswith("layer_{l}/mlp
     "layer_{l}/mlp/down_proj/kernel": Stored(f"{_M}.experts.down_proj", STACKED),
     "layer_{l}/mlp/down_proj/bias": Stored(f"{_M}.experts.down_proj_bias"),
 }
+_STACKED_BIASES = {
+    f"layer_{{l}}/mlp/{part}_proj/bias": Stored(f"blk.{{l}}.ffn_{part}_exps.bias", STACKED_BIASES)
+    for part in ("gate", "up")
+}
+GGUF_NAMES = (
+    gguf_reading.with_experts(gguf_reading.NAMES)
+    | _STACKED_BIASES
+    | {
+        "layer_{l}/attn/sink": Stored("blk.{l}.attn_sinks.weight"),
+        "layer_{l}/mlp_norm/scale": Stored("blk.{l}.post_attention_norm.weight"),
+        "layer_{l}/mlp/router_bias": Stored("blk.{l}.ffn_gate_inp.bias"),
+        "layer_{l}/mlp/down_proj/bias": Stored("blk.{l}.ffn_down_exps.bias"),
+    }
+)
 FAMILY = Family(
     GptOssConfig,
     {"gpt_oss": Layout(read, NAMES, "model.", classes=("GptOssForCausalLM",))},
     Export(write, llama.with_their_biases),
+    gguf={"gpt-oss": Gguf(read_gguf, GGUF_NAMES)},
 )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sysout_jax.checks import Flag, Whole
 from sysout_jax.config import RULES
 from sysout_jax.errors import InputError
-from sysout_jax.families.family import Export, Family, Layout
+from sysout_jax.families import gguf_reading
+from sysout_jax.families.family import Export, Family, Gguf, Layout
 from sysout_jax.families.fields import Fields
 from sysout_jax.families.forms import linear
 from sysout_jax.families.mixtral import ExpertsConfig
@@ -17,6 +18,9 @@ from sysout_jax.families.qwen2 import window_fields
 from sysout_jax.families.qwen3_moe import EXPERT_NAMES, expert_fields, read_experts
 from sysout_jax.families.reading import read_windows
 from sysout_jax.families.writing import rotary_fields
+
+if TYPE_CHECKING:
+    from sysout_jax.containers.gguf_file import GgufFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,16 +35,37 @@ def read(fields: Fields) -> Qwen2MoeConfig:
     used = fields.take("use_sliding_window", Flag(), False)
     last = fields.take("max_window_layers", Whole(0), 28)
     plain = read_experts(fields, 60, 4)
-    shared = fields.take("shared_expert_intermediate_size", RULES["d_ff"])
-    if shared % plain["d_ff"]:
-        raise InputError(
-            f"shared_expert_intermediate_size is {shared}; expected a multiple of moe_intermediate_size {plain['d_ff']}"
-        )
+    shared = _shared_experts(fields, "shared_expert_intermediate_size", plain["d_ff"])
     if not used:
         fields.take_any("sliding_window")  # 0 in some files
     layers = plain["num_layers"]
     windows = read_windows(fields, layers, [l % 2 == 0 and l < last for l in range(layers)], used)
-    return Qwen2MoeConfig(**plain, **windows, qkv_bias=bias, shared_experts=shared // plain["d_ff"])
+    return Qwen2MoeConfig(**plain, **windows, qkv_bias=bias, shared_experts=shared)
+
+
+def _shared_experts(fields: Fields, name: str, width: int, default: Any = ...) -> int:
+    """How many experts of this width the shared one counts as; `name` is that of its own width."""
+    shared = fields.take(name, RULES["d_ff"], default)
+    if shared % width:
+        raise InputError(
+            f"{name} is {shared}; expected a multiple of the width of the others, {width}"
+        )
+    return shared // width
+
+
+def read_gguf(file: GgufFile, fields: Fields) -> Qwen2MoeConfig:
+    """The weights of the chosen experts do not sum to 1 in any published model, and no file says so; older files lack both widths."""
+    plain = gguf_reading.read_rotary(file, fields, gguf_reading.RMS_EPS)
+    experts = gguf_reading.read_experts(fields)
+    whole = plain.pop("d_ff")
+    width = fields.take(
+        "expert_feed_forward_length", RULES["d_ff"], whole // experts["experts_used"]
+    )
+    shared = _shared_experts(fields, "expert_shared_feed_forward_length", width, whole)
+    biases = gguf_reading.read_biases(file)
+    return Qwen2MoeConfig(
+        **plain, **biases, **experts, d_ff=width, shared_experts=shared, normalised=False
+    )
 
 
 def write(config: Qwen2MoeConfig) -> dict[str, Any]:
@@ -64,4 +89,10 @@ FAMILY = Family(
     Qwen2MoeConfig,
     {"qwen2_moe": Layout(read, NAMES, "model.", classes=("Qwen2MoeForCausalLM",))},
     Export(write),
+    gguf={
+        "qwen2moe": Gguf(
+            read_gguf,
+            gguf_reading.with_shared_expert(gguf_reading.with_experts(gguf_reading.NAMES)),
+        )
+    },
 )

@@ -1,4 +1,4 @@
-"""What an edit does to a model: outliers left, attention on the tokens that held them, likelihood of the text; per sequence."""
+"""What an edit does to a model: outliers left, attention on the tokens that hold them, likelihood of the text; per sequence."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from sysout_jax.engine import Stream, Write
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import Nonfinite, finite_or
-from sysout_jax.outliers.definitions import exceeds, ratio
+from sysout_jax.outliers.definitions import even_share_of, exceeds, over_seen_keys, ratio
 from sysout_jax.perplexity import of_mean_nll, perplexity_of
 
 
@@ -23,7 +23,8 @@ class Measured:
 
     outliers: np.ndarray  # (L, N) int: tokens of h that hold an activation outlier
     attention: np.ndarray  # (L, H, N) sum over queries of the attention on the marked tokens
-    queries: np.ndarray  # (N,) int: queries that can see a marked token
+    queries: np.ndarray  # (L, N) int: queries that can see a marked token
+    even: np.ndarray  # (L,) share that attention which is even in each row gives the marked tokens, mean over those queries
     nll: np.ndarray  # (N,) nats, mean over next tokens; NaN for sequences of one token
     ratio: float  # largest |h| over the mean of its sequence, all layers
     nonfinite: Nonfinite
@@ -31,7 +32,7 @@ class Measured:
     @property
     def mass(self) -> np.ndarray:
         """(L, H) share of attention on the marked tokens, over queries that can see one."""
-        return self.attention.sum(-1) / max(self.queries.sum(), 1)
+        return self.attention.sum(-1) / np.maximum(self.queries.sum(-1), 1)[:, None]
 
     @property
     def perplexity(self) -> float:
@@ -39,8 +40,8 @@ class Measured:
 
 
 class Unedited:
-    """A model as it is on `tokens` (N, T), with attention on `marked` (N, T) bool; and the states that edits start from, one before each layer
-    of `starts`. What lies before the layer of an edit it does not change: that is computed once.
+    """A model as it is on `tokens` (N, T), with attention in each layer on the tokens `marked` there, (L, N, T) bool; and the states that edits start
+    from, one before each layer of `starts`. What lies before the layer of an edit it does not change: that is computed once.
     """
 
     def __init__(
@@ -53,10 +54,15 @@ class Unedited:
     ):
         self._marked, self._tau, self._first = marked, tau, min(starts)
         self._stream = Stream(lm, tokens)
+        length = tokens.shape[1]
+        windows = [lm.attention(layer, length).window for layer in range(lm.num_layers)]
+        masks = list(zip(marked.astype(np.int64), windows, strict=True))
+        self._queries = np.stack([(over_seen_keys(*mask) > 0).sum(1) for mask in masks])
+        self._even = np.array([even_share_of(*mask) for mask in masks])
         self._entering = {0: list(self._stream.hidden)} if 0 in starts else {}
         self._rows: list[dict[str, Any]] = []
         for layer, _, seen in self._stream.layers(_observe):
-            self._rows.append(self._row(seen))
+            self._rows.append(self._row(layer, seen))
             if layer + 1 in starts:
                 self._entering[layer + 1] = list(self._stream.hidden)
         self.measured = self._measured(self._stream, self._rows)
@@ -77,24 +83,24 @@ class Unedited:
         stream = copy.copy(self._stream)
         stream.lm, stream.hidden = lm or stream.lm, list(self._entering[start])
         rows = self._rows[:start]
-        for _, _, seen in stream.layers(_observe, extra, write, start):
-            rows.append(self._row(seen))
+        for layer, _, seen in stream.layers(_observe, extra, write, start):
+            rows.append(self._row(layer, seen))
         return self._measured(stream, rows)
 
-    def _row(self, seen: dict[str, np.ndarray]) -> dict[str, Any]:
-        """Of one layer."""
+    def _row(self, layer: int, seen: dict[str, np.ndarray]) -> dict[str, Any]:
         mean_Nx1 = seen["mean"][:, None]
         return {
             "outliers": exceeds(seen["token_max"], mean_Nx1, self._tau).sum(1),
             "ratio": ratio(seen["token_max"], mean_Nx1).max(),
-            "attention": (finite_or(seen["sums"]) * self._marked[:, None]).sum(2).T,
+            "attention": (finite_or(seen["sums"]) * self._marked[layer][:, None]).sum(2).T,
         }
 
     def _measured(self, stream: Stream, rows: Sequence[dict[str, Any]]) -> Measured:
         return Measured(
             outliers=np.stack([row["outliers"] for row in rows]),
             attention=np.stack([row["attention"] for row in rows]).astype(np.float64),
-            queries=np.maximum.accumulate(self._marked, axis=1).sum(1),
+            queries=self._queries,
+            even=self._even,
             nll=perplexity_of(stream).window_nll,
             ratio=float(max(row["ratio"] for row in rows)),
             nonfinite=stream.nonfinite(),

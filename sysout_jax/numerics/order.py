@@ -82,18 +82,18 @@ def _kth_smallest(
     def narrow(now: _Bracket, pivot_B, jumped_B) -> _Bracket:
         """After a count at a pivot; `jumped` says where the pivot is a value that at least `rank` others do not exceed."""
         pivot = jnp.where(now.open, jnp.clip(pivot_B, now.lo + 1, now.hi - 1), now.hi)
-        found = _count_at_most(x_BxTxC, pivot.view(jnp.float32))
-        low = found <= rank_B
+        at_most = _count_at_most(x_BxTxC, pivot.view(jnp.float32))
+        low = at_most <= rank_B
         # a value that is itself the only one to reach the rank: nothing below it does
-        hit = jumped_B & (pivot == pivot_B) & (found == rank_B + 1)
+        hit = jumped_B & (pivot == pivot_B) & (at_most == rank_B + 1)
         aims = jnp.where(now.aims == AIMS, 0, now.aims + 1)
         aims = jnp.where(now.verify, AIMS, jnp.where(jumped_B, now.aims, aims))
         return _Bracket(
             lo=jnp.where(hit, pivot - 1, jnp.where(low, pivot, now.lo)),
             hi=jnp.where(low, now.hi, pivot),
-            at_lo=jnp.where(low, found, now.at_lo),
-            at_hi=jnp.where(low, now.at_hi, found),
-            empty=(found == now.at_lo) | (found == now.at_hi),
+            at_lo=jnp.where(low, at_most, now.at_lo),
+            at_hi=jnp.where(low, now.at_hi, at_most),
+            empty=(at_most == now.at_lo) | (at_most == now.at_hi),
             verify=jumped_B & ~low,
             aims=aims,
         )

@@ -87,11 +87,27 @@ def even_share(length: int) -> float:
     return even_share_of(np.arange(length)[None] == 0)
 
 
-def even_share_of(marked_NxT: np.ndarray) -> float:
-    """What attention that is even in each causal row gives the marked keys, mean over the rows that see one; NaN where none does."""
-    marked = marked_NxT.cumsum(axis=1)
-    share = marked / np.arange(1, marked.shape[1] + 1)
+def even_share_of(marked_NxT: np.ndarray, window: int | None = None) -> float:
+    """What attention that is even in each row gives the marked keys, mean over the rows that see one; NaN where none does."""
+    marked = over_seen_keys(marked_NxT.astype(np.int64), window)
+    share = marked / over_seen_keys(np.ones_like(marked), window)
     return float(share[marked > 0].mean()) if marked.any() else float("nan")
+
+
+def over_seen_keys(values: Array, window: int | None = None) -> Array:
+    """(N, T, …) for each query the sum over the keys that it sees: its own and those before it, with a window only the last so many."""
+    total = values.cumsum(axis=1)
+    if window is None or window >= total.shape[1]:
+        return total
+    inside = total[:, window:] - total[:, :-window]
+    return total.__array_namespace__().concat([total[:, :window], inside], axis=1)
+
+
+def entering(living_LxNxT: np.ndarray) -> np.ndarray:
+    """(L, N, T) outlier tokens that enter each layer; where none does, all that there ever are."""
+    before = np.concatenate([np.zeros_like(living_LxNxT[:1]), living_LxNxT[:-1]])
+    some_Lx1x1 = np.asarray(before.any(axis=(1, 2), keepdims=True))
+    return np.where(some_Lx1x1, before, living_LxNxT.any(axis=0))
 
 
 def is_sink(score: Array, even: Array = 0.0) -> Array:

@@ -137,21 +137,21 @@ def reduce_x_down(mlp: MlpSpec, taps: Mapping[str, jax.Array], top: int) -> dict
     x_BxTxRxF, chosen_BxTxR = taps["x_down"].astype(jnp.float32), taps["expert"]
     B, T, R, F = x_BxTxRxF.shape
     count = mlp.experts.total
-    found = reduce_activations(x_BxTxRxF.reshape(B, T * R, F), top)
+    rows = reduce_activations(x_BxTxRxF.reshape(B, T * R, F), top)
     expert_BxTR = chosen_BxTxR.reshape(B, T * R)
 
     def of(row_BxK):
         return jnp.take_along_axis(expert_BxTR, jnp.maximum(row_BxK, 0), axis=1)
 
     magnitude = jnp.where(jnp.isfinite(x_BxTxRxF), jnp.abs(x_BxTxRxF), 0.0)
-    scaled = magnitude * jnp.ldexp(jnp.float32(1), -found["exponent"])[:, None, None, None]
+    scaled = magnitude * jnp.ldexp(jnp.float32(1), -rows["exponent"])[:, None, None, None]
     ones = jnp.ones((B, T, R, 1), jnp.int32)
-    first_Bx1 = found["first_nonfinite"][:, None]
+    first_Bx1 = rows["first_nonfinite"][:, None]
     row_Bx1 = first_Bx1 // F
-    return found | {
-        "top_channel": of(found["top_token"]) * F + found["top_channel"],
-        "top_token": found["top_token"] // R,
-        "token_max": found["token_max"].reshape(B, T, R).max(2),
+    return rows | {
+        "top_channel": of(rows["top_token"]) * F + rows["top_channel"],
+        "top_token": rows["top_token"] // R,
+        "token_max": rows["token_max"].reshape(B, T, R).max(2),
         "channel_max": by_channel(magnitude, chosen_BxTxR, count, "max"),
         "power": by_channel(scaled**2, chosen_BxTxR, count, "add"),
         "reached": by_channel(ones, chosen_BxTxR, count, "add"),
@@ -185,8 +185,8 @@ def _count_above(x_BxTxC, channel_max_BxC, bounds_BxK):
 
         return jax.lax.map(above, bounds_BxK.T).T
 
-    found = (channel_max_BxC.max(1) > bounds_BxK.min(1)).any()
-    return jax.lax.cond(found, sweep, lambda: jnp.zeros(bounds_BxK.shape, jnp.int32))
+    reached = (channel_max_BxC.max(1) > bounds_BxK.min(1)).any()
+    return jax.lax.cond(reached, sweep, lambda: jnp.zeros(bounds_BxK.shape, jnp.int32))
 
 
 def channel_label(channel: int, expert_width: int | None) -> str:
@@ -202,43 +202,43 @@ def join_activations(
 ) -> ActivationStats:
     """Per-sequence reductions of all layers to statistics over all sequences, in float64."""
     columns: dict[str, list] = {}
-    for found in layers:
-        k = found["top_magnitude"].shape[1]
-        C = found["channel_max"].shape[1]
-        order = np.argsort(-found["top_magnitude"].reshape(-1), kind="stable")[:top]
-        mean = found["mean"].astype(np.float64)
-        units = np.exp2(2.0 * found["exponent"])
-        power = found["power"] * units[:, None]
-        if "reached" in found:  # sums over the tokens of each expert
-            reached = np.repeat(found["reached"].sum(axis=0), C // found["reached"].shape[1])
+    for layer in layers:
+        k = layer["top_magnitude"].shape[1]
+        C = layer["channel_max"].shape[1]
+        order = np.argsort(-layer["top_magnitude"].reshape(-1), kind="stable")[:top]
+        mean = layer["mean"].astype(np.float64)
+        units = np.exp2(2.0 * layer["exponent"])
+        power = layer["power"] * units[:, None]
+        if "reached" in layer:  # sums over the tokens of each expert
+            reached = np.repeat(layer["reached"].sum(axis=0), C // layer["reached"].shape[1])
             power = power.sum(axis=0)[reached > 0] / reached[reached > 0]
             severity = float("nan")
         else:
             power = power.mean(axis=0)
-            centre = found["channel_mean"].astype(np.float64).mean(axis=0)
+            centre = layer["channel_mean"].astype(np.float64).mean(axis=0)
             severity = rules.severity(centre, np.maximum(power - centre**2, 0.0))
-        where = np.flatnonzero(found["first_nonfinite"] >= 0)[:1]
-        flat = found["first_nonfinite"][where]
+        where = np.flatnonzero(layer["first_nonfinite"] >= 0)[:1]
+        flat = layer["first_nonfinite"][where]
         row = {
-            "top_values": found["top_magnitude"].reshape(-1)[order],
-            "top_signs": np.where(found["top_signed"].reshape(-1)[order] < 0, -1, 1),
+            "top_values": layer["top_magnitude"].reshape(-1)[order],
+            "top_signs": np.where(layer["top_signed"].reshape(-1)[order] < 0, -1, 1),
             "top_sequences": order // k,
-            "top_tokens": found["top_token"].reshape(-1)[order],
-            "top_channels": found["top_channel"].reshape(-1)[order],
+            "top_tokens": layer["top_token"].reshape(-1)[order],
+            "top_channels": layer["top_channel"].reshape(-1)[order],
             "mean": mean.mean(),
-            "median": found["median"].astype(np.float64).mean(),
+            "median": layer["median"].astype(np.float64).mean(),
             "sequence_mean": mean,
-            "sequence_median": found["median"],
-            "sequence_top": found["top_magnitude"][:, :3],
-            "token_max": found["token_max"],
-            "channel_max": found["channel_max"],
-            "channel_ratio": rules.ratio(found["channel_max"], mean[:, None]).max(axis=0),
-            "counts": found["counts"].sum(axis=0),
-            "massive": found["massive"].sum(),
+            "sequence_median": layer["median"],
+            "sequence_top": layer["top_magnitude"][:, :3],
+            "token_max": layer["token_max"],
+            "channel_max": layer["channel_max"],
+            "channel_ratio": rules.ratio(layer["channel_max"], mean[:, None]).max(axis=0),
+            "counts": layer["counts"].sum(axis=0),
+            "massive": layer["massive"].sum(),
             "neuron_kurtosis": rules.neuron_rms_kurtosis(power),
-            "excess_kurtosis": found["excess_kurtosis"].astype(np.float64).mean(),
+            "excess_kurtosis": layer["excess_kurtosis"].astype(np.float64).mean(),
             "severity": severity,
-            "nonfinite": found["nonfinite"].astype(np.int64).sum(),
+            "nonfinite": layer["nonfinite"].astype(np.int64).sum(),
             "first_nonfinite": np.array([where[0], flat[0] // C, flat[0] % C])
             if len(where)
             else np.full(3, -1),

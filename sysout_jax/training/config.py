@@ -202,12 +202,12 @@ def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
     """`key: old → new` for every setting that must not change within a run."""
 
     def flat(tree: dict, prefix: str = "") -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        flattened: dict[str, Any] = {}
         for key, value in tree.items():
-            found |= (
+            flattened |= (
                 flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
             )
-        return found
+        return flattened
 
     before, after = flat(to_dict(old)), flat(to_dict(new))
     return [
@@ -233,24 +233,24 @@ def load_defined(path: Path, name: str, kind: type[T]) -> T:
         hint = f"; did you mean {path.parent / near[0]}?" if near else "; name a file of configs/"
         raise InputError(f"config {path}: no such file{hint}")
     try:
-        found = runpy.run_path(str(path)).get(name)
+        defined = runpy.run_path(str(path)).get(name)
         if word is not None:
-            if not callable(found):
+            if not callable(defined):
                 raise InputError(
                     f"its `{name}` stands for itself; name the file without {shown(word)}"
                 )
-            found = found(word)
+            defined = defined(word)
     except InputError as error:
         raise InputError(f"config {path}: {error}") from None
     except Exception as error:
         raise InputError(f"config {path}: {type(error).__name__}: {error}") from None
-    if callable(found):
+    if callable(defined):
         raise InputError(
             f"config {path}: stands for several; name one behind a colon, as in {path}:default"
         )
-    if not isinstance(found, kind):
+    if not isinstance(defined, kind):
         raise InputError(f"config {path}: defines no `{name}` of type {kind.__name__}")
-    return found
+    return defined
 
 
 def _file_and_word(path: Path) -> tuple[Path, str | None]:

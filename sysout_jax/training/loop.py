@@ -180,15 +180,15 @@ class _Run:
                     status = "interrupted"
                     break
                 batch = self.feed.next()
-                self.state, found = self.program.train(self.state, batch)
+                self.state, measured = self.program.train(self.state, batch)
                 self.step += 1
                 self._settle()  # of the step before: its numbers are there while this one computes
-                self.pending = (self.step, found)
+                self.pending = (self.step, measured)
                 if self.step % config.eval_every == 0 or self.step == last:
                     self._settle()
                     self._evaluate()
                 if config.monitor_every and self.step % config.monitor_every == 0:
-                    self._observe(found)
+                    self._observe(measured)
                 if self.step % config.save_every == 0:
                     self._save()
             self._settle()
@@ -210,9 +210,9 @@ class _Run:
         """Read the numbers of the last step that was started; stop before a NaN can reach a checkpoint."""
         if self.pending is None:
             return
-        step, found = self.pending
+        step, measured = self.pending
         self.pending = None
-        self.loss, grad_norm = float(found["loss"]), float(found["grad_norm"])
+        self.loss, grad_norm = float(measured["loss"]), float(measured["grad_norm"])
         if not math.isfinite(self.loss):
             self._stop(f"loss is {self.loss}", step)
         if not math.isfinite(grad_norm):
@@ -222,7 +222,7 @@ class _Run:
             self.write(
                 {
                     "loss": self.loss,
-                    "lr": float(found["lr"]),
+                    "lr": float(measured["lr"]),
                     "grad_norm": grad_norm,
                     "tokens": step * self.config.tokens_per_step,
                     "tokens_per_second": self.clock.tokens_per_second,
@@ -263,11 +263,11 @@ class _Run:
             "another workdir, or look at the data"
         )
 
-    def _observe(self, found: dict) -> None:
+    def _observe(self, measured: dict) -> None:
         assert self.monitor is not None
         with self.clock.paused():
             seen = self.monitor(self.state["params"], self.feed.probe())
-            norms = jax.device_get(found["grad_norms"])
+            norms = jax.device_get(measured["grad_norms"])
         seen |= {f"grad_norm_{name}": values.tolist() for name, values in norms.items()}
         self.write({"monitor": seen})
 

@@ -44,14 +44,14 @@ def values_by_path(state: Mapping[str, Any]) -> dict[str, Any]:
 def read_state(handler: ocp.CompositeCheckpointHandler, checkpoint: Path, shapes: dict) -> dict:
     """Parameters and optimiser of a checkpoint, laid out as `shapes` says. Raises whatever Orbax does."""
     wanted = {name: ocp.args.StandardRestore(tree) for name, tree in items(shapes).items()}
-    found = handler.restore(epath.Path(checkpoint), args=Parts(**wanted))
-    params = {name: found[name] for name in shapes["params"]}
-    return {"params": params, OPTIMIZER: found[OPTIMIZER]}
+    stored = handler.restore(epath.Path(checkpoint), args=Parts(**wanted))
+    params = {name: stored[name] for name in shapes["params"]}
+    return {"params": params, OPTIMIZER: stored[OPTIMIZER]}
 
 
-def compare(found: Mapping[str, int], written: Mapping[str, int]) -> None:
+def compare(checksums: Mapping[str, int], written: Mapping[str, int]) -> None:
     """Damaged when a checksum differs from the one that was written with the values."""
-    wrong = sorted(name for name in found if found[name] != written[name])
+    wrong = sorted(name for name in checksums if checksums[name] != written[name])
     if wrong:
         others = f" and {len(wrong) - 1} others" if wrong[1:] else ""
         raise Damaged(f"{wrong[0]}{others} has other values than were written")
@@ -60,8 +60,8 @@ def compare(found: Mapping[str, int], written: Mapping[str, int]) -> None:
 def read_back(checkpoint: Path, written: Mapping[str, int]) -> None:
     """Read every value from disk, some at a time, and compare; processes share the work. Damaged for other values."""
     for item in sorted({name.split("/")[0] for name in written}):
-        for found in _batches(epath.Path(checkpoint) / item, item):
-            compare({name: fingerprint(value) for name, value in found.items()}, written)
+        for batch in _batches(epath.Path(checkpoint) / item, item):
+            compare({name: fingerprint(value) for name, value in batch.items()}, written)
 
 
 def _batches(directory: epath.Path, item: str) -> Iterator[dict[str, np.ndarray]]:
@@ -84,10 +84,10 @@ def _batches(directory: epath.Path, item: str) -> Iterator[dict[str, np.ndarray]
             ),
             tree,
         )
-        found = handler.restore(
+        array = handler.restore(
             directory, args=ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy)
         )
-        everything = _by_path({item: found})
+        everything = _by_path({item: array})
         yield {name: everything[name] for name in names}
 
 

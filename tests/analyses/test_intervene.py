@@ -38,6 +38,7 @@ from sysout_jax.interventions.heads import (
 )
 from sysout_jax.interventions.weights import edit_down_weights, random_rows
 from sysout_jax.numerics.intervals import RESAMPLES, bootstrap_weights, interval
+from sysout_jax.outliers.definitions import entering
 from sysout_jax.testing import planted_llama, random_plant
 from sysout_jax.weights import InMemory
 from tests.outliers import rules
@@ -54,6 +55,10 @@ def observe_h(x_in, taps, extra):
 def run_layers(lm, tokens, **arguments) -> np.ndarray:
     """(L, N, T, D) what every layer gives to the next one."""
     return np.stack([seen["h"] for _, _, seen in Stream(lm, tokens).layers(observe_h, **arguments)])
+
+
+def entering_of(bench: Bench) -> np.ndarray:
+    return entering(bench.life.stats.h.outlier_tokens(bench.life.tau))
 
 
 def by_hand(lm, tokens, edit) -> np.ndarray:
@@ -213,13 +218,36 @@ def test_attention_on_marked_tokens_from_maps(case):
     lm, tokens, _, bench = case
     _, taps = so.capture(lm, tokens, ("attn_map",))
     maps = np.asarray(taps["attn_map"], np.float64)  # (L, N, H, T, S)
-    marked = bench.marked
-    given = np.einsum("lnhts,ns->lhn", maps, marked)
-    np.testing.assert_allclose(bench.baseline.attention, given, rtol=1e-4, atol=1e-5)
-    sees = np.cumsum(marked, 1) > 0
-    np.testing.assert_array_equal(bench.baseline.queries, sees.sum(1))
-    share = [(m.sum(-1, where=marked[:, None, None]) * sees[:, None]).sum((0, 2)) for m in maps]
-    np.testing.assert_allclose(bench.baseline.mass, np.array(share) / sees.sum(), rtol=1e-4)
+    living = bench.life.stats.h.outlier_tokens(bench.life.tau)
+    for layer, m in enumerate(maps):
+        # those that enter the layer, all there ever are where none does
+        marked = living[layer - 1] if layer and living[layer - 1].any() else bench.marked
+        given = np.einsum("nhts,ns->hn", m, marked)
+        np.testing.assert_allclose(bench.baseline.attention[layer], given, rtol=1e-4, atol=1e-5)
+        sees = np.cumsum(marked, 1) > 0
+        np.testing.assert_array_equal(bench.baseline.queries[layer], sees.sum(1))
+        share = given.sum(1) / sees.sum()
+        np.testing.assert_allclose(bench.baseline.mass[layer], share, rtol=1e-4)
+
+
+def test_attention_on_marked_tokens_in_a_window_is_of_the_queries_that_see_them():
+    """Queries without direction attend evenly to the keys of their window, so every number is known."""
+    lm = random_model("llama-gqa", 0, sliding_window=3)
+
+    def even(layer):
+        zero = jax.tree.map(jnp.zeros_like, layer["attn"]["q_proj"])
+        return layer | {"attn": layer["attn"] | {"q_proj": zero}}
+
+    lm = lm.with_edits({f"layer_{l}": even for l in range(lm.num_layers)})
+    marked = np.zeros((lm.num_layers, 1, 8), bool)
+    marked[0, 0, 0] = True  # queries 0, 1, 2 see one of 1, 2, 3 keys
+    marked[1, 0, [2, 5]] = True  # queries 2 to 7 see one of 3 keys each
+    found = Unedited(lm, np.arange(8)[None], marked, TAU, [0]).measured
+    assert found.queries[:2, 0].tolist() == [3, 6] and not found.queries[2:].any()
+    share = (1 + 1 / 2 + 1 / 3) / 3
+    np.testing.assert_allclose(found.mass[0], share, rtol=1e-5)
+    np.testing.assert_allclose(found.mass[1], 1 / 3, rtol=1e-5)
+    np.testing.assert_allclose(found.even, [share, 1 / 3, *[np.nan] * (lm.num_layers - 2)])
 
 
 def test_nothing_to_edit_changes_no_bit(case):
@@ -230,7 +258,7 @@ def test_nothing_to_edit_changes_no_bit(case):
     np.testing.assert_array_equal(run_layers(lm, tokens, write=write_elements, extra=extra), plain)
     own = edits(bench.outliers, bench.values, tokens.shape)  # every outlier keeps its value
     np.testing.assert_array_equal(run_layers(lm, tokens, write=write_elements, extra=own), plain)
-    whole = Unedited(lm, tokens, bench.marked, bench.life.tau, [0])
+    whole = Unedited(lm, tokens, entering_of(bench), bench.life.tau, [0])
     again = whole.edited(write=write_elements, extra=extra)
     for name, want in vars(bench.baseline).items():
         np.testing.assert_array_equal(getattr(again, name), want)
@@ -242,7 +270,7 @@ def test_what_lies_before_an_edit_is_computed_once_and_changes_no_bit(case):
     entries = {last: (np.arange(3), np.arange(4))}
     edited = edit_down_weights(lm, entries, lambda layer, kernel: np.zeros((1, 1)))
     found = [
-        Unedited(lm, tokens, bench.marked, bench.life.tau, [first]).edited(edited)
+        Unedited(lm, tokens, entering_of(bench), bench.life.tau, [first]).edited(edited)
         for first in range(last + 1)
     ]
     for other in found[1:]:

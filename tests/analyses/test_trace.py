@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
-from sysout_jax.analyses.lifecycle.measure import _entering
 from sysout_jax.analyses.lifecycle.trace import WINDOW
 from sysout_jax.config import ATTENTION
+from sysout_jax.outliers.definitions import entering
 from sysout_jax.testing import Birth, planted_llama
 from tests.parameters import mostly_endurance
 from tests.random_models import random_model
@@ -164,7 +164,7 @@ def test_the_tokens_looked_at_are_those_that_enter_the_layer():
     want = np.zeros_like(living)
     want[[0, 2], 0, 1] = want[[0, 2], 1, 2] = True  # layer 0: none enters, all that there ever are
     want[1, 0, 1] = want[3, 1, 2] = True
-    np.testing.assert_array_equal(_entering(living), want)
+    np.testing.assert_array_equal(entering(living), want)
 
 
 @pytest.mark.parametrize("layer", [0, 3, 5])

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 Tensors = dict[str, np.ndarray]
 _ARCHITECTURES = {
     "gemma3_text": "gemma3", "mistral": "llama", "mixtral": "llama", "phi": "phi2", "gpt_neox": "gptneox", "olmo3": "olmo2",
-    "qwen3_moe": "qwen3moe",
+    "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss",
 }  # fmt: skip
 
 
@@ -114,8 +114,13 @@ def _add_keys(writer: gguf.GGUFWriter, config: dict) -> None:
     if experts := config.get("num_local_experts") or config.get("num_experts"):
         writer.add_expert_count(experts)
         writer.add_expert_used_count(config["num_experts_per_tok"])
-    if arch == "qwen3moe":
+    if arch in ("qwen2moe", "qwen3moe"):
         writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    if arch == "qwen2moe":
+        writer.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
+    if arch == "gpt-oss":
+        writer.add_expert_feed_forward_length(config["intermediate_size"])
+        writer.add_sliding_window(config["sliding_window"])
     if rope.get("rope_type") == "yarn":
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(rope["factor"])
@@ -134,7 +139,7 @@ def _add_keys(writer: gguf.GGUFWriter, config: dict) -> None:
     if rope.get("rope_type") == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
-    if arch in ("llama", "qwen3", "qwen3moe", "gemma", "gemma2", "gemma3"):
+    if arch in ("llama", "qwen3", "qwen3moe", "gemma", "gemma2", "gemma3", "gpt-oss"):
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
     if arch in ("llama", "phi2", "phi3", "gptneox", "stablelm"):
@@ -173,6 +178,23 @@ def _stacked(tensors: Tensors) -> Tensors:
     return rest | {n: np.stack([ws[e] for e in sorted(ws)]) for n, ws in experts.items()}
 
 
+def _of_gpt_oss(tensors: Tensors) -> Tensors:
+    """The experts of gpt-oss with gate and up apart and every matrix (out, in), and the names that the package's map knows."""
+    found = {}
+    for name, w in tensors.items():
+        before, experts, part = name.partition(".mlp.experts.")
+        if not experts:
+            found[name + ".weight" if name.endswith(".sinks") else name] = w
+            continue
+        part, kind = part.removesuffix("_bias"), "bias" if part.endswith("_bias") else "weight"
+        rows = w.swapaxes(1, 2) if kind == "weight" else w
+        sides = {"down_proj": rows}
+        if part == "gate_up_proj":
+            sides = {"gate_proj": rows[:, 0::2], "up_proj": rows[:, 1::2]}
+        found |= {f"{before}{experts}{side}.{kind}": each for side, each in sides.items()}
+    return found
+
+
 def write_gguf(
     hf: Path,
     path: Path,
@@ -184,7 +206,7 @@ def write_gguf(
 ) -> None:
     """A whole model file; matrices whose rows are whole blocks are stored as `quantise`, everything else as float32.
 
-    `keys` are methods of the writer and what they are given; without `permute` nothing is done to tensors but naming them.
+    What `change` makes bytes are blocks of MXFP4. `keys` are methods of the writer and what they are given; without `permute` nothing is done to tensors but naming them.
     """
     config = json.loads((hf / "config.json").read_text())
     writer = gguf.GGUFWriter(path, architecture(config))
@@ -194,8 +216,13 @@ def write_gguf(
     tensors = hf_tensors(hf)
     if architecture(config) in ("gemma", "gemma2"):
         tensors.pop("lm_head.weight", None)
+    if architecture(config) == "gpt-oss":
+        tensors = _of_gpt_oss(tensors)
     stored = dict(to_gguf(name, w, config, permute) for name, w in _stacked(tensors).items())
     for name, w in change(stored).items():
+        if w.dtype == np.uint8:
+            writer.add_tensor(name, w, raw_dtype=gguf.GGMLQuantizationType.MXFP4)
+            continue
         w = np.ascontiguousarray(w, np.float32)
         block = gguf.GGML_QUANT_SIZES[quantise][0] if quantise is not None else 0
         if quantise is None or w.ndim < 2 or w.shape[-1] % block:

@@ -21,6 +21,13 @@ from tests.families.test_families import config_of
 
 pytestmark = pytest.mark.parity
 
+#: As every published gpt-oss has it.
+YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "truncate": False,
+}
 #: Cases of `CASES`, and what of each the format cannot hold.
 CHANGES = {
     "llama": {},
@@ -30,6 +37,10 @@ CHANGES = {
     "qwen3-biases": {},
     "qwen2-yarn": {},
     "qwen3_moe": {"norm_topk_prob": True},
+    "qwen2_moe": {},
+    "qwen2_moe-normalised": {"norm_topk_prob": False},
+    "gpt_oss": {"swiglu_limit": 7.0, "rope_scaling": YARN},
+    "gpt_oss-no-biases": {"layer_types": None, "sliding_window": 1, "rope_scaling": YARN},
     "mixtral": {},
     "mixtral-window": {"sliding_window": None},
     "phi": {},
@@ -217,6 +228,53 @@ def test_the_first_files_of_mixtral_hold_every_expert_apart(tmp_path):
     write_gguf(hf, tmp_path / "m.gguf", change=apart)
     lm = so.load(tmp_path / "m.gguf")
     assert equal(lm, so.load(hf)) and lm.stored_as["mlp/down_proj/kernel"] == "F32"
+
+
+def test_the_first_files_of_qwen_2_with_experts_lack_their_widths(tmp_path, monkeypatch):
+    """Then the shared expert is as wide as the MLP of a layer without experts would be, the others together as those that a token goes through."""
+    hf = hugging_face("qwen2_moe", tmp_path, intermediate_size=16)
+    for name in ("add_expert_feed_forward_length", "add_expert_shared_feed_forward_length"):
+        monkeypatch.setattr(gguf.GGUFWriter, name, lambda writer, value: None)
+    write_gguf(hf, tmp_path / "m.gguf")
+    ours, theirs = so.load(tmp_path / "m.gguf"), so.load(hf)
+    assert ours.config == theirs.config and equal(ours, theirs)
+
+
+def test_the_gate_of_a_shared_expert_is_a_row_or_a_vector(tmp_path):
+    def flat(tensors):
+        return {n: w.reshape(-1) if "gate_inp_shexp" in n else w for n, w in tensors.items()}
+
+    hf = hugging_face("qwen2_moe", tmp_path)
+    write_gguf(hf, tmp_path / "m.gguf", change=flat)
+    assert equal(so.load(tmp_path / "m.gguf"), so.load(hf))
+
+
+def test_experts_in_mxfp4_are_what_their_codes_say(tmp_path):
+    """A block is a power of two and 32 codes of four bits, the first 16 in the low halves of its bytes."""
+    sizes = {"hidden_size": 64, "intermediate_size": 32}
+    hf = hugging_face("gpt_oss", tmp_path, **sizes)
+    steps = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+    values, rng = np.concatenate([steps, -steps]), np.random.default_rng(0)
+    blocks, plain = {}, {}
+
+    def as_codes(tensors):
+        for name, w in tensors.items():
+            if not name.endswith("_exps.weight"):
+                continue
+            shape = (*w.shape[:-1], w.shape[-1] // 32)
+            codes = rng.integers(0, 16, (*shape, 32), dtype=np.uint8)
+            exponents = rng.integers(120, 130, (*shape, 1), dtype=np.uint8)
+            plain[name] = values[codes] * np.exp2(exponents.astype(np.float32) - 127)
+            plain[name] = plain[name].reshape(w.shape)
+            packed = codes[..., :16] | codes[..., 16:] << 4
+            blocks[name] = np.concatenate([exponents, packed], -1).reshape(*w.shape[:-1], -1)
+        return tensors | plain
+
+    write_gguf(hf, tmp_path / "f32.gguf", change=as_codes)
+    write_gguf(hf, tmp_path / "mxfp4.gguf", change=lambda tensors: tensors | blocks)
+    lm = so.load(tmp_path / "mxfp4.gguf")
+    assert lm.stored_as["mlp/down_proj/kernel"] == "MXFP4" and len(blocks) == 6
+    assert equal(lm, so.load(tmp_path / "f32.gguf"))
 
 
 def test_falcon_layers_must_agree_on_their_norms(tmp_path):

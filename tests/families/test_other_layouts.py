@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,8 +12,11 @@ from safetensors.numpy import save_file
 import sysout_jax as so
 from sysout_jax.checkpoints.formats.hf_config import read_config
 from sysout_jax.errors import InputError
+from sysout_jax.families import baichuan
+from sysout_jax.weights import InMemory
 from tests.families.cases import NEW, random_tokens
-from tests.families.test_families import model_of
+from tests.families.test_families import config_of, model_of
+from tests.random_models import random_params
 
 
 def _written(directory, fields: dict, tensors: dict[str, np.ndarray]):
@@ -48,6 +52,32 @@ def _tensors_of(
                 if "bias" in held:
                     tensors[f"{name}.{theirs}.{matrix}.bias"] = held["bias"]
     return {name: np.asarray(x) for name, x in tensors.items()}
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_baichuan(second, tmp_path, monkeypatch):
+    """Baichuan 2 multiplies by the rows of its head over their lengths, which is all that tells it from Baichuan."""
+    config = dataclasses.replace(config_of("llama"), num_kv_heads=4)
+    plain = so.LanguageModel(config, InMemory(random_params(config, 0, std=0.3, scale=1.0)))
+    tensors = _tensors_of(plain)
+    for l in range(plain.num_layers):
+        attn = f"model.layers.{l}.self_attn"
+        rows = [tensors.pop(f"{attn}.{part}_proj.weight") for part in "qkv"]
+        tensors[f"{attn}.W_pack.weight"] = np.concatenate(rows)
+    fields = {k: v for k, v in NEW.items() if k != "num_key_value_heads"}
+    fields |= {"model_type": "baichuan", "model_max_length": 64, "rms_norm_eps": 1e-6}
+    if second:
+        monkeypatch.setattr(baichuan, "VOCAB_OF_2", NEW["vocab_size"])
+
+        def of_length_1(head):
+            kernel_DxV = np.asarray(head["kernel"])
+            return {"kernel": kernel_DxV / np.linalg.norm(kernel_DxV, axis=0)}
+
+        plain = plain.with_edits({"lm_head": of_length_1})
+    _same_logits(_written(tmp_path / "b", fields, tensors), plain)
+    del fields["max_position_embeddings"]
+    with pytest.raises(InputError, match="ALiBi is not implemented; expected Baichuan 7B"):
+        read_config(fields, "config.json")
 
 
 def test_internlm2(tmp_path):

@@ -19,6 +19,7 @@ REAL = {
     "mimo-7b-base": {"family": "qwen2", "num_layers": 36, "head_dim": 128, "rope_theta": 640_000.0, "sliding_window": None, "qkv_bias": True, "o_bias": False},
     "ministral3-3b-2512": {"family": "llama", "num_layers": 26, "head_dim": 128, "d_model": 3072, "rope_theta": 1e6, "sliding_window": None, "tied_embeddings": True},
     "minicpm-2b": {"family": "minicpm", "embed_scale": 12, "residual_scale": 1.4 / 40**0.5, "head_scale": 256 / 2304, "tied_embeddings": False, "rope_scaling": None},
+    "baichuan-7b": {"family": "baichuan", "num_layers": 32, "num_kv_heads": 32, "vocab_size": 125696, "tied_embeddings": False},
     "internlm-7b": {"family": "llama", "qkv_bias": True, "o_bias": True, "mlp_bias": False, "vocab_size": 103168},
     "gemma-3-1b-it": {"family": "gemma3", "num_layers": 26, "num_kv_heads": 1, "head_dim": 256, "rope_theta": 1e6, "local_rope_theta": 1e4, "sliding_window": 512, "attention_scale": 1 / 16, "tied_embeddings": True},
     "olmo-3.1-32b-instruct": {"family": "olmo3", "num_layers": 64, "num_heads": 40, "rope_theta": 5e5, "local_rope_theta": 5e5, "sliding_window": 4096, "vocab_size": 100278},

@@ -128,15 +128,15 @@ def _read(lm: LanguageModel, windows: Windows, tau: float) -> tuple[Reading, Str
     stream, length = Stream(lm, windows), np.shape(windows)[-1]
     specs = [lm.config.layer(l) for l in range(lm.num_layers)]
     observes = [_Observe(spec, lm.attention(l, length)) for l, spec in enumerate(specs)]
-    seen = [found for _, _, found in stream.layers(observes)]
-    h = join_activations([found["h"] for found in seen], TOP)
+    seen = [layer for _, _, layer in stream.layers(observes)]
+    h = join_activations([layer["h"] for layer in seen], TOP)
     width = specs[0].mlp.expert_width
-    x_down = join_activations([found["x_down"] for found in seen], TOP, width)
+    x_down = join_activations([layer["x_down"] for layer in seen], TOP, width)
 
     waves = find_waves(lm, stream.tokens, h, tau).waves
 
     def mean(name: str) -> np.ndarray:
-        return np.stack([found[name].astype(np.float64).mean(axis=0) for found in seen])
+        return np.stack([layer[name].astype(np.float64).mean(axis=0) for layer in seen])
 
     return Reading(
         perplexity=perplexity_of(stream),
@@ -155,15 +155,15 @@ def _read(lm: LanguageModel, windows: Windows, tau: float) -> tuple[Reading, Str
 def _staying(h: ActivationStats, tokens_NxT: np.ndarray) -> tuple[Staying, ...]:
     ratio_LxNxT = rules.ratio(h.token_max, h.sequence_mean[..., None])
     over_LxNxT = h.outlier_tokens(TAUS[0])
-    found = []
+    staying = []
     for token in np.unique(tokens_NxT[over_LxNxT.any(axis=0)]):
         at_NxT = tokens_NxT == token
         mine_LxNxT = over_LxNxT & at_NxT
         layers = np.flatnonzero(mine_LxNxT.any(axis=(1, 2)))
         places = int(mine_LxNxT.any(axis=0).sum())
         ratio = float(ratio_LxNxT[:, at_NxT].max())
-        found.append(Staying(int(token), places, ratio, tuple(int(l) for l in layers)))
-    return tuple(sorted(found, key=lambda one: -one.ratio)[:STAYING])
+        staying.append(Staying(int(token), places, ratio, tuple(int(l) for l in layers)))
+    return tuple(sorted(staying, key=lambda token: -token.ratio)[:STAYING])
 
 
 def _prove(lm: LanguageModel, prefix: tuple[int, ...], alone: Stream) -> Proof:

@@ -21,7 +21,7 @@ from sysout_jax.interventions.effects import Measured, Unedited
 from sysout_jax.interventions.weights import Fill, edit_down_weights, zero
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.numerics.intervals import Interval, bootstrap_weights, interval
-from sysout_jax.outliers.definitions import TAU
+from sysout_jax.outliers.definitions import TAU, entering
 from sysout_jax.perplexity import protocol_of
 from sysout_jax.statistics.collect import Stats, at_hand
 
@@ -102,7 +102,7 @@ class _Bench:
     ):
         self.lm, self.seed = lm, seed
         layers = {writer.layer for writer in writers}
-        marked = np.asarray(stats.h.outlier_tokens(tau).any(axis=0))
+        marked = entering(stats.h.outlier_tokens(tau))
         self.unedited = Unedited(lm, stats.tokens, marked, tau, layers)
         self.baseline = self.unedited.measured
         self.weights_RxN = bootstrap_weights(len(stats.tokens))

@@ -135,9 +135,9 @@ def _rows(
     def cells(outcome: Outcome | None) -> tuple[str, ...]:
         if outcome is None:
             return ("–",) * (3 if full else 2)
-        found = outcome.perplexity
-        interval = f" [{digits(found.low)}, {digits(found.high)}]" if full else ""
-        value = digits(found.value) + (interval if np.isfinite(found.low) else "")
+        perplexity = outcome.perplexity
+        interval = f" [{digits(perplexity.low)}, {digits(perplexity.high)}]" if full else ""
+        value = digits(perplexity.value) + (interval if np.isfinite(perplexity.low) else "")
         if outcome.method == "full":
             return (value, *("–",) * (2 if full else 1))
         return (value, change(outcome.ratio.value), *([_error(outcome.error)] if full else []))
@@ -164,16 +164,16 @@ def _note() -> str:
 
 
 def _outliers(result: Compression) -> str:
-    found = result.outliers
-    if found is None:
+    outliers = result.outliers
+    if outliers is None:
         return "no outlier"
     kind = (
         "outliers"
-        if found.found
-        else f"no outlier at τ = {found.tau:g}; strongest candidates, ratio over {number(found.level)},"
+        if outliers.found
+        else f"no outlier at τ = {outliers.tau:g}; strongest candidates, ratio over {number(outliers.level)},"
     )
-    channels = listed(found.labels) or "none"
-    return f"{kind} born {in_layers(found.layers)}: dims d* {listed(found.dims)}, channels c* {channels}, at {plural(found.tokens, 'token')}"
+    channels = listed(outliers.labels) or "none"
+    return f"{kind} born {in_layers(outliers.layers)}: dims d* {listed(outliers.dims)}, channels c* {channels}, at {plural(outliers.tokens, 'token')}"
 
 
 def _reading(results: Sequence[Compression]) -> list[str]:
@@ -203,15 +203,15 @@ def _reading(results: Sequence[Compression]) -> list[str]:
 
 
 def _layer_section(result: Compression, name: str, figure: str) -> Section:
-    def rows(found: Attribution) -> tuple[tuple[str | int, ...], ...]:
+    def rows(attribution: Attribution) -> tuple[tuple[str | int, ...], ...]:
         return tuple(
             (
                 layer + 1,
-                digits(found.perplexity_alone[layer]),
-                _error(found.own.relative[layer]),
-                _error(found.accumulated.relative[layer]),
-                percent(found.own.tokens_share[layer]),
-                percent(found.own.dims_share[layer]),
+                digits(attribution.perplexity_alone[layer]),
+                _error(attribution.own.relative[layer]),
+                _error(attribution.accumulated.relative[layer]),
+                percent(attribution.own.tokens_share[layer]),
+                percent(attribution.own.dims_share[layer]),
             )
             for layer in range(result.num_layers)
         )
@@ -220,8 +220,8 @@ def _layer_section(result: Compression, name: str, figure: str) -> Section:
         "layer", "perplexity, only this layer", "own error of h", "accumulated", "at outlier tokens", "in outlier dims",
     )  # fmt: skip
     tables = [
-        Table(header, rows(found), f"{found.label}; all layers compressed: perplexity {digits(found.perplexity)}.")
-        for found in result.attributions
+        Table(header, rows(attribution), f"{attribution.label}; all layers compressed: perplexity {digits(attribution.perplexity)}.")
+        for attribution in result.attributions
     ]  # fmt: skip
     picture = Picture(figure, figures.layers_sentence(result))
     return Section(
@@ -232,16 +232,16 @@ def _layer_section(result: Compression, name: str, figure: str) -> Section:
 def _kept_section(result: Compression, name: str, figure: str) -> Section:
     rows = tuple(
         (
-            found.label,
-            figures.KEPT_LABELS[one.what],
-            one.weights,
-            digits(one.perplexity.value),
-            digits(one.control.value),
-            _error(one.error),
-            _error(one.control_error),
+            attribution.label,
+            figures.KEPT_LABELS[keep.what],
+            keep.weights,
+            digits(keep.perplexity.value),
+            digits(keep.control.value),
+            _error(keep.error),
+            _error(keep.control_error),
         )
-        for found in result.attributions
-        for one in found.kept
+        for attribution in result.attributions
+        for keep in attribution.kept
     )
     header = (
         "method", "kept in full precision", "weights", "perplexity", "random others", "error of h", "random others",

@@ -177,18 +177,20 @@ def _look(
     """The shown rows of h, x_down and the attention map in their layers, and the kernel (F, D) of W_down in its layer."""
     observes = [_Rows(lm.attention(l, len(tokens_T))) for l in range(lm.num_layers)]
     stream = Stream(lm, tokens_T[None])
-    found: dict[str, np.ndarray] = {}
+    shown_rows: dict[str, np.ndarray] = {}
     kernel, places = None, ("h", "x_down", "attention")
     extra = [shown[None].astype(np.int32)] * lm.num_layers
     for layer, params, seen in stream.layers(observes, extra):
-        found |= {name: seen[name][0] for name in places if layers[name] == layer}
+        shown_rows |= {name: seen[name][0] for name in places if layers[name] == layer}
         if layers["x_down"] == layer and "expert" in seen:
             mlp = lm.config.layer(layer).mlp
-            found["x_down"] = _side_by_side(found["x_down"], seen["expert"][0], mlp.channels)
+            shown_rows["x_down"] = _side_by_side(
+                shown_rows["x_down"], seen["expert"][0], mlp.channels
+            )
         if layer == layers["w_down"]:
             kernel = np.asarray(lm.config.layer(layer).matrix("down").of(params))
     assert kernel is not None
-    return found, kernel
+    return shown_rows, kernel
 
 
 @dataclass(frozen=True)
@@ -206,8 +208,8 @@ class _Rows:
         if lse is not None:
             lse = jnp.take_along_axis(lse, shown_BxW[:, None], axis=2)
         maps = attention_map(rows(taps["q"]), rows(taps["k"]), lse, self.spec, shown_BxW)
-        found = {"expert": rows(taps["expert"])} if "expert" in taps else {}
-        return found | {
+        experts = {"expert": rows(taps["expert"])} if "expert" in taps else {}
+        return experts | {
             "h": rows(taps["h"]).astype(jnp.float32),
             "x_down": rows(taps["x_down"]).astype(jnp.float32),
             "attention": maps.astype(jnp.float32).mean(1),

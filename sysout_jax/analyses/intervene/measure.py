@@ -40,7 +40,7 @@ class Outcome:
     edited: int  # elements summed over layers, or weights; mean over seeds
     outliers: Interval  # (layer, sequence, token) triples that hold an outlier
     outliers_per_layer: np.ndarray  # (L,)
-    mass: Interval  # attention on the original outlier tokens, mean over sink heads; NaN without
+    mass: Interval  # attention on the original outlier tokens that enter the layer, mean over sink heads; NaN without
     mass_per_sink: np.ndarray  # one per sink head
     mass_later: Interval  # the same, mean over all heads after the first birth
     perplexity: Interval
@@ -165,10 +165,19 @@ def _outcome(
     def mass(heads_LxH: np.ndarray) -> Interval:
         if not heads_LxH.any():
             return interval(np.full((len(weights_RxN), len(found)), np.nan))
-        given_NxS = np.stack([m.attention[heads_LxH].mean(0) for m in found], axis=1)
-        queries_R = weights_RxN @ baseline.queries
-        with np.errstate(invalid="ignore"):  # a resample without any outlier token
-            return interval((weights_RxN @ given_NxS) / queries_R[:, None])
+        asked_RxP = weights_RxN @ baseline.queries[np.nonzero(heads_LxH)[0]].T
+        known_RxP = asked_RxP > 0  # a resample may have no outlier token in the layer of a head
+        shares = [
+            np.divide(
+                weights_RxN @ m.attention[heads_LxH].T,
+                asked_RxP,
+                out=np.zeros_like(asked_RxP),
+                where=known_RxP,
+            )
+            for m in found
+        ]
+        with np.errstate(invalid="ignore"):
+            return interval(np.stack([s.sum(1) / known_RxP.sum(1) for s in shares], axis=1))
 
     def mean_nll(nll_NxS: np.ndarray) -> np.ndarray:
         return weights_RxN @ nll_NxS / len(nll_NxS)

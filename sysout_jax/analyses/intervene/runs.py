@@ -37,7 +37,7 @@ from sysout_jax.interventions.weights import (
     whole_columns,
 )
 from sysout_jax.language_model import LanguageModel
-from sysout_jax.outliers.definitions import even_share_of
+from sysout_jax.outliers.definitions import entering
 
 #: Values that are written.
 WHAT = {
@@ -114,14 +114,15 @@ class Bench:
         self.tokens = life.stats.tokens
         self.flagged = np.flatnonzero(life.stats.h.outlier_channels(life.tau).any(axis=0))
         self.dims = life.trace.targets.dims
-        self.marked = np.asarray(life.stats.h.outlier_tokens(life.tau).any(axis=0))
+        living = life.stats.h.outlier_tokens(life.tau)
+        self.marked = np.asarray(living.any(axis=0))
         self.outliers, self.values, self.mean = find_outliers(lm, life.stats, life.tau, self.dims)
         self.born = birth_weights(life.birth)
         # the first layer that any run edits
         first = min((*np.flatnonzero(self.outliers.active.any(axis=1)), *life.birth.layers))
-        self.unedited = Unedited(lm, self.tokens, self.marked, life.tau, [int(first)])
+        self.unedited = Unedited(lm, self.tokens, entering(living), life.tau, [int(first)])
         self.baseline = self.unedited.measured
-        self.sinks = sink_heads(self.baseline.mass, even_share_of(self.marked), life.birth)
+        self.sinks = sink_heads(self.baseline.mass, self.baseline.even, life.birth)
 
     def rng(self, run_seed: int, purpose: int, layer: int = 0) -> np.random.Generator:
         return np.random.default_rng([self.seed, run_seed, purpose, layer])

@@ -17,7 +17,7 @@ from sysout_jax.interventions.weights import (
     zero,
 )
 from sysout_jax.language_model import LanguageModel
-from sysout_jax.outliers.definitions import even_share_of, is_sink
+from sysout_jax.outliers.definitions import entering, is_sink
 from sysout_jax.statistics.collect import Stats
 
 
@@ -33,9 +33,9 @@ def find_cause(
     if not born:
         return None
     random = random_weights(born, lm.config.layer(0).mlp.channels, np.random.default_rng(seed))
-    marked = np.asarray(stats.h.outlier_tokens(tau).any(axis=0))
+    marked = entering(stats.h.outlier_tokens(tau))
     unedited = Unedited(lm, stats.tokens, marked, tau, [min(born)])
-    sinks = sink_heads(unedited.measured.mass, even_share_of(marked), birth)
+    sinks = sink_heads(unedited.measured.mass, unedited.measured.even, birth)
 
     def effect(measured: Measured) -> Effect:
         return Effect(
@@ -69,8 +69,8 @@ def birth_weights(birth: Birth) -> Entries:
     }
 
 
-def sink_heads(mass_LxH: np.ndarray, even: float, birth: Birth) -> np.ndarray:
+def sink_heads(mass_LxH: np.ndarray, even_L: np.ndarray, birth: Birth) -> np.ndarray:
     """(L, H) bool: heads after the first birth for which the outlier tokens are sinks."""
-    sinks = is_sink(mass_LxH, even)
+    sinks = is_sink(mass_LxH, even_L[:, None])
     sinks[: birth.events[0].layer + 1] = False
     return sinks

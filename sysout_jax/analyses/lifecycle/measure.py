@@ -81,8 +81,8 @@ def _lifecycle(
     lower = rules.level_of(float(stats.h.ratio.max()), tau)
     if not found and 0 < lower < np.inf:
         candidate = _lifecycle(lm, stats, lower, waves, protocol, cause=False, seed=seed)
-    path = follow(lm, stats, tau) if found else None
-    birth = find_birth(stats, path, tau)
+    trace = follow(lm, stats, tau) if found else None
+    birth = find_birth(stats, trace, tau)
     return Lifecycle(
         model=lm.name,
         tau=float(tau),
@@ -95,13 +95,13 @@ def _lifecycle(
         flags={name: _flags(getattr(stats, name)) for name in ("h", "x_down")},
         waves=waves,
         birth=birth,
-        spread=find_spread(stats, path, birth),
-        death=find_death(stats, path, birth, tau),
-        cause=find_cause(lm, stats, birth, tau, seed) if found and cause and path else None,
+        spread=find_spread(stats, trace, birth),
+        death=find_death(stats, trace, birth, tau),
+        cause=find_cause(lm, stats, birth, tau, seed) if found and cause and trace else None,
         candidate=candidate,
         protocol=protocol,
         stats=stats,
-        trace=path,
+        trace=trace,
     )
 
 
@@ -126,7 +126,7 @@ def follow(lm: LanguageModel, stats: Stats, tau: float) -> Trace:
         sequences=sequences,
         tokens=np.where(valid, order, order[:, :1]),
         valid=valid,
-        mask=_entering(living),
+        mask=rules.entering(living),
         dims=dims,
         window=int(np.clip(first - 4, 0, max(stats.tokens.shape[1] - WINDOW, 0))),
         tokens_left_out=int(alive.sum() - valid.sum()),
@@ -135,48 +135,43 @@ def follow(lm: LanguageModel, stats: Stats, tau: float) -> Trace:
     return trace(lm, stats.tokens, targets, int(living.any(axis=(1, 2)).argmax()))
 
 
-def _entering(living_LxNxT: np.ndarray) -> np.ndarray:
-    """(L, N, T) outlier tokens that enter each layer; where none does, all that there ever are."""
-    entering = np.concatenate([np.zeros_like(living_LxNxT[:1]), living_LxNxT[:-1]])
-    some_Lx1x1 = np.asarray(entering.any(axis=(1, 2), keepdims=True))
-    return np.where(some_Lx1x1, entering, living_LxNxT.any(axis=0))
-
-
-def _outlier_elements(stats: Stats, path: Trace, tau: float) -> tuple[np.ndarray, np.ndarray]:
+def _outlier_elements(stats: Stats, trace: Trace, tau: float) -> tuple[np.ndarray, np.ndarray]:
     """(L, E, M, P) bool: followed elements that are outliers before and after each layer."""
-    mean = stats.h.sequence_mean[:, path.targets.sequences][:, :, None, None]
-    after = rules.exceeds(np.abs(path.h), mean, tau) & path.targets.valid[None, :, :, None]
+    mean = stats.h.sequence_mean[:, trace.targets.sequences][:, :, None, None]
+    after = rules.exceeds(np.abs(trace.h), mean, tau) & trace.targets.valid[None, :, :, None]
     before = np.concatenate([np.zeros_like(after[:1]), after[:-1]])
     return before, after
 
 
-def find_birth(stats: Stats, path: Trace | None, tau: float) -> Birth:
+def find_birth(stats: Stats, trace: Trace | None, tau: float) -> Birth:
     """Layers whose own update makes new elements outliers; always the first layer with outliers."""
-    if path is None:
+    if trace is None:
         return Birth(None, ())
-    before, after = _outlier_elements(stats, path, tau)
+    before, after = _outlier_elements(stats, trace, tau)
     tokens = stats.h.outlier_tokens(tau)
     events: list[BirthEvent] = []
-    for layer in range(len(path.h)):
+    for layer in range(len(trace.h)):
         new = after[layer] & ~before[layer]
         if not new.any():
             continue
-        value = path.h[layer][new]
+        value = trace.h[layer][new]
         parts = {
-            name: _share(getattr(path, name)[layer][new], value)
+            name: _share(getattr(trace, name)[layer][new], value)
             for name in ("down", "attn_out", "x_in")
         }
         if events and parts["down"] + parts["attn_out"] < BIRTH_SHARE:
             continue  # the mean around old values moved, nothing was born
         dims = np.flatnonzero(new.any(axis=(0, 1)))
-        channels = _carriers(stats, path, layer, new, np.sign(path.h[layer]), np.abs(path.h[layer]))
+        channels = _carriers(
+            stats, trace, layer, new, np.sign(trace.h[layer]), np.abs(trace.h[layer])
+        )
         older = tokens[layer - 1] if layer else np.zeros_like(tokens[0])
         fresh = tokens[layer] & ~older if (tokens[layer] & ~older).any() else tokens[layer]
         events.append(
             BirthEvent(
                 layer=layer,
-                dims=tuple(int(path.targets.dims[d]) for d in dims),
-                values=tuple(float(path.h[layer][..., d][new[..., d]].mean()) for d in dims),
+                dims=tuple(int(trace.targets.dims[d]) for d in dims),
+                values=tuple(float(trace.h[layer][..., d][new[..., d]].mean()) for d in dims),
                 tokens=tuple((int(n), int(t)) for n, t in np.argwhere(fresh)),
                 channels=channels,
                 explained=sum(channel.share for channel in channels),
@@ -188,42 +183,42 @@ def find_birth(stats: Stats, path: Trace | None, tau: float) -> Birth:
     return Birth(events[0].layer if events else None, tuple(events))
 
 
-def find_spread(stats: Stats, path: Trace | None, birth: Birth) -> Spread:
+def find_spread(stats: Stats, trace: Trace | None, birth: Birth) -> Spread:
     """Heads after the birth for which outlier tokens are sinks, and what carries the logit."""
     shape = stats.attention.cumulative.shape[:2]
     heads = []
-    if path is not None and birth.layer is not None:
-        group = path.mass.shape[1] // path.drain.shape[1]
-        for layer, head in np.argwhere(rules.is_sink(path.mass, path.even[:, None])):
+    if trace is not None and birth.layer is not None:
+        group = trace.mass.shape[1] // trace.drain.shape[1]
+        for layer, head in np.argwhere(rules.is_sink(trace.mass, trace.even[:, None])):
             if layer <= birth.layer:
                 continue
-            parts = finite_or(path.qk[layer, head])
+            parts = finite_or(trace.qk[layer, head])
             dims = _main_part(parts)
             heads.append(
                 SinkHead(
                     layer=int(layer),
                     head=int(head),
-                    mass=float(path.mass[layer, head]),
+                    mass=float(trace.mass[layer, head]),
                     dims=tuple(int(d) for d in np.sort(dims)),
                     dims_share=float(parts[dims].sum() / parts.sum())
                     if parts.sum() > 0
                     else float("nan"),
-                    even=float(path.even[layer]),
-                    drain=float(path.drain[layer, head // group]),
-                    output_drain=float(path.output_drain[layer, head]),
-                    update=float(path.update[layer, head]),
-                    loudness=float(path.loudness[layer, head]),
+                    even=float(trace.even[layer]),
+                    drain=float(trace.drain[layer, head // group]),
+                    output_drain=float(trace.output_drain[layer, head]),
+                    update=float(trace.update[layer, head]),
+                    loudness=float(trace.loudness[layer, head]),
                 )
             )
     empty = np.zeros(shape)
     return Spread(
         heads=tuple(heads),
-        mass=path.mass if path else empty,
-        even=path.even if path else empty[:, 0],
-        drain=path.drain if path else empty[:, :0],
-        output_drain=path.output_drain if path else empty,
-        update=path.update if path else empty,
-        loudness=path.loudness if path else empty,
+        mass=trace.mass if trace else empty,
+        even=trace.even if trace else empty[:, 0],
+        drain=trace.drain if trace else empty[:, :0],
+        output_drain=trace.output_drain if trace else empty,
+        update=trace.update if trace else empty,
+        loudness=trace.loudness if trace else empty,
         overlap=stats.attention.overlap,
         overlap_code=stats.attention.overlap_code,
         iou=stats.attention.iou,
@@ -231,20 +226,20 @@ def find_spread(stats: Stats, path: Trace | None, birth: Birth) -> Spread:
     )
 
 
-def find_death(stats: Stats, path: Trace | None, birth: Birth, tau: float) -> Death:
+def find_death(stats: Stats, trace: Trace | None, birth: Birth, tau: float) -> Death:
     """The layer after which no outlier is left, and the parts that oppose the outliers on the way there."""
-    if path is None or birth.layer is None:
+    if trace is None or birth.layer is None:
         return Death(None, None, ())
     alive = np.flatnonzero(stats.h.outlier_tokens(tau).any(axis=(1, 2)))
     last = int(alive[-1])
-    before, _ = _outlier_elements(stats, path, tau)
+    before, _ = _outlier_elements(stats, trace, tau)
     oppositions = []
-    for layer in range(birth.layer + 1, len(path.h)):
+    for layer in range(birth.layer + 1, len(trace.h)):
         entering = before[layer]
         if not entering.any():
             continue
-        value = path.x_in[layer]
-        for part, added in (("attention", path.attn_out[layer]), ("mlp", path.down[layer])):
+        value = trace.x_in[layer]
+        for part, added in (("attention", trace.attn_out[layer]), ("mlp", trace.down[layer])):
             # per dim, so that a dim that is pushed back is seen beside one that is not
             pushed = [
                 _share(added[..., d][entering[..., d]], value[..., d][entering[..., d]])
@@ -259,13 +254,13 @@ def find_death(stats: Stats, path: Trace | None, birth: Birth, tau: float) -> De
                     layer=layer,
                     part=part,
                     removed=-_share(added[chosen], value[chosen]),
-                    dims=tuple(int(path.targets.dims[d]) for d in dims),
-                    channels=_carriers(stats, path, layer, chosen, -np.sign(value), np.abs(value))
+                    dims=tuple(int(trace.targets.dims[d]) for d in dims),
+                    channels=_carriers(stats, trace, layer, chosen, -np.sign(value), np.abs(value))
                     if part == "mlp"
                     else (),
                 )
             )
-    return Death(last + 1 if last + 1 < len(path.h) else None, last, tuple(oppositions))
+    return Death(last + 1 if last + 1 < len(trace.h) else None, last, tuple(oppositions))
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> float:
@@ -286,10 +281,10 @@ def _main_part(parts: np.ndarray) -> np.ndarray:
 
 
 def _carriers(
-    stats: Stats, path: Trace, layer: int, elements: np.ndarray, sign: np.ndarray, size: np.ndarray
+    stats: Stats, trace: Trace, layer: int, elements: np.ndarray, sign: np.ndarray, size: np.ndarray
 ) -> tuple[Channel, ...]:
     """Channels that add most in the direction `sign` to the chosen elements (E, M, P), shares relative to `size`."""
-    channels = path.channels[layer]
+    channels = trace.channels[layer]
     e, m, p = np.nonzero(elements)
     relative = channels.added[e, m, p] * (sign[e, m, p] / size[e, m, p])[:, None]
     shares = finite_or(relative).mean(axis=0)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax.numpy as jnp
 import numpy as np
 
 from sysout_jax.attention import AttentionSpec, attend
 from sysout_jax.nonfinite import finite_or
+from sysout_jax.outliers.definitions import over_seen_keys
 
 #: What `attention_sums` gives and `summed` takes.
 SUMMED = frozenset(
@@ -27,13 +30,7 @@ def attention_sums(taps, mask_BxT, spec: AttentionSpec):
     marked = jnp.concatenate([v_BxTxKxDh, ones], -1) * mask[:, :, None, None]
     mixed = attend(q_BxTxHxDh, k_BxTxKxDh, marked, kernel="blockwise", spec=spec).out
 
-    def seen(x_BxTx):  # sum over the keys that each query sees
-        total = jnp.cumsum(x_BxTx, axis=1)
-        if spec.window is None or spec.window >= total.shape[1]:
-            return total
-        before = jnp.zeros_like(total[:, : spec.window])
-        return total - jnp.concatenate([before, total[:, : -spec.window]], 1)
-
+    seen = partial(over_seen_keys, window=spec.window)
     marked_BxT, others_BxT = seen(mask), seen(1.0 - mask)
     sees = marked_BxT > 0
     others = sees & ~mask_BxT

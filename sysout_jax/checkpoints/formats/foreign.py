@@ -91,7 +91,7 @@ class ForeignSource:
 
     def _laid_out(self, ours: str, stored: Stored, dtype: Any) -> np.ndarray:
         names = stored.parts(self._shapes[ours], self._config)
-        parts = (stored.form.ours(self._tensor(name), self._config) for name in names)
+        parts = (stored.form_of(name).ours(self._tensor(name), self._config) for name in names)
         if stored.form.axis is None:
             return laid_out(next(parts), dtype)
         return joined(parts, self._shapes[ours], stored.form.axis, dtype)
@@ -129,7 +129,7 @@ def _compare(
     misshapen = []
     for ours, shape in shapes.items():
         for name, part in stored[ours].parts(shape, config).items():
-            allowed = stored[ours].form.shapes(part, config)
+            allowed = stored[ours].form_of(name).shapes(part, config)
             if name in held and held[name].shape not in allowed:
                 want = " or ".join(map(str, dict.fromkeys(allowed)))
                 misshapen.append(f"{name} is {held[name].shape}, the config implies {want}")

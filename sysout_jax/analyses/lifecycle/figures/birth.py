@@ -14,10 +14,10 @@ from sysout_jax.outliers.tokens import TokenText
 
 def _shown(report: Lifecycle) -> CloseUp:
     """The first birth at the strongest element that it makes."""
-    life, path = traced(report)
+    life, trace = traced(report)
     event = life.birth.events[0]
-    element = strongest_element(path, path.h[event.layer], event.dims)
-    return CloseUp(life, path, event, element, of="h")
+    element = strongest_element(trace, trace.h[event.layer], event.dims)
+    return CloseUp(life, trace, event, element, of="h")
 
 
 @style.styled

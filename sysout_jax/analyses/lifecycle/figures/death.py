@@ -32,14 +32,14 @@ _LOOKS = ((style.BLACK, "-", "o"), (style.BLUE, "--", "s"), (style.ORANGE, "-.",
 @style.styled
 def death(report: Lifecycle, token_text: TokenText) -> Figure:
     """The residual stream at the outlier tokens, layer by layer, and the layers that push against it."""
-    life, path = traced(report)
+    life, trace = traced(report)
     L = report.num_layers
     oppositions = strongest_oppositions(life)
     figure = style.new_figure(5.6 + 0.26 * max(len(oppositions), 1), subtitle(report))
     upper, lower, table = figure.subplots(
         3, 1, height_ratios=[5, 5, 0.6 + 0.55 * max(len(oppositions), 1)]
     )
-    dims = strongest_dims(life, path)
+    dims = strongest_dims(life, trace)
     x, every = style.layers_from_one(L), style.mark_every(L)
     for axes in (upper, lower):
         style.mark_layers(axes, sorted({o.layer for o in life.death.oppositions}))
@@ -47,16 +47,16 @@ def death(report: Lifecycle, token_text: TokenText) -> Figure:
     for p, (colour, line, marker) in zip(dims, _LOOKS, strict=False):
         upper.plot(
             x,
-            [element_mean(path, h[..., p]) for h in path.h],
+            [element_mean(trace, h[..., p]) for h in trace.h],
             color=colour,
             ls=line,
             marker=marker,
             markevery=every,
             mfc="white",
-            label=f"dim {path.targets.dims[p]}",
+            label=f"dim {trace.targets.dims[p]}",
         )
     upper.set_ylabel(f"h, mean over\n{called(report)} tokens")
-    _added(lower, path, dims[0], L)
+    _added(lower, trace, dims[0], L)
     if life.death.oppositions:
         upper.fill_between([], [], color=style.BAND, label="opposes")
     for axes in (upper, lower):
@@ -67,12 +67,12 @@ def death(report: Lifecycle, token_text: TokenText) -> Figure:
     return figure
 
 
-def strongest_dims(life: Lifecycle, path: Trace) -> list[int]:
+def strongest_dims(life: Lifecycle, trace: Trace) -> list[int]:
     """Followed dims by their largest magnitude in any layer; those that the strongest opposition removes come first."""
-    size = finite_or(np.abs(path.h)).max(axis=(0, 1, 2))
+    size = finite_or(np.abs(trace.h)).max(axis=(0, 1, 2))
     if life.death.oppositions:
         removed = max(life.death.oppositions, key=lambda o: o.removed).dims
-        size = size + np.where(np.isin(path.targets.dims, removed), size.max(), 0)
+        size = size + np.where(np.isin(trace.targets.dims, removed), size.max(), 0)
     return [int(p) for p in np.argsort(-size, kind="stable")[:MAX_DIMS]]
 
 
@@ -82,21 +82,21 @@ def strongest_oppositions(life: Lifecycle) -> list[Opposition]:
     return sorted(strongest, key=lambda o: (o.layer, o.part != "attention"))
 
 
-def _added(axes: Axes, path: Trace, p: int, num_layers: int) -> None:
+def _added(axes: Axes, trace: Trace, p: int, num_layers: int) -> None:
     x = style.layers_from_one(num_layers)
     for offset, part, colour, hatch, name in (
-        (-0.2, path.attn_out, style.SKY, "//", "attention adds"),
-        (0.2, path.down, style.BLUE, "", "MLP adds"),
+        (-0.2, trace.attn_out, style.SKY, "//", "attention adds"),
+        (0.2, trace.down, style.BLUE, "", "MLP adds"),
     ):
         axes.bar(
             x + offset,
-            [element_mean(path, values[..., p]) for values in part],
+            [element_mean(trace, values[..., p]) for values in part],
             0.4,
             color=colour,
             hatch=hatch if num_layers <= 40 else "",
             edgecolor=style.BLACK,
             lw=0.5 if num_layers <= 40 else 0.2,
-            label=f"{name} to dim {path.targets.dims[p]}",
+            label=f"{name} to dim {trace.targets.dims[p]}",
         )
     axes.set_ylabel("added by the layer")
 
@@ -154,13 +154,13 @@ def death_sentence(report: Lifecycle, token_text: TokenText) -> str:
 
 def _end(report: Lifecycle) -> CloseUp | None:
     """The MLP that takes back most, at the strongest element that enters its layer."""
-    life, path = traced(report)
+    life, trace = traced(report)
     mlps = [o for o in life.death.oppositions if o.part == "mlp" and o.channels]
     if not mlps:
         return None
     event = max(mlps, key=lambda o: o.removed)
-    element = strongest_element(path, path.x_in[event.layer], event.dims)
-    return CloseUp(life, path, event, element, of="what enters")
+    element = strongest_element(trace, trace.x_in[event.layer], event.dims)
+    return CloseUp(life, trace, event, element, of="what enters")
 
 
 def has_end(report: Lifecycle) -> bool:
@@ -181,12 +181,12 @@ def end_sentence(report: Lifecycle, token_text: TokenText) -> str:
     shown = _end(report)
     assert shown is not None
     e, m, p = shown.element
-    layer, path = shown.event.layer, shown.path
-    enters, added, left = (part[layer, e, m, p] for part in (path.x_in, path.down, path.h))
+    layer, trace = shown.event.layer, shown.trace
+    enters, added, left = (part[layer, e, m, p] for part in (trace.x_in, trace.down, trace.h))
     sequence, position = shown.place
     channels = [c.label for c in shown.event.channels]
     return (
-        f"In layer {layer + 1} dim {path.targets.dims[p]} enters with {number(enters)}; the MLP adds {number(added)}, most of it from "
+        f"In layer {layer + 1} dim {trace.targets.dims[p]} enters with {number(enters)}; the MLP adds {number(added)}, most of it from "
         f"channel{'s' * (len(channels) > 1)} {listed(channels)}, and {number(left)} is left (drawn: token {position} of sequence "
         f"{sequence})."
     )

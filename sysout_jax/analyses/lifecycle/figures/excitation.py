@@ -62,12 +62,12 @@ def has_rows(report: Lifecycle) -> bool:
 
 
 def _shown(report: Lifecycle) -> _Shown:
-    life, path = traced(report)
-    event, rows = life.birth.events[0], path.rows
+    life, trace = traced(report)
+    event, rows = life.birth.events[0], trace.rows
     channel = event.channels[0]
     (r,) = np.flatnonzero(rows.indices == channel.index)
-    e, m, _ = strongest_element(path, path.h[event.layer], event.dims)
-    place = int(path.targets.sequences[e]), int(path.targets.tokens[e, m])
+    e, m, _ = strongest_element(trace, trace.h[event.layer], event.dims)
+    place = int(trace.targets.sequences[e]), int(trace.targets.tokens[e, m])
     matrices = {"W_gate": rows.gate, "W_up": rows.up}
     chosen = {name: matrix[r] for name, matrix in matrices.items() if matrix is not None}
     return _Shown(event.layer, channel.label, place, rows.x[e, m], chosen)

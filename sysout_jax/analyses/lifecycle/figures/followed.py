@@ -40,8 +40,8 @@ def called(report: Lifecycle) -> str:
     return "outlier" if report.found else "candidate"
 
 
-def element_mean(path: Trace, values_ExM: np.ndarray) -> float:
+def element_mean(trace: Trace, values_ExM: np.ndarray) -> float:
     """Mean over the followed tokens, without padding and NaN."""
-    chosen = values_ExM[path.targets.valid]
+    chosen = values_ExM[trace.targets.valid]
     chosen = chosen[np.isfinite(chosen)]
     return float(chosen.mean()) if len(chosen) else float("nan")

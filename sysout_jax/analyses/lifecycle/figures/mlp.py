@@ -26,7 +26,7 @@ class CloseUp:
     """What to draw: an event of the lifecycle at one followed element."""
 
     life: Lifecycle
-    path: Trace
+    trace: Trace
     event: BirthEvent | Opposition
     element: tuple[int, int, int]  # sequence, token and dim, as indices of the trace
     of: str  # what the channels' shares are relative to: "h" after the layer, or what "enters" it
@@ -35,16 +35,16 @@ class CloseUp:
     def place(self) -> tuple[int, int]:
         """Sequence and position of the element."""
         e, m, _ = self.element
-        targets = self.path.targets
+        targets = self.trace.targets
         return int(targets.sequences[e]), int(targets.tokens[e, m])
 
 
 def strongest_element(
-    path: Trace, values_ExMxP: np.ndarray, dims: tuple[int, ...]
+    trace: Trace, values_ExMxP: np.ndarray, dims: tuple[int, ...]
 ) -> tuple[int, int, int]:
     """Indices of the largest magnitude among the followed tokens and the chosen dims."""
     size = finite_or(np.abs(values_ExMxP))
-    size = np.where(path.targets.valid[..., None] & np.isin(path.targets.dims, dims), size, -1.0)
+    size = np.where(trace.targets.valid[..., None] & np.isin(trace.targets.dims, dims), size, -1.0)
     e, m, p = np.unravel_index(np.argmax(size), size.shape)
     return int(e), int(m), int(p)
 
@@ -65,7 +65,7 @@ def draw_close_up(report: Lifecycle, shown: CloseUp, token_text: TokenText) -> F
 
 def _channels(figure: SubFigure, shown: CloseUp) -> None:
     event, (e, m, _) = shown.event, shown.element
-    channels = shown.path.channels[event.layer]
+    channels = shown.trace.channels[event.layer]
     ratios = shown.life.stats.weights.down_column_ratios[event.layer]
     born = np.array([c.index for c in event.channels], int)
     rows = [("up", channels.indices, channels.up[e, m])]
@@ -98,9 +98,9 @@ def _channels(figure: SubFigure, shown: CloseUp) -> None:
 
 
 def _contributions(axes: Axes, shown: CloseUp) -> None:
-    event, path, (e, m, p) = shown.event, shown.path, shown.element
-    channels = path.channels[event.layer]
-    whole = path.h if shown.of == "h" else path.x_in
+    event, trace, (e, m, p) = shown.event, shown.trace, shown.element
+    channels = trace.channels[event.layer]
+    whole = trace.h if shown.of == "h" else trace.x_in
     added, value = channels.added[e, m, p], whole[event.layer, e, m, p]
     order = np.argsort(-finite_or(np.abs(added)), kind="stable")[:MAX_BARS]
     born = {c.index for c in event.channels}
@@ -131,23 +131,23 @@ def _contributions(axes: Axes, shown: CloseUp) -> None:
     axes.margins(x=0.24)
     axes.locator_params(axis="x", nbins=5)
     axes.set_ylabel("channel")
-    axes.set_xlabel(f"added to dim {path.targets.dims[p]} (share of {shown.of})")
+    axes.set_xlabel(f"added to dim {trace.targets.dims[p]} (share of {shown.of})")
     axes.set_title("strongest channels")
 
 
 def _before_and_after(axes: Axes, shown: CloseUp) -> None:
-    event, path, (e, m, strongest) = shown.event, shown.path, shown.element
-    whole = path.h if shown.of == "h" else path.x_in
+    event, trace, (e, m, strongest) = shown.event, shown.trace, shown.element
+    whole = trace.h if shown.of == "h" else trace.x_in
     of_event = [
         p
         for p in np.argsort(-np.abs(whole[event.layer, e, m]))
-        if path.targets.dims[p] in event.dims
+        if trace.targets.dims[p] in event.dims
     ]
     dims = [strongest, *(p for p in of_event if p != strongest)][:MAX_DIMS]
     width = 0.8 / len(dims)
     for i, (p, (colour, hatch)) in enumerate(zip(dims, _DIM_LOOKS, strict=False)):
         values = [
-            part[event.layer, e, m, p] for part in (path.x_in, path.attn_out, path.down, path.h)
+            part[event.layer, e, m, p] for part in (trace.x_in, trace.attn_out, trace.down, trace.h)
         ]
         axes.bar(
             np.arange(4) + (i - (len(dims) - 1) / 2) * width,
@@ -157,7 +157,7 @@ def _before_and_after(axes: Axes, shown: CloseUp) -> None:
             hatch=hatch,
             edgecolor=style.BLACK,
             lw=0.8,
-            label=f"dim {path.targets.dims[p]}",
+            label=f"dim {trace.targets.dims[p]}",
         )
     axes.set_xticks(range(4), ["before", "attention", "MLP", "after"])
     axes.axhline(0, color=style.BLACK, lw=0.8)

@@ -28,8 +28,8 @@ OTHERS = "others: mean and range"
 def spread(report: Lifecycle, token_text: TokenText) -> Figure:
     """The head with the most attention on outlier tokens: its normalised input, q, k and v per dim, q·k, ‖v‖, logits and
     probabilities."""
-    _, path = traced(report)
-    head, mask, view = path.close_up, _outliers(path), _view(path)
+    _, trace = traced(report)
+    head, mask, view = trace.close_up, _outliers(trace), _view(trace)
     figure = style.new_figure(13.4, subtitle(report))
     heights = [2.8, 2.6, 3, 5.4]
     above, first, top, bottom = figure.subfigures(
@@ -53,11 +53,11 @@ def spread(report: Lifecycle, token_text: TokenText) -> Figure:
     handles, labels = first.axes[0].get_legend_handles_labels()
     first.legend(handles, labels, loc="outside lower center", ncols=2)
     left, right = top.subplots(1, 2)
-    _dims(left, path)
+    _dims(left, trace)
     left.set_title("q·k per dim", pad=20)
-    _value_norms(right, path, mask, report)
+    _value_norms(right, trace, mask, report)
     right.set_title("length of the values", pad=20)
-    labels = _labels(path, view, token_text)
+    labels = _labels(trace, view, token_text)
     panels = bottom.subplots(1, 2, sharey=True)
     logits = np.where(np.isfinite(head.logits), head.logits, np.nan)
     for axes, values, title in (
@@ -73,22 +73,24 @@ def spread(report: Lifecycle, token_text: TokenText) -> Figure:
     return figure
 
 
-def _outliers(path: Trace) -> np.ndarray:
+def _outliers(trace: Trace) -> np.ndarray:
     """(W,) bool: outlier tokens of the close-up's positions; it shows the first followed sequence."""
-    layer, start = path.close_up.layer, path.close_up.start
-    return path.targets.mask[layer, path.targets.sequences[0], start : start + len(path.close_up.q)]
+    layer, start = trace.close_up.layer, trace.close_up.start
+    return trace.targets.mask[
+        layer, trace.targets.sequences[0], start : start + len(trace.close_up.q)
+    ]
 
 
-def _view(path: Trace) -> slice:
+def _view(trace: Trace) -> slice:
     """Which positions of the close-up the heat maps show: from shortly before its first outlier token on."""
-    mask = _outliers(path)
+    mask = _outliers(trace)
     first = int(mask.argmax()) if mask.any() else 0
     start = int(np.clip(first - BEFORE, 0, max(len(mask) - MAX_TOKENS, 0)))
     return slice(start, min(start + MAX_TOKENS, len(mask)))
 
 
-def _labels(path: Trace, view: slice, token_text: TokenText) -> list[str]:
-    sequence, start = int(path.targets.sequences[0]), path.close_up.start
+def _labels(trace: Trace, view: slice, token_text: TokenText) -> list[str]:
+    sequence, start = int(trace.targets.sequences[0]), trace.close_up.start
     return [
         f"{style.label_text(token_text(sequence, start + i), 9)} {start + i}"
         for i in range(view.start, view.stop)
@@ -151,8 +153,8 @@ def _name_dims(axes: Axes, values_WxD: np.ndarray, mask: np.ndarray) -> None:
             )
 
 
-def _dims(axes: Axes, path: Trace) -> None:
-    parts = finite_or(path.qk[path.close_up.layer, path.close_up.head])
+def _dims(axes: Axes, trace: Trace) -> None:
+    parts = finite_or(trace.qk[trace.close_up.layer, trace.close_up.head])
     strong = np.argsort(-parts, kind="stable")[:MAX_NAMED]
     strong = strong[parts[strong] > 0.1 * max(parts.max(), 1e-30)]
     axes.bar(np.arange(len(parts)), parts, 0.9, color=style.GREY, rasterized=len(parts) > 512)
@@ -174,9 +176,9 @@ def _dims(axes: Axes, path: Trace) -> None:
         style.legend_above(axes, 1)
 
 
-def _value_norms(axes: Axes, path: Trace, mask: np.ndarray, report: Lifecycle) -> None:
-    norms = np.linalg.norm(finite_or(path.close_up.v), axis=1)
-    positions = path.close_up.start + np.arange(len(norms))
+def _value_norms(axes: Axes, trace: Trace, mask: np.ndarray, report: Lifecycle) -> None:
+    norms = np.linalg.norm(finite_or(trace.close_up.v), axis=1)
+    positions = trace.close_up.start + np.arange(len(norms))
     axes.bar(positions, norms, 0.9, color=style.GREY)
     axes.bar(
         positions[mask],
@@ -195,8 +197,8 @@ def _value_norms(axes: Axes, path: Trace, mask: np.ndarray, report: Lifecycle) -
         style.legend_above(axes, 1)
 
 
-def _sink(life: Lifecycle, path: Trace) -> SinkHead | None:
-    head = path.close_up
+def _sink(life: Lifecycle, trace: Trace) -> SinkHead | None:
+    head = trace.close_up
     return next(
         (s for s in life.spread.heads if (s.layer, s.head) == (head.layer, head.head)), None
     )
@@ -204,13 +206,13 @@ def _sink(life: Lifecycle, path: Trace) -> SinkHead | None:
 
 def spread_sentence(report: Lifecycle, token_text: TokenText) -> str:
     """How much the head gives, which dims carry it, and what the values are worth."""
-    life, path = traced(report)
-    sink = _sink(life, path)
-    head, word = path.close_up, called(report)
-    group = path.mass.shape[1] // path.drain.shape[1]
-    drain = float(path.drain[head.layer, head.head // group])
+    life, trace = traced(report)
+    sink = _sink(life, trace)
+    head, word = trace.close_up, called(report)
+    group = trace.mass.shape[1] // trace.drain.shape[1]
+    drain = float(trace.drain[head.layer, head.head // group])
     sentence = (
-        f"Head {head.head} of layer {head.layer + 1} gives {percent(path.mass[head.layer, head.head])} of its attention to "
+        f"Head {head.head} of layer {head.layer + 1} gives {percent(trace.mass[head.layer, head.head])} of its attention to "
         f"{word} tokens"
     )
     if np.isfinite(drain):
