@@ -13,7 +13,7 @@ import numpy as np
 from sysout_jax.engine import Stream, Write
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import Nonfinite, finite_or
-from sysout_jax.outliers.definitions import exceeds, ratio
+from sysout_jax.outliers.definitions import TAUS, exceeds, ratio
 from sysout_jax.perplexity import of_mean_nll, perplexity_of
 
 
@@ -25,8 +25,14 @@ class Measured:
     attention: np.ndarray  # (L, H, N) sum over queries of the attention on the marked tokens
     queries: np.ndarray  # (N,) int: queries that can see a marked token
     nll: np.ndarray  # (N,) nats, mean over next tokens; NaN for sequences of one token
-    ratio: float  # largest |h| over the mean of its sequence, all layers
+    flags: np.ndarray  # (L, len(TAUS)) int: the same tokens at every τ, of all sequences
+    ratios: np.ndarray  # (L,) largest |h| over the mean of its sequence
     nonfinite: Nonfinite
+
+    @property
+    def ratio(self) -> float:
+        """Largest |h| over the mean of its sequence, all layers."""
+        return float(self.ratios.max())
 
     @property
     def mass(self) -> np.ndarray:
@@ -84,8 +90,10 @@ class Unedited:
     def _row(self, seen: dict[str, np.ndarray]) -> dict[str, Any]:
         """Of one layer."""
         mean_Nx1 = seen["mean"][:, None]
+        over = [exceeds(seen["token_max"], mean_Nx1, tau) for tau in (self._tau, *TAUS)]
         return {
-            "outliers": exceeds(seen["token_max"], mean_Nx1, self._tau).sum(1),
+            "outliers": over[0].sum(1),
+            "flags": np.array([flagged.sum() for flagged in over[1:]]),
             "ratio": ratio(seen["token_max"], mean_Nx1).max(),
             "attention": (finite_or(seen["sums"]) * self._marked[:, None]).sum(2).T,
         }
@@ -96,7 +104,8 @@ class Unedited:
             attention=np.stack([row["attention"] for row in rows]).astype(np.float64),
             queries=np.maximum.accumulate(self._marked, axis=1).sum(1),
             nll=perplexity_of(stream).window_nll,
-            ratio=float(max(row["ratio"] for row in rows)),
+            flags=np.stack([row["flags"] for row in rows]),
+            ratios=np.array([row["ratio"] for row in rows], np.float64),
             nonfinite=stream.nonfinite(),
         )
 

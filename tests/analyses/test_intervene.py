@@ -36,7 +36,7 @@ from sysout_jax.interventions.heads import (
     silence_values,
     write_silence,
 )
-from sysout_jax.interventions.weights import edit_down_weights, random_rows
+from sysout_jax.interventions.weights import edit_down_weights, others
 from sysout_jax.numerics.intervals import RESAMPLES, bootstrap_weights, interval
 from sysout_jax.testing import planted_llama, random_plant
 from sysout_jax.weights import InMemory
@@ -448,14 +448,19 @@ def test_silent_values_give_nothing_to_those_who_look_at_them(name):
 def test_random_others():
     rng = np.random.default_rng(8)
     heads, tokens = rng.random((5, 4)) < 0.2, rng.random((3, 20)) < 0.3
-    others = other_heads(heads, 2, rng)
-    assert not (others & heads).any() and not others[:2].any()
-    assert others.sum() == min(heads.sum(), (~heads[2:]).sum())
+    silent = other_heads(heads, 2, rng)
+    assert not (silent & heads).any() and not silent[:2].any()
+    assert silent.sum() == min(heads.sum(), (~heads[2:]).sum())
     drawn = other_tokens(tokens, rng)
     assert not (drawn & tokens).any() and (drawn.sum(1) == tokens.sum(1)).all()
     born = {1: (np.array([3, 4]), np.array([2, 7]))}
-    channels, rows = random_rows(born, np.array([2, 7, 8]), 12, rng)[1]
-    assert channels.tolist() == [3, 4] and len(set(rows) - {2, 7, 8}) == 2
+    lm = random_model("llama-gqa", 0)
+    channels, rows = others(lm, born, "row", rng, np.array([2, 7, 8]))[1]
+    assert len(channels) == lm.config.d_ff and len(set(rows) - {2, 7, 8}) == 2
+    for edit in ("element", "column"):
+        channels, rows = others(lm, born, edit, rng)[1]
+        assert len(set(channels) - {3, 4}) == 2
+        assert rows.tolist() == ([2, 7] if edit == "element" else list(range(lm.config.d_model)))
 
 
 def test_a_mean_that_is_the_outlier_itself_is_said():

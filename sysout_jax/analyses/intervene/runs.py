@@ -32,9 +32,8 @@ from sysout_jax.interventions.heads import (
 from sysout_jax.interventions.weights import (
     Entries,
     edit_down_weights,
-    random_rows,
-    random_weights,
-    whole_columns,
+    others,
+    touched,
 )
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.outliers.definitions import even_share_of
@@ -201,17 +200,11 @@ class Bench:
 
     def entries(self, run: Run) -> Entries:
         """Entries of W_down: of the birth weights, or of as many others."""
-        entries = self.born
-        channels, dims = self.lm.config.layer(0).mlp.channels, self.lm.config.d_model
-        if run.where == "row":
-            if run.target == CONTROL:
-                entries = random_rows(entries, self.flagged, dims, self.rng(run.seed, _ROWS))
-            return {layer: (np.arange(channels), rows) for layer, (_, rows) in entries.items()}
-        if run.target == CONTROL:
-            entries = random_weights(entries, channels, self.rng(run.seed, _WEIGHTS))
-        if run.where == "column":
-            return whole_columns(entries, dims)
-        return entries
+        edit = "element" if run.where == "weight" else run.where
+        if run.target == OUTLIERS:
+            return touched(self.lm, self.born, edit)
+        rng = self.rng(run.seed, _ROWS if edit == "row" else _WEIGHTS)
+        return others(self.lm, self.born, edit, rng, self.flagged)
 
     def _edit_weights(self, run: Run) -> tuple[int, Measured]:
         entries = self.entries(run)
