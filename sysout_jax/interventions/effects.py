@@ -49,23 +49,39 @@ class Unedited:
     of `starts`. What lies before the layer of an edit it does not change: that is computed once.
     """
 
-    def __init__(
-        self,
+    measured: Measured
+
+    def __init__(self, stream: Stream, marked: np.ndarray, tau: float, starts: Collection[int]):
+        """Of a stream at its start; whoever drives it calls `take` after each layer, and `finish`."""
+        self._stream, self._marked, self._tau = stream, marked, tau
+        self._starts, self._first = starts, min(starts)
+        self._entering = {0: list(stream.hidden)} if 0 in starts else {}
+        self._rows: list[dict[str, Any]] = []
+
+    @classmethod
+    def run(
+        cls,
         lm: LanguageModel,
         tokens: np.ndarray,
         marked: np.ndarray,
         tau: float,
         starts: Collection[int],
-    ):
-        self._marked, self._tau, self._first = marked, tau, min(starts)
-        self._stream = Stream(lm, tokens)
-        self._entering = {0: list(self._stream.hidden)} if 0 in starts else {}
-        self._rows: list[dict[str, Any]] = []
-        for layer, _, seen in self._stream.layers(_observe):
-            self._rows.append(self._row(seen))
-            if layer + 1 in starts:
-                self._entering[layer + 1] = list(self._stream.hidden)
+    ) -> Unedited:
+        """With a pass of its own."""
+        self = cls(Stream(lm, tokens), marked, tau, starts)
+        for layer, _, seen in self._stream.layers(observe_effects):
+            self.take(layer, seen)
+        return self.finish()
+
+    def take(self, layer: int, seen: dict[str, np.ndarray]) -> None:
+        """What `observe_effects` saw of a layer."""
+        self._rows.append(self._row(seen))
+        if layer + 1 in self._starts:
+            self._entering[layer + 1] = list(self._stream.hidden)
+
+    def finish(self) -> Unedited:
         self.measured = self._measured(self._stream, self._rows)
+        return self
 
     def edited(
         self,
@@ -83,7 +99,7 @@ class Unedited:
         stream = copy.copy(self._stream)
         stream.lm, stream.hidden = lm or stream.lm, list(self._entering[start])
         rows = self._rows[:start]
-        for _, _, seen in stream.layers(_observe, extra, write, start):
+        for _, _, seen in stream.layers(observe_effects, extra, write, start):
             rows.append(self._row(seen))
         return self._measured(stream, rows)
 
@@ -110,7 +126,8 @@ class Unedited:
         )
 
 
-def _observe(x_in, taps, extra):
+def observe_effects(x_in, taps, extra):
+    """The `Observe` of `Unedited`."""
     magnitude = jnp.abs(taps["h"].astype(jnp.float32))
     finite = jnp.isfinite(magnitude)
     magnitude = jnp.where(finite, magnitude, 0.0)

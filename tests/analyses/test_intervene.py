@@ -230,7 +230,7 @@ def test_nothing_to_edit_changes_no_bit(case):
     np.testing.assert_array_equal(run_layers(lm, tokens, write=write_elements, extra=extra), plain)
     own = edits(bench.outliers, bench.values, tokens.shape)  # every outlier keeps its value
     np.testing.assert_array_equal(run_layers(lm, tokens, write=write_elements, extra=own), plain)
-    whole = Unedited(lm, tokens, bench.marked, bench.life.tau, [0])
+    whole = Unedited.run(lm, tokens, bench.marked, bench.life.tau, [0])
     again = whole.edited(write=write_elements, extra=extra)
     for name, want in vars(bench.baseline).items():
         np.testing.assert_array_equal(getattr(again, name), want)
@@ -242,7 +242,7 @@ def test_what_lies_before_an_edit_is_computed_once_and_changes_no_bit(case):
     entries = {last: (np.arange(3), np.arange(4))}
     edited = edit_down_weights(lm, entries, lambda layer, kernel: np.zeros((1, 1)))
     found = [
-        Unedited(lm, tokens, bench.marked, bench.life.tau, [first]).edited(edited)
+        Unedited.run(lm, tokens, bench.marked, bench.life.tau, [first]).edited(edited)
         for first in range(last + 1)
     ]
     for other in found[1:]:

@@ -95,7 +95,7 @@ class _Bench:
         self.lm, self.seed = lm, seed
         layers = {writer.layer for writer in writers}
         marked = np.asarray(stats.h.outlier_tokens(tau).any(axis=0))
-        self.unedited = Unedited(lm, stats.tokens, marked, tau, layers)
+        self.unedited = Unedited.run(lm, stats.tokens, marked, tau, layers)
         self.baseline = self.unedited.measured
         self.weights_RxN = bootstrap_weights(len(stats.tokens))
         self._done: dict[tuple, Measured] = {}

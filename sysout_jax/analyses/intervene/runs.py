@@ -118,7 +118,7 @@ class Bench:
         self.born = birth_weights(life.birth)
         # the first layer that any run edits
         first = min((*np.flatnonzero(self.outliers.active.any(axis=1)), *life.birth.layers))
-        self.unedited = Unedited(lm, self.tokens, self.marked, life.tau, [int(first)])
+        self.unedited = Unedited.run(lm, self.tokens, self.marked, life.tau, [int(first)])
         self.baseline = self.unedited.measured
         self.sinks = sink_heads(self.baseline.mass, even_share_of(self.marked), life.birth)
 

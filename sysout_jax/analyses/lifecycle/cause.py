@@ -33,9 +33,10 @@ def find_cause(
     stats: Stats,
     birth: Birth,
     tau: float,
+    unedited: Unedited,
     seed: int = 0,
 ) -> Cause | None:
-    """An edit is one pass over all sequences from its layer on. None where no channel carries a birth."""
+    """An edit is one pass over all sequences from the first birth on, where `unedited` starts. None where no channel carries a birth."""
     born = birth_weights(birth)
     if not born:
         return None
@@ -43,8 +44,6 @@ def find_cause(
     taken = np.flatnonzero(stats.h.outlier_channels(tau).any(axis=0))
     writers = birth_writers(birth)
     singles = writers[:MAX_SINGLES] if len(writers) > 1 else ()
-    starts = {min(born), *(writer.layer for writer in singles)}
-    unedited = Unedited(lm, stats.tokens, marked, tau, starts)
     sinks = sink_heads(unedited.measured.mass, even_share_of(marked), birth)
 
     def effect(measured: Measured) -> Effect:
@@ -59,22 +58,22 @@ def find_cause(
             nonfinite=measured.nonfinite.h.total,
         )
 
-    def under(changed: LanguageModel, entries: Entries) -> Effect:
-        return effect(unedited.edited(changed, start=min(entries)))
+    def under(changed: LanguageModel) -> Effect:
+        return effect(unedited.edited(changed))
 
     def beside(edit: str, kind: str) -> Effect:
         rng = np.random.default_rng([seed, CONTROLLED.index(edit), list(CONTROLS).index(kind)])
-        return under(control(lm, born, edit, kind, rng, taken), born)
+        return under(control(lm, born, edit, kind, rng, taken))
 
     def one(edit: str) -> Edit:
         alone = [_entries(writer) for writer in singles] if edit == "element" else []
         return Edit(
             weights=sum(len(cs) * len(ds) for cs, ds in touched(lm, born, edit).values()),
-            effect=under(edited(lm, born, edit), born),
+            effect=under(edited(lm, born, edit)),
             controls={kind: beside(edit, kind) for kind in CONTROLS}
             if edit in BESIDE_CONTROLS
             else {},
-            alone=tuple(under(edited(lm, entries, edit), entries) for entries in alone),
+            alone=tuple(under(edited(lm, entries, edit)) for entries in alone),
         )
 
     return Cause(
