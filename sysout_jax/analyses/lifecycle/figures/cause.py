@@ -12,6 +12,7 @@ from sysout_jax.figures.edits import CONTROL_LOOKS, EDIT_LOOKS
 from sysout_jax.figures.select import digits, joined, number, plural
 from sysout_jax.outliers.tokens import TokenText
 
+_LINES = {"half": ":", "row": "--"}  # what lies on each other is seen
 _SPREAD = 30.0  # perplexities over each other from which on their axis is logarithmic
 
 
@@ -29,7 +30,7 @@ def cause(report: Lifecycle, token_text: TokenText) -> Figure:
         for name, effect, (colour, marker) in curves:
             values = getattr(effect, field)
             shown = np.where(np.isfinite(values), values, np.nan)
-            axes.plot(x, shown, color=colour, marker=marker, markevery=every, mfc="white", label=name)  # fmt: skip
+            axes.plot(x, shown, color=colour, marker=marker, markevery=every, mfc="white", label=name, ls=_LINES.get(name, "-"))  # fmt: skip
         axes.grid(axis="y")
     middle.axhline(report.tau, color=style.GREEN, lw=1, label="τ")
     style.log_or_linear(middle, np.stack([effect.ratio_per_layer for _, effect, _ in curves]))
