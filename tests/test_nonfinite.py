@@ -200,7 +200,7 @@ def test_sound_weights_are_read_no_more_often_than_they_are_used():
 def test_an_edit_is_checked_and_its_model_is_not_blamed():
     lm = random_model("llama-mha", seed=4)
     marked = np.zeros((lm.num_layers, *TOKENS.shape), bool)
-    unedited = Unedited(lm, TOKENS, marked, 3.0, [0])
+    unedited = Unedited.run(lm, TOKENS, marked, 3.0, [0])
     before = unedited.measured
     entries = {1: (np.array([3]), np.array([0]))}
     edited = edit_down_weights(lm, entries, lambda layer, kernel: np.full((1, 1), np.nan))
@@ -208,7 +208,7 @@ def test_an_edit_is_checked_and_its_model_is_not_blamed():
     assert not before.nonfinite.any and np.isfinite(before.perplexity)
     assert [w.group for w in after.nonfinite.weights] == ["layer_1"]
     assert after.nonfinite.h.first.layer == 1 and np.isnan(after.perplexity)
-    assert not Unedited(lm, TOKENS, marked, 3.0, [1]).measured.nonfinite.any
+    assert not Unedited.run(lm, TOKENS, marked, 3.0, [1]).measured.nonfinite.any
 
 
 def nothing(dtype="float32", layers=3, **changes) -> Nonfinite:

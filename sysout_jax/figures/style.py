@@ -147,8 +147,14 @@ def log_axis(axes: Axes, which: str = "y") -> None:
     low, high = axis.get_view_interval()
     if high < 100 * low:
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
+    thousands(axes, which)
     axis.set_minor_locator(NullLocator())
+
+
+def thousands(axes: Axes, which: str = "y") -> None:
+    """Label an axis of values with numbers such as 10,000. Channels, dims and layers are names: their axes have no separators."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
 
 
 def log_or_linear(axes: Axes, values, least_span: float = 20.0) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from sysout_jax.engine import Stream, Write
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import Nonfinite, finite_or
-from sysout_jax.outliers.definitions import even_share_of, exceeds, over_seen_keys, ratio
+from sysout_jax.outliers.definitions import TAUS, even_share_of, exceeds, over_seen_keys, ratio
 from sysout_jax.perplexity import of_mean_nll, perplexity_of
 
 
@@ -26,8 +26,14 @@ class Measured:
     queries: np.ndarray  # (L, N) int: queries that can see a marked token
     even: np.ndarray  # (L,) share that attention which is even in each row gives the marked tokens, mean over those queries
     nll: np.ndarray  # (N,) nats, mean over next tokens; NaN for sequences of one token
-    ratio: float  # largest |h| over the mean of its sequence, all layers
+    flags: np.ndarray  # (L, len(TAUS)) int: the same tokens at every τ, of all sequences
+    ratios: np.ndarray  # (L,) largest |h| over the mean of its sequence
     nonfinite: Nonfinite
+
+    @property
+    def ratio(self) -> float:
+        """Largest |h| over the mean of its sequence, all layers."""
+        return float(self.ratios.max())
 
     @property
     def mass(self) -> np.ndarray:
@@ -44,28 +50,44 @@ class Unedited:
     from, one before each layer of `starts`. What lies before the layer of an edit it does not change: that is computed once.
     """
 
-    def __init__(
-        self,
+    measured: Measured
+
+    def __init__(self, stream: Stream, marked: np.ndarray, tau: float, starts: Collection[int]):
+        """Of a stream at its start; whoever drives it calls `take` after each layer, and `finish`."""
+        self._stream, self._marked, self._tau = stream, marked, tau
+        self._starts, self._first = starts, min(starts)
+        lm, length = stream.lm, marked.shape[2]
+        windows = [lm.attention(layer, length).window for layer in range(lm.num_layers)]
+        masks = list(zip(marked.astype(np.int64), windows, strict=True))
+        self._queries = np.stack([(over_seen_keys(*mask) > 0).sum(1) for mask in masks])
+        self._even = np.array([even_share_of(*mask) for mask in masks])
+        self._entering = {0: list(stream.hidden)} if 0 in starts else {}
+        self._rows: list[dict[str, Any]] = []
+
+    @classmethod
+    def run(
+        cls,
         lm: LanguageModel,
         tokens: np.ndarray,
         marked: np.ndarray,
         tau: float,
         starts: Collection[int],
-    ):
-        self._marked, self._tau, self._first = marked, tau, min(starts)
-        self._stream = Stream(lm, tokens)
-        length = tokens.shape[1]
-        windows = [lm.attention(layer, length).window for layer in range(lm.num_layers)]
-        masks = list(zip(marked.astype(np.int64), windows, strict=True))
-        self._queries = np.stack([(over_seen_keys(*mask) > 0).sum(1) for mask in masks])
-        self._even = np.array([even_share_of(*mask) for mask in masks])
-        self._entering = {0: list(self._stream.hidden)} if 0 in starts else {}
-        self._rows: list[dict[str, Any]] = []
-        for layer, _, seen in self._stream.layers(_observe):
-            self._rows.append(self._row(layer, seen))
-            if layer + 1 in starts:
-                self._entering[layer + 1] = list(self._stream.hidden)
+    ) -> Unedited:
+        """With a pass of its own."""
+        self = cls(Stream(lm, tokens), marked, tau, starts)
+        for layer, _, seen in self._stream.layers(observe_effects):
+            self.take(layer, seen)
+        return self.finish()
+
+    def take(self, layer: int, seen: dict[str, np.ndarray]) -> None:
+        """What `observe_effects` saw of a layer."""
+        self._rows.append(self._row(layer, seen))
+        if layer + 1 in self._starts:
+            self._entering[layer + 1] = list(self._stream.hidden)
+
+    def finish(self) -> Unedited:
         self.measured = self._measured(self._stream, self._rows)
+        return self
 
     def edited(
         self,
@@ -83,14 +105,16 @@ class Unedited:
         stream = copy.copy(self._stream)
         stream.lm, stream.hidden = lm or stream.lm, list(self._entering[start])
         rows = self._rows[:start]
-        for layer, _, seen in stream.layers(_observe, extra, write, start):
+        for layer, _, seen in stream.layers(observe_effects, extra, write, start):
             rows.append(self._row(layer, seen))
         return self._measured(stream, rows)
 
     def _row(self, layer: int, seen: dict[str, np.ndarray]) -> dict[str, Any]:
         mean_Nx1 = seen["mean"][:, None]
+        over = [exceeds(seen["token_max"], mean_Nx1, tau) for tau in (self._tau, *TAUS)]
         return {
-            "outliers": exceeds(seen["token_max"], mean_Nx1, self._tau).sum(1),
+            "outliers": over[0].sum(1),
+            "flags": np.array([flagged.sum() for flagged in over[1:]]),
             "ratio": ratio(seen["token_max"], mean_Nx1).max(),
             "attention": (finite_or(seen["sums"]) * self._marked[layer][:, None]).sum(2).T,
         }
@@ -102,12 +126,14 @@ class Unedited:
             queries=self._queries,
             even=self._even,
             nll=perplexity_of(stream).window_nll,
-            ratio=float(max(row["ratio"] for row in rows)),
+            flags=np.stack([row["flags"] for row in rows]),
+            ratios=np.array([row["ratio"] for row in rows], np.float64),
             nonfinite=stream.nonfinite(),
         )
 
 
-def _observe(x_in, taps, extra):
+def observe_effects(x_in, taps, extra):
+    """The `Observe` of `Unedited`."""
     magnitude = jnp.abs(taps["h"].astype(jnp.float32))
     finite = jnp.isfinite(magnitude)
     magnitude = jnp.where(finite, magnitude, 0.0)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
-from sysout_jax.analyses.census.measure import CONTROLLED, CONTROLS, EDITS
 from sysout_jax.analyses.census.writers import find_writers
 from sysout_jax.analyses.measured import measured_by_census
+from sysout_jax.interventions.weights import CONTROLLED, CONTROLS, EDITS
 from sysout_jax.testing import planted_llama
 from sysout_jax.weights import InMemory
 

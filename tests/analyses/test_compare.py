@@ -31,7 +31,10 @@ def lifecycle(layers=4, heads=2, **changes) -> dict:
         "birth": {"layers": [1], "dims": [7], "events": [{"channels": [{"label": "3"}]}]},
         "spread": {"heads": [{}] * 3, "mass": mass.tolist()},
         "death": {"layer": 3, "last_alive": 2},
-        "cause": {"baseline": {"perplexity": 20.0}, "zeroed": {"perplexity": 200.0}},
+        "cause": {
+            "baseline": {"perplexity": 20.0},
+            "edits": {"element": {"effect": {"perplexity": 200.0}}},
+        },
         "statistics": {
             "h": {"ratio": [10.0, 4000.0, 3000.0, 10.0][:layers]},
             "x_down": {"ratio": [10.0, None, 30.0, 10.0][:layers]},

@@ -36,7 +36,7 @@ from sysout_jax.interventions.heads import (
     silence_values,
     write_silence,
 )
-from sysout_jax.interventions.weights import edit_down_weights, random_rows
+from sysout_jax.interventions.weights import edit_down_weights, others
 from sysout_jax.numerics.intervals import RESAMPLES, bootstrap_weights, interval
 from sysout_jax.outliers.definitions import entering
 from sysout_jax.testing import planted_llama, random_plant
@@ -242,7 +242,7 @@ def test_attention_on_marked_tokens_in_a_window_is_of_the_queries_that_see_them(
     marked = np.zeros((lm.num_layers, 1, 8), bool)
     marked[0, 0, 0] = True  # queries 0, 1, 2 see one of 1, 2, 3 keys
     marked[1, 0, [2, 5]] = True  # queries 2 to 7 see one of 3 keys each
-    found = Unedited(lm, np.arange(8)[None], marked, TAU, [0]).measured
+    found = Unedited.run(lm, np.arange(8)[None], marked, TAU, [0]).measured
     assert found.queries[:2, 0].tolist() == [3, 6] and not found.queries[2:].any()
     share = (1 + 1 / 2 + 1 / 3) / 3
     np.testing.assert_allclose(found.mass[0], share, rtol=1e-5)
@@ -258,7 +258,7 @@ def test_nothing_to_edit_changes_no_bit(case):
     np.testing.assert_array_equal(run_layers(lm, tokens, write=write_elements, extra=extra), plain)
     own = edits(bench.outliers, bench.values, tokens.shape)  # every outlier keeps its value
     np.testing.assert_array_equal(run_layers(lm, tokens, write=write_elements, extra=own), plain)
-    whole = Unedited(lm, tokens, entering_of(bench), bench.life.tau, [0])
+    whole = Unedited.run(lm, tokens, entering_of(bench), bench.life.tau, [0])
     again = whole.edited(write=write_elements, extra=extra)
     for name, want in vars(bench.baseline).items():
         np.testing.assert_array_equal(getattr(again, name), want)
@@ -270,7 +270,7 @@ def test_what_lies_before_an_edit_is_computed_once_and_changes_no_bit(case):
     entries = {last: (np.arange(3), np.arange(4))}
     edited = edit_down_weights(lm, entries, lambda layer, kernel: np.zeros((1, 1)))
     found = [
-        Unedited(lm, tokens, entering_of(bench), bench.life.tau, [first]).edited(edited)
+        Unedited.run(lm, tokens, entering_of(bench), bench.life.tau, [first]).edited(edited)
         for first in range(last + 1)
     ]
     for other in found[1:]:
@@ -476,14 +476,19 @@ def test_silent_values_give_nothing_to_those_who_look_at_them(name):
 def test_random_others():
     rng = np.random.default_rng(8)
     heads, tokens = rng.random((5, 4)) < 0.2, rng.random((3, 20)) < 0.3
-    others = other_heads(heads, 2, rng)
-    assert not (others & heads).any() and not others[:2].any()
-    assert others.sum() == min(heads.sum(), (~heads[2:]).sum())
+    silent = other_heads(heads, 2, rng)
+    assert not (silent & heads).any() and not silent[:2].any()
+    assert silent.sum() == min(heads.sum(), (~heads[2:]).sum())
     drawn = other_tokens(tokens, rng)
     assert not (drawn & tokens).any() and (drawn.sum(1) == tokens.sum(1)).all()
     born = {1: (np.array([3, 4]), np.array([2, 7]))}
-    channels, rows = random_rows(born, np.array([2, 7, 8]), 12, rng)[1]
-    assert channels.tolist() == [3, 4] and len(set(rows) - {2, 7, 8}) == 2
+    lm = random_model("llama-gqa", 0)
+    channels, rows = others(lm, born, "row", rng, np.array([2, 7, 8]))[1]
+    assert len(channels) == lm.config.d_ff and len(set(rows) - {2, 7, 8}) == 2
+    for edit in ("element", "column"):
+        channels, rows = others(lm, born, edit, rng)[1]
+        assert len(set(channels) - {3, 4}) == 2
+        assert rows.tolist() == ([2, 7] if edit == "element" else list(range(lm.config.d_model)))
 
 
 def test_a_mean_that_is_the_outlier_itself_is_said():

@@ -71,9 +71,10 @@ def test_planted_truth_is_recovered(case):
         assert killer.removed == pytest.approx(1.0, abs=0.05)
 
     if report.cause is not None:
-        assert report.cause.outliers_gone == 1.0
-        assert report.cause.outliers_gone_in_control == 0.0
-        assert report.cause.zeroed.mass < 0.3 < report.cause.control.mass
+        element = report.cause.edits["element"]
+        assert element.effect.outliers == 0 < report.cause.baseline.outliers
+        assert element.controls["random"].outliers == report.cause.baseline.outliers
+        assert element.effect.mass < 0.3 < element.controls["random"].mass
 
 
 def test_streamed_equals_in_memory_and_converted_equals_direct(tmp_path):

@@ -36,8 +36,9 @@ def test_the_story_names_what_was_planted(planted):
     assert f"After layer {report.death.layer + 1} no outlier is left" in told
     heads = len(report.spread.heads)
     assert f"Later, {heads} attention head" in told
-    depends = report.cause.zeroed.perplexity > 1.05 * report.cause.baseline.perplexity
-    assert ("depends on it" in told) == depends
+    edits = (report.cause.edits[name].effect.perplexity for name in ("element", "column"))
+    depends = min(edits) > 1.05 * report.cause.baseline.perplexity
+    assert ("The model depends on it" in told) == depends
     for term in (
         "residual stream",
         "systematic outlier",

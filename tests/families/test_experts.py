@@ -68,7 +68,7 @@ def test_a_planted_outlier_is_found_with_its_expert(seed):
     (opposition,) = [o for o in report.death.oppositions if o.layer == plant.truth.death_layer]
     wanted = [f"{chosen_L[opposition.layer]}:{c}" for c in plant.truth.death_channels]
     assert [c.label for c in opposition.channels] == wanted
-    assert report.cause.outliers_gone == 1 and report.cause.outliers_gone_in_control == 0
+    assert report.cause.edits["element"].effect.outliers == 0
     shown = so.existence(lm, tokens, stats=report.stats)
     assert shown.h.elements[0].channel in birth.dims
     # of the weights the planted ones stand out, by their row and their column

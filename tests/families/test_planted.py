@@ -67,5 +67,8 @@ def test_planted_outlier(name):
     assert event.channels[0].index == channel and event.channels[0].share > 0.8
     want = {(int(n), int(t)) for n, t, _ in np.argwhere(flagged)}
     assert set(event.tokens) == want
-    assert report.cause.zeroed.outliers < report.cause.baseline.outliers
-    assert report.cause.control.outliers >= report.cause.baseline.outliers - 1
+    assert report.cause.edits["element"].effect.outliers < report.cause.baseline.outliers
+    assert (
+        report.cause.edits["element"].controls["random"].outliers
+        >= report.cause.baseline.outliers - 1
+    )

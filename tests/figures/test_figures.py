@@ -73,7 +73,7 @@ def deep(value=None):
         new = {
             name: deep(x)
             for name, x in old.items()
-            if x is not None and name not in ("birth", "death", "cause")
+            if x is not None and name not in ("birth", "death")
         }
         return dataclasses.replace(value, **new)
     if isinstance(value, np.ndarray) and len(value) == 6:
@@ -89,8 +89,10 @@ def deep(value=None):
 
 def infinite() -> so.Lifecycle:
     report = report_of("planted")
-    worse = dataclasses.replace(report.cause.zeroed, perplexity=np.inf, mass=np.nan)
-    return dataclasses.replace(report, cause=dataclasses.replace(report.cause, zeroed=worse))
+    element = report.cause.edits["element"]
+    worse = dataclasses.replace(element.effect, perplexity=np.inf, mass=np.nan)
+    edits = report.cause.edits | {"element": dataclasses.replace(element, effect=worse)}
+    return dataclasses.replace(report, cause=dataclasses.replace(report.cause, edits=edits))
 
 
 CASES: dict[str, Callable[[], so.Lifecycle]] = {
@@ -155,7 +157,7 @@ def test_layer_axes_count_from_1(case):
         for axes in figure.axes
         if axes.get_xlabel() == "layer"
     ]
-    assert len(axes) == 6  # where, waves, activations, weights, attention, death
+    assert len(axes) == 7  # where, waves, activations, weights, attention, death, cause
     for panel in axes:
         assert panel.get_xlim() == (0.5, report.num_layers + 0.5)
         ticks = [int(tick) for tick in panel.get_xticks()]

@@ -252,7 +252,7 @@ def test_lifecycle_tables_count_layers_from_1():
     assert len(rows["Spread"]) == len(report.spread.heads)
     flagged = report.flags["h"]["1000"]
     assert {int(row[0]): int(row[3]) for row in rows["Activations per layer"]}[2] == flagged[1] > 0
-    assert [row[1] for row in rows["Cause"]][:2] == [str(report.cause.baseline.outliers), "0"]
+    assert [row[5] for row in rows["Cause"]][:2] == [str(report.cause.baseline.outliers), "0"]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -8,16 +8,10 @@ from matplotlib.figure import Figure
 
 from sysout_jax.analyses.census.results import Agreement, Census, Entry
 from sysout_jax.figures import style
+from sysout_jax.figures.edits import CONTROL_LOOKS, EDIT_LOOKS
 from sysout_jax.figures.select import number
 
 LINEAR = 0.01  # changes of the loss below 1 % are drawn linearly
-_EDITS = {
-    "element": (style.ORANGE, "o"),
-    "half": (style.YELLOW, "v"),
-    "column": (style.BLUE, "s"),
-    "row": (style.PINK, "D"),
-}
-_CONTROLS = {"random": "|", "equal norm": "x"}
 _RANKINGS = {
     "column": (style.BLUE, "s"),
     "row": (style.PINK, "D"),
@@ -58,20 +52,20 @@ def effects(result: Census) -> Figure:
 
 
 def _entry(axes: Axes, y: int, entry: Entry) -> None:
-    offsets = dict(zip(_EDITS, np.linspace(-0.3, 0.3, len(_EDITS)), strict=True))
+    offsets = dict(zip(EDIT_LOOKS, np.linspace(-0.3, 0.3, len(EDIT_LOOKS)), strict=True))
     for control in entry.controls:
         change = control.effect.loss_change
         if np.isfinite(change.value):
             axes.plot(
                 change.value,
                 y + offsets[control.effect.edit],
-                _CONTROLS[control.kind],
+                CONTROL_LOOKS[control.kind],
                 color=style.GREY,
                 ms=7,
                 label=f"control: {control.kind}",
             )
     for effect in entry.effects:
-        colour, marker = _EDITS[effect.edit]
+        colour, marker = EDIT_LOOKS[effect.edit]
         at, change = y + offsets[effect.edit], effect.loss_change
         if np.isfinite([change.low, change.high]).all():
             axes.hlines(at, change.low, change.high, color=colour, lw=2)

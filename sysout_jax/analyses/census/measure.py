@@ -6,7 +6,7 @@ That one weight can carry a model is from Yu et al. 2024 (super weights); whethe
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
@@ -18,33 +18,25 @@ from sysout_jax.checks import Whole, check, scalar
 from sysout_jax.data.text import Windows
 from sysout_jax.errors import InputError
 from sysout_jax.interventions.effects import Measured, Unedited
-from sysout_jax.interventions.weights import Fill, edit_down_weights, zero
+from sysout_jax.interventions.weights import (
+    CONTROLLED,
+    CONTROLS,
+    EDITS,
+    PAIRED,
+    Entries,
+    control,
+    edited,
+)
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.numerics.intervals import Interval, bootstrap_weights, interval
 from sysout_jax.outliers.definitions import TAU, entering
 from sysout_jax.perplexity import protocol_of
 from sysout_jax.statistics.collect import Stats, at_hand
 
-#: What is edited of a writer.
-EDITS = {
-    "element": "W_down[row, column] set to zero",
-    "half": "W_down[row, column] halved",
-    "column": "W_down[:, column] set to zero: all that the channel writes",
-    "row": "W_down[row, :] set to zero: all that the layer's MLP writes to the dim",
-}
-#: What stands beside them, drawn at random in the same layer.
-CONTROLS = {
-    "random": "another element of the row, another column or another row set to zero",
-    "equal norm": "a random direction added to another element of the row, column or row, as long as what the edit takes away",
-}
-CONTROLLED = ("element", "column", "row")
-PAIRED = ("element", "column")
 #: The edit that a ranking speaks about.
 RANKS = {"column": "column", "row": "row", "activation": "element"}
 PAIRED_WRITERS = 3  # all pairs of the largest writes
 MOST_WRITERS = 1000
-
-Apply = Callable[[LanguageModel], LanguageModel]
 
 
 def census(
@@ -103,13 +95,13 @@ class _Bench:
         self.lm, self.seed = lm, seed
         layers = {writer.layer for writer in writers}
         marked = entering(stats.h.outlier_tokens(tau))
-        self.unedited = Unedited(lm, stats.tokens, marked, tau, layers)
+        self.unedited = Unedited.run(lm, stats.tokens, marked, tau, layers)
         self.baseline = self.unedited.measured
         self.weights_RxN = bootstrap_weights(len(stats.tokens))
         self._done: dict[tuple, Measured] = {}
 
     def entry(self, writer: Writer, seeds: int) -> Entry:
-        def control(kind: str, edit: str) -> Effect:
+        def beside(kind: str, edit: str) -> Effect:
             return self.effect(
                 edit, [self._control(writer, kind, edit, run) for run in range(seeds)]
             )
@@ -118,13 +110,13 @@ class _Bench:
             writer=writer,
             effects=tuple(self.effect(edit, [self.edited(writer, edit)]) for edit in EDITS),
             controls=tuple(
-                Control(kind, control(kind, edit)) for edit in CONTROLLED for kind in CONTROLS
+                Control(kind, beside(kind, edit)) for edit in CONTROLLED for kind in CONTROLS
             ),
         )
 
     def pair(self, writers: Sequence[Writer], first: int, second: int, edit: str) -> Pair:
         a, b = writers[first], writers[second]
-        changed = self._edit(b, edit)(self._edit(a, edit)(self.lm))
+        changed = edited(edited(self.lm, _entries(a), edit), _entries(b), edit)
         together = self.unedited.edited(changed, start=min(a.layer, b.layer))
         base_N = self.baseline.nll
         alone_N = self.edited(a, edit).nll + self.edited(b, edit).nll - base_N
@@ -139,7 +131,7 @@ class _Bench:
         row, column = writer.row, writer.column
         key = (edit, writer.layer, row if edit != "column" else -1, column if edit != "row" else -1)
         if key not in self._done:
-            changed = self._edit(writer, edit)(self.lm)
+            changed = edited(self.lm, _entries(writer), edit)
             self._done[key] = self.unedited.edited(changed, start=writer.layer)
         return self._done[key]
 
@@ -159,52 +151,15 @@ class _Bench:
         """Of nats more, over the loss of the same sequences unedited."""
         return interval((self.weights_RxN @ more_NxS) / (self.weights_RxN @ self.baseline.nll)[:, None])  # fmt: skip
 
-    def _edit(self, writer: Writer, edit: str) -> Apply:
-        lines = self._lines(writer.layer, writer.row, writer.column, "element" if edit == "half" else edit)  # fmt: skip
-
-        def halved(layer: int, kernel_FxD: np.ndarray) -> np.ndarray:
-            return kernel_FxD[np.ix_(*lines)] / 2
-
-        return self._apply(writer.layer, lines, halved if edit == "half" else zero)
-
     def _control(self, writer: Writer, kind: str, edit: str, run: int) -> Measured:
-        config = self.lm.config
         purpose = [list(CONTROLS).index(kind), CONTROLLED.index(edit)]
         rng = np.random.default_rng([self.seed, run, *purpose, *writer.place])
-        row, column = writer.row, writer.column
-        if edit == "row":
-            row = _another(rng, config.d_model, row)
-        else:
-            column = _another(rng, self._channels(writer.layer), column)
-        mine = self._lines(writer.layer, writer.row, writer.column, edit)
-        other = self._lines(writer.layer, row, column, edit)
-        direction = rng.standard_normal([len(line) for line in other])
-        direction /= np.linalg.norm(direction)
-
-        def disturbed(layer: int, kernel_FxD: np.ndarray) -> np.ndarray:
-            length = np.linalg.norm(kernel_FxD[np.ix_(*mine)].astype(np.float64))
-            return kernel_FxD[np.ix_(*other)] + length * direction
-
-        fill = zero if kind == "random" else disturbed
-        changed = self._apply(writer.layer, other, fill)(self.lm)
+        changed = control(self.lm, _entries(writer), edit, kind, rng)
         return self.unedited.edited(changed, start=writer.layer)
 
-    def _lines(self, layer: int, row: int, column: int, edit: str) -> tuple[np.ndarray, np.ndarray]:
-        """Channels and dims of an edit."""
-        channels = np.arange(self._channels(layer)) if edit == "row" else np.array([column])
-        dims = np.arange(self.lm.config.d_model) if edit == "column" else np.array([row])
-        return channels, dims
 
-    def _channels(self, layer: int) -> int:
-        return self.lm.config.layer(layer).mlp.channels
-
-    def _apply(self, layer: int, lines: tuple[np.ndarray, np.ndarray], fill: Fill) -> Apply:
-        return lambda lm: edit_down_weights(lm, {layer: lines}, fill)
-
-
-def _another(rng: np.random.Generator, count: int, taken: int) -> int:
-    """A random index that is not `taken`, where there is one."""
-    return (taken + int(rng.integers(1, count))) % count if count > 1 else taken
+def _entries(writer: Writer) -> Entries:
+    return {writer.layer: (np.array([writer.column]), np.array([writer.row]))}
 
 
 def _agreement(entries: Sequence[Entry], ranking: str) -> Agreement:

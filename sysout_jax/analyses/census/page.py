@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from sysout_jax.analyses.census import figures
-from sysout_jax.analyses.census.measure import CONTROLS, EDITS
 from sysout_jax.analyses.census.results import Census, Effect, Entry, Pair
 from sysout_jax.analyses.census.writers import RANKINGS
 from sysout_jax.figures.select import digits, joined, number, plural
+from sysout_jax.interventions.weights import CONTROLS, EDITS
 from sysout_jax.numerics.intervals import LEVEL, Interval
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.nonfinite import remarks

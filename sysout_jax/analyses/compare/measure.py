@@ -102,7 +102,9 @@ class _Reader:
             heads=len(self._at("spread.heads", list)),
             last_alive=None if last is None else int(last),
             perplexity=self.perhaps("cause.baseline.perplexity") if cause else None,
-            perplexity_without=self.perhaps("cause.zeroed.perplexity") if cause else None,
+            perplexity_without=self.perhaps("cause.edits.element.effect.perplexity")
+            if cause
+            else None,
             h_ratio=self.array("statistics.h.ratio", (layers,)),
             x_down_ratio=self.array("statistics.x_down.ratio", (layers,)),
             mass=self.array("spread.mass", (layers, None)),

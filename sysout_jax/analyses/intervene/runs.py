@@ -32,9 +32,8 @@ from sysout_jax.interventions.heads import (
 from sysout_jax.interventions.weights import (
     Entries,
     edit_down_weights,
-    random_rows,
-    random_weights,
-    whole_columns,
+    others,
+    touched,
 )
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.outliers.definitions import entering
@@ -120,7 +119,7 @@ class Bench:
         self.born = birth_weights(life.birth)
         # the first layer that any run edits
         first = min((*np.flatnonzero(self.outliers.active.any(axis=1)), *life.birth.layers))
-        self.unedited = Unedited(lm, self.tokens, entering(living), life.tau, [int(first)])
+        self.unedited = Unedited.run(lm, self.tokens, entering(living), life.tau, [int(first)])
         self.baseline = self.unedited.measured
         self.sinks = sink_heads(self.baseline.mass, self.baseline.even, life.birth)
 
@@ -202,17 +201,11 @@ class Bench:
 
     def entries(self, run: Run) -> Entries:
         """Entries of W_down: of the birth weights, or of as many others."""
-        entries = self.born
-        channels, dims = self.lm.config.layer(0).mlp.channels, self.lm.config.d_model
-        if run.where == "row":
-            if run.target == CONTROL:
-                entries = random_rows(entries, self.flagged, dims, self.rng(run.seed, _ROWS))
-            return {layer: (np.arange(channels), rows) for layer, (_, rows) in entries.items()}
-        if run.target == CONTROL:
-            entries = random_weights(entries, channels, self.rng(run.seed, _WEIGHTS))
-        if run.where == "column":
-            return whole_columns(entries, dims)
-        return entries
+        edit = "element" if run.where == "weight" else run.where
+        if run.target == OUTLIERS:
+            return touched(self.lm, self.born, edit)
+        rng = self.rng(run.seed, _ROWS if edit == "row" else _WEIGHTS)
+        return others(self.lm, self.born, edit, rng, self.flagged)
 
     def _edit_weights(self, run: Run) -> tuple[int, Measured]:
         entries = self.entries(run)

@@ -32,6 +32,8 @@ from sysout_jax.analyses.lifecycle.trace import (
 from sysout_jax.analyses.lifecycle.waves import Waves, find_waves
 from sysout_jax.calls import check_arguments
 from sysout_jax.data.text import Windows
+from sysout_jax.engine import Stream
+from sysout_jax.interventions.effects import Unedited
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers import definitions as rules
@@ -57,7 +59,7 @@ def lifecycle(
 ) -> Lifecycle:
     """Birth, spread, death and cause of the outliers of a model on `tokens` (N, T), at threshold τ.
 
-    `stats` are those of `collect` on the same tokens when they are at hand. `cause=False` saves five passes of eight. `seed` draws the
+    `stats` are those of `collect` on the same tokens when they are at hand. `cause=False` saves the passes of its edits. `seed` draws the
     control weights. Raises InputError for bad tokens.
     """
     check_arguments(lm, tau=tau, seed=seed)
@@ -81,7 +83,14 @@ def _lifecycle(
     lower = rules.level_of(float(stats.h.ratio.max()), tau)
     if not found and 0 < lower < np.inf:
         candidate = _lifecycle(lm, stats, lower, waves, protocol, cause=False, seed=seed)
-    trace = follow(lm, stats, tau) if found else None
+    trace, unedited = None, None
+    if found:
+        stream = Stream(lm, stats.tokens)
+        living = np.asarray(stats.h.outlier_tokens(tau))
+        if cause:  # edits start from the first layer that holds outliers: what lies before it they do not change
+            starts = [int(living.any(axis=(1, 2)).argmax())]
+            unedited = Unedited(stream, rules.entering(living), tau, starts)
+        trace = follow(stream, stats, tau, unedited)
     birth = find_birth(stats, trace, tau)
     return Lifecycle(
         model=lm.name,
@@ -97,7 +106,7 @@ def _lifecycle(
         birth=birth,
         spread=find_spread(stats, trace, birth),
         death=find_death(stats, trace, birth, tau),
-        cause=find_cause(lm, stats, birth, tau, seed) if found and cause and trace else None,
+        cause=find_cause(lm, stats, birth, tau, unedited, seed) if unedited else None,
         candidate=candidate,
         protocol=protocol,
         stats=stats,
@@ -105,8 +114,8 @@ def _lifecycle(
     )
 
 
-def follow(lm: LanguageModel, stats: Stats, tau: float) -> Trace:
-    """Choose what to follow from the statistics, and trace it."""
+def follow(stream: Stream, stats: Stats, tau: float, unedited: Unedited | None = None) -> Trace:
+    """Choose what to follow from the statistics, and trace it; `unedited` as `trace` takes it."""
     living = np.asarray(stats.h.outlier_tokens(tau))
     alive = np.asarray(living.any(axis=0))  # (N, T) ever an outlier
     ratio = rules.ratio(stats.h.token_max, stats.h.sequence_mean[..., None]).max(axis=0)
@@ -132,7 +141,7 @@ def follow(lm: LanguageModel, stats: Stats, tau: float) -> Trace:
         tokens_left_out=int(alive.sum() - valid.sum()),
         dims_left_out=len(flagged) - len(dims),
     )
-    return trace(lm, stats.tokens, targets, int(living.any(axis=(1, 2)).argmax()))
+    return trace(stream, targets, int(living.any(axis=(1, 2)).argmax()), unedited)
 
 
 def _outlier_elements(stats: Stats, trace: Trace, tau: float) -> tuple[np.ndarray, np.ndarray]:

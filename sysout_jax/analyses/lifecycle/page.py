@@ -10,12 +10,13 @@ from typing import Any
 from sysout_jax.analyses.lifecycle.explore import explore
 from sysout_jax.analyses.lifecycle.figures import FIGURES, lifecycle_figures
 from sysout_jax.analyses.lifecycle.figures.followed import followed
-from sysout_jax.analyses.lifecycle.results import Channel, Lifecycle
+from sysout_jax.analyses.lifecycle.results import Channel, Effect, Lifecycle
 from sysout_jax.analyses.lifecycle.story import story
 from sysout_jax.analyses.lifecycle.summary import verdict
 from sysout_jax.analyses.lifecycle.trace import Targets
 from sysout_jax.analyses.lifecycle.waves import Write
 from sysout_jax.figures.select import digits, joined, listed, number, percent, plural
+from sysout_jax.interventions.weights import CONTROLS, EDITS
 from sysout_jax.outliers.definitions import (
     ALIVE_SHARE,
     CODE_SHARE,
@@ -281,32 +282,42 @@ def _oppositions(report: Lifecycle) -> Table | None:
 
 
 def _causes(report: Lifecycle) -> Table | None:
-    if report.cause is None:
+    found = report.cause
+    if found is None:
         return None
-    rows = tuple(
-        (
-            name,
-            effect.outliers,
-            number(effect.ratio),
-            percent(effect.mass),
-            digits(effect.perplexity, report.length),
-        )
-        for name, effect in (
-            ("as it is", report.cause.baseline),
-            (f"{report.cause.weights} birth weights zero", report.cause.zeroed),
-            ("as many random weights of the same rows zero", report.cause.control),
-            ("whole columns of the channels c* zero", report.cause.columns),
-            ("as many random columns zero", report.cause.column_control),
-        )
-    )
+    rows: list[tuple] = [("none", "the model as it is", 0, *_effect(report, found.baseline))]
+    for name, edit in found.edits.items():
+        count = edit.weights
+        rows.append((name, "all writers of the births", count, *_effect(report, edit.effect)))
+        for writer, effect in zip(found.singles, edit.alone, strict=False):
+            alone = f"channel {writer.label} of layer {writer.layer + 1} alone"
+            rows.append((name, alone, len(writer.dims), *_effect(report, effect)))
+        for kind, effect in edit.controls.items():
+            rows.append((name, f"control: {kind}", count, *_effect(report, effect)))
     header = (
-        "model",
-        "outlier tokens, summed over layers",
+        "edit",
+        "of",
+        "weights",
+        *(f"over {tau}" for tau in found.baseline.flags),
         "largest |h| over the mean",
-        f"attention on them ({plural(report.cause.heads, 'sink head')} of the model as it is)",
+        f"attention on them ({plural(found.heads, 'sink head')} of the model as it is)",
         "perplexity",
     )
-    return Table(header, rows, f"Perplexity: {report.protocol.sentence()}.")
+    note = (
+        f"“Over” counts tokens, summed over layers, whose largest |h| is so many times the mean. Perplexity: {report.protocol.sentence()}."
+    )  # fmt: skip
+    if len(found.writers) > len(found.singles) > 0:
+        note += f" The {len(found.singles)} strongest of {len(found.writers)} writers are edited alone too."
+    return Table(header, tuple(rows), note)
+
+
+def _effect(report: Lifecycle, effect: Effect) -> tuple:
+    return (
+        *effect.flags.values(),
+        number(effect.ratio),
+        percent(effect.mass),
+        digits(effect.perplexity, report.length),
+    )
 
 
 def _definitions(report: Lifecycle) -> Table:
@@ -334,6 +345,8 @@ def _definitions(report: Lifecycle) -> Table:
         ("‖their part‖ to ‖head output‖", "length of what outlier tokens add to a head's output over the length of that output, mean over the other queries; lengths, not parts of a whole"),
         ("‖head output‖ to the layer's heads", "mean length of the head's output over its mean over all heads of the layer"),
         ("takes back", "what a part adds against h[d*], over the value that enters the layer; 100% cancels it"),
+        *((f"edit: {name}", rule) for name, rule in EDITS.items()),
+        *((f"control: {name}", rule) for name, rule in CONTROLS.items()),
         *expert_terms(report.stats.x_down.expert_width),
     )  # fmt: skip
     return Table(("term", "rule"), rows)

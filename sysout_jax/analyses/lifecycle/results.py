@@ -128,33 +128,45 @@ class Death:
 class Effect:
     """The model under one edit, on all sequences."""
 
-    outliers: int  # (layer, sequence, token) triples that hold an activation outlier
+    outliers: int  # (layer, sequence, token) triples that hold an activation outlier at τ
+    flags: dict[str, int]  # the same at every τ: what is gone at one may be there at another
+    ratio: float  # largest |h| over the mean of its sequence: what is left, also under τ
     mass: float  # attention on the original outlier tokens, mean over the heads that were sinks
     perplexity: float  # of every next token
-    ratio: float  # largest |h| over the mean of its sequence: what is left, also under τ
+    ratio_per_layer: np.ndarray  # (L,)
+    mass_per_layer: np.ndarray  # (L,) mean over all heads of the layer
     nonfinite: int  # elements of h that are NaN or inf, all layers
 
 
 @dataclass(frozen=True)
+class BirthWriter:
+    """A channel that carries a birth, and the dims that it is born in."""
+
+    layer: int
+    channel: int
+    label: str
+    dims: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One of `EDITS`, of all writers of the births at once, beside its controls and the strongest writers alone."""
+
+    weights: int  # that it changes
+    effect: Effect
+    controls: dict[str, Effect]  # by a name of `CONTROLS`; empty where none is made
+    alone: tuple[Effect, ...]  # of each of `Cause.singles`; empty but for elements
+
+
+@dataclass(frozen=True)
 class Cause:
-    """`zeroed` sets W_down[d*, c*] of the birth layers to 0, `columns` all that the channels c* write, `control` as many random
-    entries of the same rows as `zeroed`, `column_control` as many random columns."""
+    """What edits of the birth writers W_down[d*, c*] do."""
 
-    weights: int  # entries set to zero
     heads: int  # over which attention is averaged: those after the birth for which the outlier tokens are sinks, unedited
+    writers: tuple[BirthWriter, ...]  # strongest first
+    singles: tuple[BirthWriter, ...]  # that are also edited alone; empty where there is only one
     baseline: Effect
-    zeroed: Effect
-    control: Effect
-    columns: Effect
-    column_control: Effect
-
-    @property
-    def outliers_gone(self) -> float:
-        return 1.0 - self.zeroed.outliers / self.baseline.outliers
-
-    @property
-    def outliers_gone_in_control(self) -> float:
-        return 1.0 - self.control.outliers / self.baseline.outliers
+    edits: dict[str, Edit]  # by a name of `EDITS`
 
 
 @dataclass(frozen=True)
@@ -213,12 +225,6 @@ class Lifecycle:
             name: getattr(self.birth, name) for name in ("layers", "dims", "channels", "tokens")
         }
         result["birth"] |= plain(birth)
-        if self.cause is not None:
-            gone = {
-                name: getattr(self.cause, name)
-                for name in ("outliers_gone", "outliers_gone_in_control")
-            }
-            result["cause"] |= plain(gone)
         result["nonfinite"] = plain(self.nonfinite)
         result["statistics"] = self.stats.to_dict()
         if self.candidate is not None:

@@ -108,15 +108,23 @@ def _cause(report: Lifecycle) -> list[str]:
     if report.cause is None:
         return []
     cause = report.cause
-    ratio = cause.zeroed.perplexity / cause.baseline.perplexity
-    depends = "The model depends on it" if not ratio < DEPENDS else "The model hardly needs it"
+    element, column = (cause.edits[name] for name in ("element", "column"))
+    ratios = [e.effect.perplexity / cause.baseline.perplexity for e in (element, column)]
+    needs = [not ratio < DEPENDS for ratio in ratios]
+    if all(needs):
+        depends = "The model depends on it"
+    elif any(needs):
+        depends = "Whether the model depends on it is a question of the edit"
+    else:
+        depends = "The model hardly needs it"
     before, zeroed, columns = (
         digits(effect.perplexity, report.length)
-        for effect in (cause.baseline, cause.zeroed, cause.columns)
+        for effect in (cause.baseline, element.effect, column.effect)
     )
     return [
-        f"{depends}: with {plural(cause.weights, 'weight')} of the writers set to zero, perplexity (how many tokens the model hesitates between, "
-        f"lower is better) goes from {before} to {zeroed}; with all that these channels write, to {columns}."
+        f"{depends}: with {plural(element.weights, 'weight')} of the writers set to zero, perplexity (how many tokens the model hesitates between, "
+        f"lower is better) goes from {before} to {zeroed}, and the largest number that is left is {number(element.effect.ratio)} times the mean; with "
+        f"all that these channels write set to zero, to {columns} and {number(column.effect.ratio)}."
     ]
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from math import isfinite
 
 from sysout_jax.analyses.lifecycle.results import Birth, BirthEvent, Effect, Lifecycle, Spread
 from sysout_jax.analyses.lifecycle.story import course_of
-from sysout_jax.figures.select import digits, named, plural
+from sysout_jax.figures.select import digits, joined, named, plural
+from sysout_jax.interventions.weights import CONTROLS
 from sysout_jax.outliers.definitions import SINK_SHARE
 from sysout_jax.outliers.tokens import TokenText
 from sysout_jax.reports.nonfinite import nothing_measured, remarks
@@ -181,28 +183,33 @@ def _cause(report: Lifecycle) -> list[str]:
     cause = report.cause
     assert cause is not None
 
-    def row(name: str, effect: Effect) -> tuple[str, ...]:
+    def perplexity(effect: Effect | None) -> str:
+        if effect is None:
+            return ""
         bad = f" ({effect.nonfinite:,} elements of h NaN or inf)" if effect.nonfinite else ""
-        perplexity = digits(effect.perplexity, report.length) + bad
-        ratio = f"{effect.ratio:,.0f} x mean"
-        return name, str(effect.outliers), ratio, _percent(effect.mass), perplexity
+        return digits(effect.perplexity, report.length) + bad
 
-    channels = sum(len(event.channels) for event in report.birth.events)
+    def row(name: str, effect: Effect, controls: Mapping[str, Effect]) -> tuple[str, ...]:
+        flags = " / ".join(str(count) for count in effect.flags.values())
+        beside = (perplexity(controls.get(kind)) for kind in CONTROLS)
+        return name, flags, f"{effect.ratio:,.0f}", _percent(effect.mass), perplexity(effect), *beside  # fmt: skip
+
     table = text_table(
-        ("set to zero", "outliers", "largest |h|", "attention on them*", "perplexity"),
+        ("edit", f"tokens over {' / '.join(cause.baseline.flags)}", "largest |h|", "attention*", "perplexity", *CONTROLS),
         [
-            row("nothing", cause.baseline),
-            row("birth weights", cause.zeroed),
-            row("random weights", cause.control),
-            row("birth columns", cause.columns),
-            row("random columns", cause.column_control),
+            row("none", cause.baseline, {}),
+            *(row(name, edit.effect, edit.controls) for name, edit in cause.edits.items()),
         ],
-    )
+    )  # fmt: skip
+    single = zip(cause.singles, cause.edits["element"].alone, strict=True)
+    each = joined([f"of {writer.label} {perplexity(effect)}" for writer, effect in single])
+    alone = f"perplexity with the element {each} alone; " if each else ""
     return [
-        f"Cause   the {plural(cause.weights, 'birth weight')} W_down[d*, c*], or the whole column{'s' * (channels > 1)} of the channels c*, "
-        "set to zero (outliers: layers x tokens)",
+        f"Cause   element: the {plural(cause.edits['element'].weights, 'birth weight')} W_down[d*, c*] zero; half: halved; column, row: the whole "
+        "lines zero",
         *(f"        {line}" for line in table.split("\n")),
-        f"        * of the {plural(cause.heads, 'sink head')} above; perplexity: {report.protocol.sentence()}",
+        f"        {alone}tokens are summed over layers, |h| is over the mean; * on the tokens, of the {plural(cause.heads, 'sink head')}; the last two "
+        f"columns: perplexity of controls; {report.protocol.sentence()}",
     ]
 
 

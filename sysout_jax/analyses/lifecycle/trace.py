@@ -16,7 +16,7 @@ from sysout_jax.analyses.lifecycle.sinks import SUMMED, attention_sums, summed
 from sysout_jax.attention import AttentionSpec
 from sysout_jax.attention.rows import causal_logits, scaled
 from sysout_jax.engine import Stream
-from sysout_jax.language_model import LanguageModel
+from sysout_jax.interventions.effects import Unedited, observe_effects
 from sysout_jax.nonfinite import Nonfinite, finite_or
 
 MAX_TOKENS = 16  # outlier tokens followed per sequence
@@ -109,15 +109,14 @@ class Trace:
 
 
 def trace(
-    lm: LanguageModel,
-    tokens: np.ndarray,
-    targets: Targets,
-    birth_layer: int,
+    stream: Stream, targets: Targets, birth_layer: int, unedited: Unedited | None = None
 ) -> Trace:
-    """Follow `targets` in `tokens` (N, T); `birth_layer` is the first one whose output holds them."""
+    """Follow `targets` through a stream at its start; `birth_layer` is the first one whose output holds them. `unedited` is measured
+    along the way, in the same pass."""
+    lm = stream.lm
     first_layer = min(birth_layer + 1, lm.num_layers - 1)  # whose attention can see outliers
     chosen, P = targets.sequences, len(targets.dims)
-    N = len(tokens)
+    N = len(stream.tokens)
     dims = np.resize(targets.dims, max(P, MAX_DIMS)).astype(
         np.int32
     )  # one shape, hence one compilation, for any P
@@ -128,12 +127,13 @@ def trace(
         "dims": np.broadcast_to(dims, (N, len(dims))),
         "window": np.full(N, targets.window, np.int32),
     }
-    stream = Stream(lm, tokens)
     specs = [lm.attention(l, stream.tokens.shape[1]) for l in range(lm.num_layers)]
-    observes = [_Follow(spec) for spec in specs]
+    observes = [_Follow(spec, unedited is not None) for spec in specs]
     layers, channels, rows, close_up = [], [], None, None
     extras = [extra | {"mask": mask} for mask in targets.mask]
     for layer, params, seen in stream.layers(observes, extras):
+        if unedited is not None:
+            unedited.take(layer, seen.pop("effects"))
         layer_spec = lm.config.layer(layer)
         kernels = {matrix.name: matrix.of(params) for matrix in layer_spec.matrices}
         attention = summed(seen, targets.mask[layer].any(axis=1), np.asarray(kernels["o"]))
@@ -157,7 +157,10 @@ def trace(
             head = int(finite_or(attention["mass"], -1.0).argmax())
             close_up = (most, layer, head, seen)
     assert close_up is not None and rows is not None
-    stream.nll()
+    if unedited is None:
+        stream.nll()
+    else:
+        unedited.finish()
     return Trace(
         targets=targets,
         channels=tuple(channels),
@@ -173,6 +176,7 @@ class _Follow:
     """The `Observe` of `trace`."""
 
     spec: AttentionSpec
+    effects: bool  # also what `Unedited` takes
 
     def __call__(self, x_in, taps, extra):
         def rows(x_BxTxC):  # of the followed tokens
@@ -195,6 +199,8 @@ class _Follow:
         if "expert" in taps:
             found["expert"] = rows(taps["expert"])
         found["x_in"] = at_dims(x_in)
+        if self.effects:
+            found["effects"] = observe_effects(x_in, taps, None)
         return (
             found | attention_sums(taps, extra["mask"], self.spec) | _window(taps, extra["window"])
         )

@@ -5,9 +5,8 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from sysout_jax.analyses.lifecycle.figures.birth import birth, birth_sentence
+from sysout_jax.analyses.lifecycle.figures.cause import cause, cause_sentence
 from sysout_jax.analyses.lifecycle.figures.death import (
-    cause,
-    cause_sentence,
     death,
     death_sentence,
     end,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,10 +14,10 @@ from sysout_jax.analyses.lifecycle.figures.followed import (
     traced,
 )
 from sysout_jax.analyses.lifecycle.figures.mlp import CloseUp, draw_close_up, strongest_element
-from sysout_jax.analyses.lifecycle.results import Effect, Lifecycle, Opposition
+from sysout_jax.analyses.lifecycle.results import Lifecycle, Opposition
 from sysout_jax.analyses.lifecycle.trace import Trace
 from sysout_jax.figures import style
-from sysout_jax.figures.select import digits, layer_ranges, listed, number, percent
+from sysout_jax.figures.select import layer_ranges, listed, number, percent
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.tokens import TokenText
 
@@ -189,76 +187,4 @@ def end_sentence(report: Lifecycle, token_text: TokenText) -> str:
         f"In layer {layer + 1} dim {trace.targets.dims[p]} enters with {number(enters)}; the MLP adds {number(added)}, most of it from "
         f"channel{'s' * (len(channels) > 1)} {listed(channels)}, and {number(left)} is left (drawn: token {position} of sequence "
         f"{sequence})."
-    )
-
-
-@style.styled
-def cause(report: Lifecycle, token_text: TokenText) -> Figure:
-    """Outliers, attention on their tokens and perplexity, with birth weights, birth columns and as many random ones at zero."""
-    assert report.cause is not None
-    found = report.cause
-    effects = (found.baseline, found.zeroed, found.control, found.columns, found.column_control)
-    figure = style.new_figure(2.8)
-    panels = figure.subplots(1, 3, sharey=True)
-    for axes, field, title, text in (
-        (panels[0], "outliers", "outliers (layer × token)", number),
-        (panels[1], "mass", "attention on them", percent),
-        (panels[2], "perplexity", "perplexity", lambda value: digits(value, report.length)),
-    ):
-        _bars(axes, [float(getattr(effect, field)) for effect in effects], text)
-        axes.set_title(title)
-    panels[0].set_yticks(range(len(effects)), EDITS)
-    panels[0].invert_yaxis()
-    panels[0].set_ylabel("set to zero")
-    return figure
-
-
-EDITS = ("nothing", "birth weights", "random weights", "birth columns", "random columns")
-
-
-def _bars(axes: Axes, values: list[float], text: Callable[[float], str]) -> None:
-    """One below the other, each with its value behind it; logarithmic where they span much."""
-    finite = [v for v in values if np.isfinite(v) and v > 0]
-    log = bool(finite) and max(finite) / min(finite) > 50 and min(values) > 0
-    low, high = (min(finite) / 4, max(finite)) if log else (0.0, max(finite, default=1.0))
-    room = (high / low) ** 1.6 * low if log else 1.5 * high  # for the values
-    looks = (
-        (style.GREY, ""),
-        (style.ORANGE, "//"),
-        (style.SKY, ".."),
-        (style.YELLOW, "\\\\"),
-        (style.BLUE, "xx"),
-    )
-    for i, (value, (colour, hatch)) in enumerate(zip(values, looks, strict=True)):
-        length = high if value == np.inf else value if np.isfinite(value) else low
-        axes.barh(i, length, 0.7, color=colour, hatch=hatch, edgecolor=style.BLACK, lw=0.8)
-        axes.annotate(
-            text(value),
-            (max(length, low), i),
-            (3, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-        )
-    axes.set_xlim(low, room)
-    if log:
-        style.log_axis(axes, "x")
-        powers = np.arange(np.ceil(np.log10(low)), np.log10(high))
-        axes.set_xticks(10.0 ** powers[:: len(powers) // 4 + 1])
-    else:
-        axes.locator_params(axis="x", nbins=3)
-
-
-def cause_sentence(report: Lifecycle, token_text: TokenText) -> str:
-    """What the birth weights alone do, beside the random control."""
-    found = report.cause
-    assert found is not None
-    weights = "the birth weight" if found.weights == 1 else f"the {found.weights} birth weights"
-
-    def told(effect: Effect) -> str:
-        return f"{digits(effect.perplexity, report.length)} (largest |h| {number(effect.ratio)} times the mean)"
-
-    return (
-        f"Perplexity is {told(found.baseline)}; with {weights} at zero {told(found.zeroed)}, with the whole columns of their channels at zero "
-        f"{told(found.columns)}; as many random weights {told(found.control)}, as many random columns {told(found.column_control)}."
     )
