@@ -33,7 +33,7 @@ def analyse(args: Args, prepared: Prepared, shared: Shared) -> Found:
 
 
 def main() -> None:
-    run_alone(parse(Args, "python -m analyze.lifecycle"), analyse, passes=4)
+    run_alone(parse(Args, "python -m analyze.lifecycle"), analyse)
 
 
 if __name__ == "__main__":
