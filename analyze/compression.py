@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -29,19 +30,23 @@ from sysout_jax.data.text import Windows, read_text, text_windows
 from sysout_jax.perplexity import ROWS_JOINED_BY, joined_rows
 
 FOLLOWING = 2  # windows that scales are calibrated on
-SEARCH = "search"
+SEARCH, ALL, NONE = "search", "all", "none"
 
 
 @dataclass(frozen=True)
 class Args(Expects, Source):
     """Measure perplexity under quantisation and pruning, and attribute the error to layers and outliers."""
 
+    # every method is a pass: the default study takes a minute or two for a model of 135 M parameters on a laptop
+    NUM_SEQS: ClassVar[int] = 2
+    LENGTH: ClassVar[int] = 512
+
     compare: tuple[str, ...] = ()
     """More checkpoints, shown side by side with --ckpt."""
     methods: tuple[str, ...] = USUAL_METHODS
-    """Which methods; an unknown name lists all, also those of caches with 8 and 2 bits that are not run by default."""
-    attribute: tuple[str, ...] = ("w8_tensor", "w8a8_static")
-    """Methods whose error is attributed to layers and outliers; the word none skips this, which takes most of the time."""
+    """Which methods, or the word all; an unknown name lists them."""
+    attribute: tuple[str, ...] = ()
+    """Methods whose error is attributed to layers and outliers, for example w8_tensor w8a8_static. Each takes as long as the default study."""
     sparsity: tuple[float, ...] = (0.5,)
     """Shares of weights that the pruning methods remove."""
     group_size: int = 64
@@ -66,7 +71,9 @@ def main() -> None:
     args = parse(Args, "python -m analyze.compression")
     out = check_out(args.out)
     args.expected()
-    if args.attribute == ("none",):
+    if args.methods == (ALL,):
+        args = dataclasses.replace(args, methods=tuple(METHODS))
+    if args.attribute == (NONE,):
         args = dataclasses.replace(args, attribute=())
     _check(args)
     if args.calibration is not None:
@@ -87,9 +94,9 @@ def main() -> None:
 
 
 def analyse(args: Args, prepared: Prepared, shared: Shared) -> Found:
-    """Perplexities are of joined rows, so what others read of a text file may have to be cut again."""
-    if args.text is not None and args.join_rows:
-        prepared = dataclasses.replace(prepared, windows=_joined_windows(args, prepared))
+    """On windows of its own: perplexities are of joined rows, and need fewer of them than what others read."""
+    if args.prompt is None and args.data is None:
+        prepared = dataclasses.replace(prepared, windows=_own_windows(args, prepared))
     return _found([_measure(args, prepared, shared.lm, _calibration(args, prepared))])
 
 
@@ -119,12 +126,18 @@ def _measure(
     )
 
 
-def _joined_windows(args: Args, prepared: Prepared) -> Windows:
-    assert args.text is not None and prepared.lm.tokenizer is not None
-    count, length = prepared.tokens.shape
-    text = _reader(args)(args.text)
-    tokens = text_windows(prepared.lm.tokenizer, text, count, length, args.bos)
-    return Windows(prepared.lm.check_tokens(tokens), args.bos, ROWS_JOINED_BY)
+def _own_windows(args: Args, prepared: Prepared) -> Windows:
+    lm = prepared.lm
+    assert lm.tokenizer is not None
+    count = args.num_seqs or args.NUM_SEQS
+    length = args.seq_len or min(args.LENGTH, lm.config.context_length)
+    tokens = text_windows(lm.tokenizer, _text(args), count, length, args.bos)
+    joined_by = ROWS_JOINED_BY if args.text is not None and args.join_rows else None
+    return Windows(lm.check_tokens(tokens), args.bos, joined_by)
+
+
+def _text(args: Args) -> str:
+    return demo_text() if args.text is None else _reader(args)(args.text)
 
 
 def _reader(args: Args) -> Callable[[Path], str]:
@@ -140,9 +153,8 @@ def _calibration(args: Args, prepared: Prepared) -> np.ndarray | None:
         return text_windows(prepared.lm.tokenizer, text, count, length, args.bos)
     if args.prompt is not None or args.data is not None:
         return None
-    text = demo_text() if args.text is None else _reader(args)(args.text)
     more = count + FOLLOWING
-    tokens = text_windows(prepared.lm.tokenizer, text, more, length, args.bos)
+    tokens = text_windows(prepared.lm.tokenizer, _text(args), more, length, args.bos)
     return tokens[count:] if len(tokens) > count else None
 
 

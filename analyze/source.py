@@ -42,7 +42,6 @@ from sysout_jax.reports.terminal import fit
 from sysout_jax.sharding import MeshConfig, make_mesh
 from sysout_jax.testing import demo_model
 
-NUM_SEQS = 10
 #: Models that need no path.
 DEMO, PLANTED = "demo", "planted"
 
@@ -51,7 +50,8 @@ DEMO, PLANTED = "demo", "planted"
 class Source:
     """Flags that every analysis takes."""
 
-    LENGTH: ClassVar[int] = 1024  # tokens per window where nothing is said
+    NUM_SEQS: ClassVar[int] = 10  # windows where nothing is said
+    LENGTH: ClassVar[int] = 1024  # tokens per window
 
     ckpt: str | None = None
     """Hugging Face directory or hub id, GGUF file, nanoGPT ckpt.pt, llama2.c .bin, or a directory written by
@@ -64,9 +64,9 @@ class Source:
     data: Path | None = None
     """Directory of python -m train.prepare: analyse windows of its val.bin, cut as training cuts them, in place of a text."""
     num_seqs: int | None = None
-    """Windows to analyse (default 10)."""
+    """Windows to analyse (default 10, for analyze.compression 2)."""
     seq_len: int | None = None
-    """Tokens per window, BOS included (default 1024, for analyze.consistency 2048, or the model's context where that is shorter)."""
+    """Tokens per window, BOS included (default 1024, for analyze.consistency 2048, for analyze.compression 512, or the model's context where that is shorter)."""
     tau: float = TAU
     """Outlier threshold: |x| > tau * mean|x| of the sequence."""
     bos: bool = False
@@ -155,7 +155,7 @@ def prepare(
             notes.append(
                 "No --text and no --prompt given: the text is the one that comes with the package."
             )
-        wanted = source.num_seqs or NUM_SEQS
+        wanted = source.num_seqs or source.NUM_SEQS
         length = source.seq_len or min(source.LENGTH, lm.config.context_length)
         if length > lm.config.context_length:
             raise so.InputError(
@@ -175,7 +175,9 @@ def _data_windows(source: Source, directory: Path, config: ModelConfig) -> tuple
     meta = read_meta(directory)
     cut = meta.windows if meta else None
     length = source.seq_len or (cut.length if cut else min(source.LENGTH, config.context_length))
-    rows = validation_slice(directory, length, source.num_seqs or NUM_SEQS, config.vocab_size)
+    rows = validation_slice(
+        directory, length, source.num_seqs or source.NUM_SEQS, config.vocab_size
+    )
     return rows[:, :-1], cut is not None
 
 

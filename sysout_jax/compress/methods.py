@@ -101,9 +101,22 @@ METHODS: dict[str, Method] = {
     "prune_model": Method("pruned globally", prune="model"),
     **_cache_methods(),
 }
-#: Run where no others are named.
-USUAL_METHODS = tuple(
-    name for name, method in METHODS.items() if not method.cache_bits or name.startswith("kv4")
+#: Run where no others are named: one row or two for every question, as each is a pass through the model.
+USUAL_METHODS = (
+    "w8_tensor",
+    "w8_channel",
+    "w4_group",
+    "w4_group_kept",
+    "mxfp4",
+    "nvfp4",
+    "w8a8_static",
+    "w8a8_tensor",
+    "w8a8_outliers",
+    "w8a8_token",
+    "smooth_static",
+    "prune_matrix",
+    "kv4_channel",
+    "kv4_channel_first",
 )
 
 

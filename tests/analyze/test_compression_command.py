@@ -8,7 +8,11 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from analyze import compression
-from sysout_jax.testing import demo_plant
+from sysout_jax.analyses.absorb.search import chosen, search
+from sysout_jax.compress.methods import METHODS
+from sysout_jax.data.demo import demo_text
+from sysout_jax.data.text import text_windows
+from sysout_jax.testing import demo_model, demo_plant
 from tests.analyze import command
 from tests.analyze.command import words
 
@@ -100,6 +104,30 @@ def test_an_absorbed_prefix_stands_beside(tmp_path, monkeypatch, capsys):
     # not the analysed windows
     assert models[0]["calibration"] == "2 windows of 96 tokens, other windows"
     assert models[0]["outcomes"] != models[1]["outcomes"]
+
+
+def test_a_prefix_is_searched_for(tmp_path, monkeypatch):
+    """On what scales are calibrated on, not on the windows whose perplexity is told."""
+    out = tmp_path / "out"
+    flags = ["--methods", "w8a8_tensor", "--absorb", "search"]
+    assert call(monkeypatch, *SMALL[1:], *flags, "--out", out) == 0
+    before, after = json.loads((out / "compression.json").read_text())["models"]
+    lm = demo_model()
+    following = text_windows(lm.tokenizer, demo_text(), 4, 96, False)[2:]
+    prefix = chosen(search(lm, following)).prefix
+    text = "".join(lm.tokenizer.token(token) for token in prefix)
+    assert after["model"] == f"{before['model']}, “{text}” absorbed"
+    assert after["outcomes"][0]["perplexity"] != before["outcomes"][0]["perplexity"]
+
+
+def test_all_methods_and_its_own_windows(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    assert call(monkeypatch, "--seq-len", 32, "--methods", "all", "--out", out) == 0
+    (model,) = json.loads((out / "compression.json").read_text())["models"]
+    assert {o["method"] for o in model["outcomes"]} >= set(METHODS) - {"w4_group_kept"}
+    assert model["protocol"]["windows"] == compression.Args.NUM_SEQS == 2
+    assert model["calibration"] == "2 windows of 32 tokens, other windows"
+    assert model["attributions"] == []
 
 
 def test_a_prefix_that_is_none(tmp_path, monkeypatch, capsys):

@@ -8,7 +8,7 @@ from math import isfinite
 
 from sysout_jax.analyses.lifecycle.results import Birth, BirthEvent, Effect, Lifecycle, Spread
 from sysout_jax.analyses.lifecycle.story import course_of
-from sysout_jax.figures.select import digits, joined, named, plural
+from sysout_jax.figures.select import digits, named, plural
 from sysout_jax.interventions.weights import CONTROLS
 from sysout_jax.outliers.definitions import SINK_SHARE
 from sysout_jax.outliers.tokens import TokenText
@@ -201,15 +201,20 @@ def _cause(report: Lifecycle) -> list[str]:
             *(row(name, edit.effect, edit.controls) for name, edit in cause.edits.items()),
         ],
     )  # fmt: skip
-    single = zip(cause.singles, cause.edits["element"].alone, strict=True)
-    each = joined([f"of {writer.label} {perplexity(effect)}" for writer, effect in single])
-    alone = f"perplexity with the element {each} alone; " if each else ""
+    alone = [
+        f"element of channel {writer.label} alone: perplexity {perplexity(effect)}"
+        for writer, effect in zip(cause.singles, cause.edits["element"].alone, strict=True)
+    ]
+    lines = [
+        *table.split("\n"),
+        *alone,
+        f"* the share of attention that {plural(cause.heads, 'sink head')} give the outlier tokens; tokens are summed over layers",
+        f"{' and '.join(CONTROLS)}: perplexity of controls; {report.protocol.sentence()}",
+    ]
     return [
         f"Cause   element: the {plural(cause.edits['element'].weights, 'birth weight')} W_down[d*, c*] zero; half: halved; column, row: the whole "
         "lines zero",
-        *(f"        {line}" for line in table.split("\n")),
-        f"        {alone}tokens are summed over layers, |h| is over the mean; * on the tokens, of the {plural(cause.heads, 'sink head')}; the last two "
-        f"columns: perplexity of controls; {report.protocol.sentence()}",
+        *(f"        {line}" for line in lines),
     ]
 
 
