@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import sysout_jax as so
 from analyze.analysis import Found, Shared, finish, say_notes
-from analyze.source import Prepared, Source, check_out, prepare, progress
+from analyze.source import Prepared, Source, check_out, prepare, progress, tell
 from sysout_jax.analyses.variants.page import summary, verdict, write_variants_report
 from sysout_jax.analyses.variants.side_by_side import SideBySide
 from sysout_jax.analyses.variants.snapshots import Snapshot, checkpoints_of, runs_of, snapshot
@@ -22,10 +23,12 @@ from sysout_jax.analyses.variants.snapshots_page import (
     write_steps_report,
     write_sweep_report,
 )
+from sysout_jax.analyses.variants.stored import read_sweeps
 from sysout_jax.commands.arguments import parse
 from sysout_jax.commands.cli import run, say
 from sysout_jax.figures.select import short_names
 from sysout_jax.printable import some
+from sysout_jax.provenance import run_settings
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Args(Source):
     """Measure every checkpoint of --ckpt, a training run or a folder of checkpoints, against the step."""
     over: str | None = None
     """--ckpt is the directory of python -m train.sweep: measure all its runs, mean and interval over this axis, such as seed."""
+    read: tuple[Path, ...] = ()
+    """Reports of --over (variants_sweep.json) to show again, their runs together: loads no model."""
     out: Path = Path("out/variants")
     """Directory for variants.json (of --steps variants_steps.json, of --over variants_sweep.json), figures and report.html."""
 
@@ -51,6 +56,9 @@ def analyse(args: Args, prepared: Prepared, shared: Shared) -> Found:
 def main() -> None:
     args = parse(Args, "python -m analyze.variants")
     out = check_out(args.out)
+    if args.read:
+        _read_again(args, out)
+        return
     if args.steps or args.over:
         _many(args, out)
         return
@@ -67,6 +75,20 @@ def main() -> None:
             profiles.append(_profile(one, Shared(lm, one, args.tau, args.seed)))
     found = _side_by_side(args, prepared, profiles)
     finish(found, args, prepared[0], out, others=prepared[1:])
+
+
+def _read_again(args: Args, out: Path) -> None:
+    """Sweeps from their JSON. All other flags are of models, which are not read."""
+    if args != Args(read=args.read, out=args.out):
+        raise so.InputError("--read: shows what is stored; give no other flag but --out")
+    over, groups = read_sweeps(args.read)
+    names = ", ".join(path.stem for path in args.read)
+    settings = run_settings(flags={"read": [str(path) for path in args.read], "out": str(out)})
+    tell(
+        sweep_summary(groups, over),
+        partial(write_sweep_report, out, names, groups, over, settings),
+        out,
+    )
 
 
 def _many(args: Args, out: Path) -> None:

@@ -23,8 +23,11 @@ from sysout_jax.reports.page import Picture, Section, Table
 from sysout_jax.reports.report import write_report
 from sysout_jax.reports.terminal import text_table
 from sysout_jax.storage.serialise import plain
+from sysout_jax.storage.staging import write_file
 
 STEPS, SWEEP = "variants_steps", "variants_sweep"
+#: Of the figure and the short table of a sweep.
+MAIN = ("val_loss", "first_token_share", "h_ratio", "value_drain", "x_down_ratio", "down_column_ratio")  # fmt: skip
 SHORT = {
     "first_token_share": "first tok.",
     "h_ratio": "|h|/mean",
@@ -55,7 +58,7 @@ def steps_table(snapshots: Sequence[Snapshot], names: Sequence[str]) -> list[lis
     rows = []
     for place, each in enumerate(snapshots):
         same = "" if first[place] == place else f" (as {snapshots[first[place]].step:,})"
-        cells = [_layers(each.values[n]) if n in each.values else "–" for n in names]
+        cells = [_layers(each.values[n], _digits(n)) if n in each.values else "–" for n in names]
         rows.append([f"{each.step:,}", each.hash[:8] + same, *cells])
     return rows
 
@@ -127,7 +130,7 @@ def sweep_table(groups: Mapping[str, Sequence[Snapshot]], names: Sequence[str]) 
     rows = []
     for setting, snapshots in groups.items():
         means = over_runs(snapshots)
-        cells = [_with_interval(means[n]) if n in means else "–" for n in names]
+        cells = [_with_interval(means[n], _digits(n)) if n in means else "–" for n in names]
         rows.append([setting or "all", str(len(snapshots)), *cells])
     return rows
 
@@ -141,7 +144,7 @@ def sweep_summary(groups: Mapping[str, Sequence[Snapshot]], over: str) -> str:
             (
                 setting or "all",
                 str(len(groups[setting])),
-                *(_layers(found[n].mean) if n in found else "–" for n in names),
+                *(_layers(found[n].mean, _digits(n)) if n in found else "–" for n in names),
             )
             for setting, found in means.items()
         ]
@@ -151,6 +154,46 @@ def sweep_summary(groups: Mapping[str, Sequence[Snapshot]], over: str) -> str:
     return "\n".join([sweep_headline(groups, over), "Means, per layer, first to last:", *tables])
 
 
+def sweep_markdown(groups: Mapping[str, Sequence[Snapshot]]) -> str:
+    """The short table, for a page of documentation."""
+    header = ["setting", "runs", *(QUANTITIES[name] for name in MAIN)]
+    lines = [header, ["---"] * len(header), *sweep_table(groups, MAIN)]
+    escaped = ([cell.replace("|", r"\|") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+
+
+@style.styled
+def sweep_figure(groups: Mapping[str, Sequence[Snapshot]]) -> Figure:
+    """A row for each setting, a mark for each layer: mean over its runs and 95 % interval."""
+    means = {setting: over_runs(snapshots) for setting, snapshots in groups.items()}
+    names = [n for n in MAIN if any(n in found for found in means.values())]
+    rows = 0.6 + 0.24 * len(groups)
+    figure = style.new_figure(0.7 + rows * -(-len(names) // 2))
+    panels = grid(figure, len(names), sharey=True)
+    for axes, name in zip(panels, names, strict=True):
+        for row, found in enumerate(means.values()):
+            if name not in found:
+                continue
+            layers = len(found[name].mean)
+            for layer, (mean, half) in enumerate(
+                zip(found[name].mean, found[name].half_width, strict=True)
+            ):
+                at = row + 0.5 * ((layer + 0.5) / layers - 0.5)
+                looks = look(layer) | {"ls": "none"}
+                label = f"layer {layer + 1}" if row == 0 and layers > 1 else None
+                error = half if np.isfinite(half) else None
+                axes.errorbar(mean, at, xerr=error, **looks, ms=3, lw=0.8, label=label)
+        axes.set_title(QUANTITIES[name], fontsize=9)
+        axes.set_yticks(range(len(means)), [style.label_text(s or "all", 32) for s in means])
+        axes.grid(axis="x")
+    panels[0].invert_yaxis()
+    several = max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[0]))
+    handles, labels = several.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside upper left", ncols=6)
+    return figure
+
+
 def write_sweep_report(
     out: Path,
     name: str,
@@ -158,7 +201,7 @@ def write_sweep_report(
     over: str,
     settings: dict[str, Any],
 ) -> list[Path]:
-    """The runs of a sweep, grouped by all axes but `over`, into `out`; returns all paths."""
+    """The runs of a sweep, grouped by all axes but `over`, into `out`, the short table as Markdown too; returns all paths."""
     payload = {
         "sweep": name,
         "over": over,
@@ -177,24 +220,42 @@ def write_sweep_report(
     header = ("setting", "runs", *QUANTITIES.values())
     table = Table(header, tuple(map(tuple, sweep_table(groups, list(QUANTITIES)))))
     caption = f"Layers are separated by spaces, first to last; ± is half of the 95 % interval of the mean over {over} (Student's t)."
-    return write_report(
+    paths = write_report(
         out,
         SWEEP,
         f"Runs of {name}",
         headline=sweep_headline(groups, over),
         payload=payload,
-        sections=[Section("Numbers", (caption, table))],
-        figures={},
+        sections=[
+            Section(
+                "At a glance",
+                (
+                    Picture(
+                        "sweep", f"Mean over the runs of each setting, and {caption.split('; ')[1]}"
+                    ),
+                ),
+            ),
+            Section("Numbers", (caption, table)),
+        ],
+        figures={"sweep": sweep_figure(groups)},
         settings=settings,
     )
+    markdown = out / f"{SWEEP}.md"
+    write_file(markdown, f"{sweep_markdown(groups)}\n".encode())
+    return [*paths, markdown]
 
 
-def _layers(values: np.ndarray) -> str:
-    return " ".join(f"{v:.3g}" for v in values)
+def _digits(name: str) -> int:
+    """Losses differ by little between variants."""
+    return 4 if name == "val_loss" else 3
 
 
-def _with_interval(found: Mean) -> str:
+def _layers(values: np.ndarray, digits: int) -> str:
+    return " ".join(f"{v:.{digits}g}" for v in values)
+
+
+def _with_interval(found: Mean, digits: int) -> str:
     if not np.isfinite(found.half_width).all():
-        return _layers(found.mean)
+        return _layers(found.mean, digits)
     pairs = zip(found.mean, found.half_width, strict=True)
-    return " ".join(f"{m:.3g}±{w:.2g}" for m, w in pairs)
+    return " ".join(f"{m:.{digits}g}±{w:.2g}" for m, w in pairs)
