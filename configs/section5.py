@@ -4,8 +4,8 @@
     python -m train.sweep configs/section5.py --workdir runs/section5
 
 Cost: 4.1 M tokens a run, 33 runs; 31,000 tokens a second, two and a quarter minutes a run, on two cores with nothing else to do.
-Result: one seed of each variant so far, in docs/section5.md: a sink at the first token with default attention, none with sigmoid, no less
-of it with softmax1, learned_sink and attention_bias. `python -m analyze.variants --ckpt runs/section5 --over seed --data
+Result: three seeds of default, context_scale and gate, one or two of the others so far, in docs/section5.md: a sink at the first token with
+default attention whose size and layer depend on the seed, none with sigmoid; scale and gate cannot be told from default after 500 steps. `python -m analyze.variants --ckpt runs/section5 --over seed --data
 data/bigram_backcopy` makes the table.
 """
 
