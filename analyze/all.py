@@ -116,7 +116,7 @@ def _part(name: str, args: Args, prepared: Prepared, shared: Shared, out: Path) 
         if analysis is length:
             prepared, shared = _without_bos(args, prepared, shared)
         found = analysis.analyse(own, prepared, shared)
-        found.write(out, settings(own, prepared), held_against(own, found))
+        found.write(out, settings(own, found.own or prepared), held_against(own, found))
     except (so.InputError, RunError) as error:
         return Part(name, does, str(error), time.perf_counter() - start, done=False)
     except Exception as error:

@@ -51,6 +51,8 @@ class Found:
     """`write(out, settings, expectation)`: its report; returns the paths of all files."""
     measured: Mapping[str, Any] | None = None
     """Quantities that published values are held against."""
+    own: Prepared | None = None
+    """What it read, where that is not what it was given."""
 
 
 #: What an analysis is: its flags, model and windows, and what it shares with others, to what it found.

@@ -15,7 +15,7 @@ import sysout_jax as so
 from analyze.analysis import Found, Shared, finish, say_notes
 from analyze.limits import MOST, MOST_SEEDS, check_count
 from analyze.prefix import prefix_tokens
-from analyze.source import Expects, Prepared, Source, check_out, prepare, progress
+from analyze.source import Expects, Prepared, Source, check_out, cut, prepare, progress
 from sysout_jax.analyses.absorb.search import chosen, search
 from sysout_jax.analyses.compression.measure import compression
 from sysout_jax.analyses.compression.page import summary, verdict, write_compression_report
@@ -26,7 +26,7 @@ from sysout_jax.commands.cli import run
 from sysout_jax.compress.absorption import absorbed, prefix_keys, refusal
 from sysout_jax.compress.methods import METHODS, USUAL_METHODS, Settings
 from sysout_jax.data.demo import demo_text
-from sysout_jax.data.text import Windows, read_text, text_windows
+from sysout_jax.data.text import read_text, text_windows
 from sysout_jax.perplexity import ROWS_JOINED_BY, joined_rows
 
 FOLLOWING = 2  # windows that scales are calibrated on
@@ -96,8 +96,10 @@ def main() -> None:
 def analyse(args: Args, prepared: Prepared, shared: Shared) -> Found:
     """On windows of its own: perplexities are of joined rows, and need fewer of them than what others read."""
     if args.prompt is None and args.data is None:
-        prepared = dataclasses.replace(prepared, windows=_own_windows(args, prepared))
-    return _found([_measure(args, prepared, shared.lm, _calibration(args, prepared))])
+        joined_by = ROWS_JOINED_BY if args.text is not None and args.join_rows else None
+        prepared = Prepared(shared.lm, *cut(args, shared.lm, _text(args), joined_by))
+    found = _found([_measure(args, prepared, shared.lm, _calibration(args, prepared))])
+    return dataclasses.replace(found, own=prepared)
 
 
 def _found(results: Sequence[Compression]) -> Found:
@@ -124,16 +126,6 @@ def _measure(
         seeds=args.seeds,
         seed=args.seed,
     )
-
-
-def _own_windows(args: Args, prepared: Prepared) -> Windows:
-    lm = prepared.lm
-    assert lm.tokenizer is not None
-    count = args.num_seqs or args.NUM_SEQS
-    length = args.seq_len or min(args.LENGTH, lm.config.context_length)
-    tokens = text_windows(lm.tokenizer, _text(args), count, length, args.bos)
-    joined_by = ROWS_JOINED_BY if args.text is not None and args.join_rows else None
-    return Windows(lm.check_tokens(tokens), args.bos, joined_by)
 
 
 def _text(args: Args) -> str:

@@ -155,19 +155,30 @@ def prepare(
             notes.append(
                 "No --text and no --prompt given: the text is the one that comes with the package."
             )
-        wanted = source.num_seqs or source.NUM_SEQS
-        length = source.seq_len or min(source.LENGTH, lm.config.context_length)
-        if length > lm.config.context_length:
-            raise so.InputError(
-                f"--seq-len {length}: the model's context is {lm.config.context_length} tokens; ask for at most that"
-            )
-        tokens = text_windows(lm.tokenizer, text, wanted, length, source.bos)
-        if len(tokens) < wanted or tokens.shape[1] < length:
-            notes.append(
-                f"The text fills only {len(tokens)} of {wanted} windows ({tokens.shape[1]} tokens each)."
-            )
+        windows, short = cut(source, lm, text, joined_by)
+        return Prepared(lm.with_passes(batch_size=source.batch_size), windows, notes + short)
     windows = Windows(lm.check_tokens(tokens), bos, joined_by)
     return Prepared(lm.with_passes(batch_size=source.batch_size), windows, notes)
+
+
+def cut(
+    source: Source, lm: so.LanguageModel, text: str, joined_by: str | None = None
+) -> tuple[Windows, list[str]]:
+    """The windows of a text that the flags ask for, and what to say where it does not fill them. InputError beyond the model's context."""
+    wanted = source.num_seqs or source.NUM_SEQS
+    length = source.seq_len or min(source.LENGTH, lm.config.context_length)
+    if length > lm.config.context_length:
+        raise so.InputError(
+            f"--seq-len {length}: the model's context is {lm.config.context_length} tokens; ask for at most that"
+        )
+    assert lm.tokenizer is not None
+    tokens = text_windows(lm.tokenizer, text, wanted, length, source.bos)
+    notes = []
+    if len(tokens) < wanted or tokens.shape[1] < length:
+        notes.append(
+            f"The text fills only {len(tokens)} of {wanted} windows ({tokens.shape[1]} tokens each)."
+        )
+    return Windows(lm.check_tokens(tokens), source.bos, joined_by), notes
 
 
 def _data_windows(source: Source, directory: Path, config: ModelConfig) -> tuple[np.ndarray, bool]:

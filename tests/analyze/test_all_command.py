@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import analyze.all
+import analyze.compression
 import analyze.existence
 import analyze.positions
 import sysout_jax as so
@@ -56,6 +57,24 @@ def test_reports_are_those_of_the_single_commands(tmp_path, monkeypatch, capsys)
         for directory in (tmp_path / "alone", out / "existence")
     )
     assert without_run(beside) == without_run(alone)
+
+
+def test_compression_records_its_own_windows(tmp_path, monkeypatch):
+    """It reads fewer and shorter ones than the others, and its report says so."""
+    monkeypatch.setattr(analyze.compression.Args, "LENGTH", 24)
+    monkeypatch.setattr(analyze.compression, "compression", only_one_method)
+    out = tmp_path / "out"
+    skip = [name for name in analyze.all.ANALYSES if name != "compression"]
+    flags = ("--tau", 100, "--skip", *skip)
+    assert call(monkeypatch, analyze.all.main, *flags, "--out", out) == 0
+    report = json.loads((out / "compression" / "compression.json").read_text())
+    (model,) = report["models"]
+    assert (model["protocol"]["windows"], model["protocol"]["length"]) == (2, 24)
+    assert (report["settings"]["sequences"], report["settings"]["length"]) == (2, 24)
+
+
+def only_one_method(*args, **more):
+    return so.compression(*args, **more | {"methods": ("w8_tensor",)})
 
 
 def test_what_fails_is_named_and_the_rest_is_written(tmp_path, monkeypatch, capsys):

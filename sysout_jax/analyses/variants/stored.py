@@ -13,6 +13,8 @@ from sysout_jax.errors import InputError
 from sysout_jax.printable import printable
 from sysout_jax.storage.serialise import read_json_object
 
+_ADVICE = "write one by python -m analyze.variants --over AXIS"
+
 
 def read_sweeps(paths: Sequence[Path]) -> tuple[str, dict[str, list[Snapshot]]]:
     """The axis that runs are averaged over, and the runs of each setting: those of all files together.
@@ -23,7 +25,7 @@ def read_sweeps(paths: Sequence[Path]) -> tuple[str, dict[str, list[Snapshot]]]:
     seen: dict[tuple[str, str], Path] = {}
     axes: dict[str, Path] = {}
     for path in paths:
-        report = read_json_object(path, _TODO)
+        report = read_json_object(path, _ADVICE)
         try:
             axes[report["over"].strip()] = path
             stored = [
@@ -33,7 +35,7 @@ def read_sweeps(paths: Sequence[Path]) -> tuple[str, dict[str, list[Snapshot]]]:
             ]
         except (KeyError, TypeError, ValueError, AttributeError):
             raise InputError(
-                f"{path}: is no report of a sweep; expected a variants_sweep.json, {_TODO}"
+                f"{path}: is no report of a sweep; expected a variants_sweep.json, {_ADVICE}"
             ) from None
         if len(axes) != 1:
             raise InputError(
@@ -51,9 +53,6 @@ def read_sweeps(paths: Sequence[Path]) -> tuple[str, dict[str, list[Snapshot]]]:
             f"{', '.join(map(str, paths))}: models of {' and '.join(map(str, sorted(layers)))} layers; name files of one depth"
         )
     return next(iter(axes)), dict(sorted(groups.items()))
-
-
-_TODO = "write one by python -m analyze.variants --over AXIS"
 
 
 def _snapshot(stored: dict[str, Any]) -> Snapshot:
