@@ -201,13 +201,13 @@ def _cause(report: Lifecycle) -> list[str]:
             *(row(name, edit.effect, edit.controls) for name, edit in cause.edits.items()),
         ],
     )  # fmt: skip
-    alone = [
-        f"element of channel {writer.label} alone: perplexity {perplexity(effect)}"
+    alone = ", ".join(
+        f"of channel {writer.label} {perplexity(effect)}"
         for writer, effect in zip(cause.singles, cause.edits["element"].alone, strict=True)
-    ]
+    )
     lines = [
         *table.split("\n"),
-        *alone,
+        *([f"one element alone, perplexity: {alone}"] if alone else []),
         f"* the share of attention that {plural(cause.heads, 'sink head')} give the outlier tokens; tokens are summed over layers",
         f"{' and '.join(CONTROLS)}: perplexity of controls; {report.protocol.sentence()}",
     ]
