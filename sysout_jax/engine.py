@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,21 @@ Observe = Callable[[jax.Array, dict[str, jax.Array], Any], Any]
 #: `write(name, value, extra) -> value`: what a layer goes on with at its tap of that name, the value itself at all others; pure, traced
 #: once. `extra` decides in which layers it acts.
 Write = Callable[[str, jax.Array, Any], jax.Array]
+
+
+class Observer(Protocol):
+    """Looks at all layers of a pass, which several share (`Stream.run`)."""
+
+    def observe(self, layer: int) -> Observe: ...
+
+    def extra(self, layer: int) -> Any:
+        """What `observe` is given there, as `Stream.layers` takes it."""
+        ...
+
+    def take(self, layer: int, params: dict, seen: Any) -> None:
+        """A layer's parameters, and what `observe` saw of it."""
+        ...
+
 
 STEP_TOKENS = 4096  # tokens per step by default; a step works through its sequences one by one
 #: One thread for all passes: every new one would leave a malloc arena behind, some 20 MB per pass.
@@ -118,6 +133,7 @@ class Stream:
             with self.lm.computing():
                 for i, x in enumerate(self.hidden):
                     part = None if extra is None else _slice(extra[layer], start, len(x))
+                    self._watch.nll_NxT = None  # of other states
                     self.hidden[i], observed, bad = block_step(
                         block, observes[layer], write, params, x, part
                     )
@@ -128,6 +144,15 @@ class Stream:
             if self.lm.passes.on_layer:
                 self.lm.passes.on_layer()
 
+    def run(self, observers: Sequence[Observer]) -> None:
+        """Push everything through all layers, in one pass for all `observers`."""
+        layers = range(self.lm.num_layers)
+        observes = [_Each(tuple(each.observe(l) for each in observers)) for l in layers]
+        extras = [tuple(each.extra(l) for each in observers) for l in layers]
+        for layer, params, seen in self.layers(observes, extras):
+            for each, part in zip(observers, seen, strict=True):
+                each.take(layer, params, part)
+
     def logits(self) -> jax.Array:
         """(N, T, V) from the last layer's output."""
         params = self._head()
@@ -136,7 +161,12 @@ class Stream:
             return jnp.concatenate(parts)[: len(self.tokens)]
 
     def nll(self) -> np.ndarray:
-        """(N, T-1) negative log-likelihood in nats of every next token, without ever holding (N, T, V) logits; NaN where it is not finite."""
+        """(N, T-1) negative log-likelihood in nats of every next token, without ever holding (N, T, V) logits; NaN where it is not finite.
+
+        Computed once for a stream that goes no further.
+        """
+        if self._watch.nll_NxT is not None:
+            return self._watch.nll_NxT
         params = self._head()
         with self.lm.computing():
             parts = [
@@ -187,6 +217,18 @@ def default_batch_size(num_sequences: int, length: int) -> int:
     """Sequences per step, so that calling the step costs little beside its work, and few are needed to make all steps as large."""
     most = int(np.clip(STEP_TOKENS // length, 1, num_sequences))
     return min(range(most, most // 2, -1), key=lambda size: -num_sequences % size)
+
+
+@dataclass(frozen=True)
+class _Each:
+    """The `Observe` of a pass that several observers share."""
+
+    observes: tuple[Observe, ...]
+
+    def __call__(self, x_in, taps, extra):
+        return [
+            observe(x_in, taps, part) for observe, part in zip(self.observes, extra, strict=True)
+        ]
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,15 @@ from sysout_jax.checks import OrNone, Whole, check, scalar
 from sysout_jax.config import ModelConfig
 from sysout_jax.data.tokenizers import Tokenizer
 from sysout_jax.errors import InputError
-from sysout_jax.models import build
+from sysout_jax.models import build, parameter_count, parameter_shapes
 from sysout_jax.nonfinite import Damaged, count_weights, suspicious
 from sysout_jax.sharding import put
-from sysout_jax.weights import InMemory, WeightSource, groups
+from sysout_jax.weights import InMemory, ReadOnce, WeightSource, groups
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
 #: Number formats that weights may be read and computed in.
 DTYPES: tuple[str, ...] = get_args(DTypeName)
+MOST_HELD = 2**30
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,15 @@ class LanguageModel:
         """The same model with some groups changed as they are read; the original stays as it is."""
         checked = {group: found for group, found in self.checked.items() if group not in edits}
         return dataclasses.replace(self, source=_Edited(self.source, edits), checked=checked)
+
+    def reading_once(self) -> LanguageModel:
+        """The same model for a study of dozens of passes: it keeps the weights that it reads where all of them take at most `MOST_HELD` bytes."""
+        count = parameter_count(parameter_shapes(self.config))
+        if isinstance(self.source, InMemory | ReadOnce) or (
+            count * jnp.dtype(self.dtype).itemsize > MOST_HELD
+        ):
+            return self
+        return dataclasses.replace(self, source=ReadOnce(self.source, self.stored_as))
 
     def with_passes(self, **changes: Any) -> LanguageModel:
         """The same model with another `batch_size` or `on_layer` (`Passes`) in all that runs through it. InputError for a bad size."""

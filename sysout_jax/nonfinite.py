@@ -186,7 +186,7 @@ class Watch:
     def __init__(self, num_sequences: int):
         self.num_sequences = num_sequences
         self.counted: dict[int, list[dict[str, jax.Array]]] = {}  # by layer; one for each batch
-        self.nll_NxT = np.zeros((num_sequences, 0))
+        self.nll_NxT: np.ndarray | None = None  # where it was asked for
 
     def before(self, layer: int) -> Watch:
         """Another one, which starts from what came before `layer`."""
@@ -206,9 +206,10 @@ class Watch:
             self._place(name, config.num_layers, length, width)
             for name, width in (("h", config.d_model), ("x_down", mlp.rows * mlp.width))
         )
-        unpredicted = int((~np.isfinite(self.nll_NxT)).sum())
+        nll_NxT = np.zeros(0) if self.nll_NxT is None else self.nll_NxT
+        unpredicted = int((~np.isfinite(nll_NxT)).sum())
         name = jnp.dtype(dtype).name
-        return Nonfinite(name, weights, h, x_down, self.nll_NxT.size, unpredicted)
+        return Nonfinite(name, weights, h, x_down, nll_NxT.size, unpredicted)
 
     def _place(self, name: str, num_layers: int, length: int, width: int) -> Counts:
         nan, inf = [0] * num_layers, [0] * num_layers

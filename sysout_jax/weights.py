@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -39,6 +40,30 @@ class InMemory:
 
     def read(self, group: str, dtype: Any) -> dict:
         return _cast(self._params[group], dtype)
+
+
+class ReadOnce:
+    """What is read of another source stays in memory, in the first dtype that it is asked for. Nobody may write into it."""
+
+    def __init__(self, base: WeightSource, stored_as: Mapping[str, str] | None = None):
+        self._base, self._dtype = base, None
+        self._held: dict[str, dict] = {}
+        self.stored_as = dict(stored_as or {})
+        """Of the file that they come from, see `LanguageModel.stored_as`."""
+
+    def read(self, group: str, dtype: Any) -> dict:
+        self._dtype = self._dtype or np.dtype(dtype)
+        if np.dtype(dtype) != self._dtype:
+            return self._base.read(group, dtype)
+        if group not in self._held:
+            self._held[group] = jax.tree.map(_sealed, self._base.read(group, dtype))
+        return self._held[group]
+
+
+def _sealed(array: Any) -> Any:
+    if isinstance(array, np.ndarray):
+        array.flags.writeable = False
+    return array
 
 
 def _cast(tree: dict, dtype: Any) -> dict:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from sysout_jax.engine import Stream, Write
+from sysout_jax.engine import Observe, Stream, Write
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import Nonfinite, finite_or
 from sysout_jax.outliers.definitions import TAUS, even_share_of, exceeds, over_seen_keys, ratio
@@ -48,12 +49,11 @@ class Measured:
 class Unedited:
     """A model as it is on `tokens` (N, T), with attention in each layer on the tokens `marked` there, (L, N, T) bool; and the states that edits start
     from, one before each layer of `starts`. What lies before the layer of an edit it does not change: that is computed once.
+
+    An `Observer` of the stream that it is made of, at its start.
     """
 
-    measured: Measured
-
     def __init__(self, stream: Stream, marked: np.ndarray, tau: float, starts: Collection[int]):
-        """Of a stream at its start; whoever drives it calls `take` after each layer, and `finish`."""
         self._stream, self._marked, self._tau = stream, marked, tau
         self._starts, self._first = starts, min(starts)
         lm, length = stream.lm, marked.shape[2]
@@ -75,19 +75,23 @@ class Unedited:
     ) -> Unedited:
         """With a pass of its own."""
         self = cls(Stream(lm, tokens), marked, tau, starts)
-        for layer, _, seen in self._stream.layers(observe_effects):
-            self.take(layer, seen)
-        return self.finish()
+        self._stream.run([self])
+        return self
 
-    def take(self, layer: int, seen: dict[str, np.ndarray]) -> None:
-        """What `observe_effects` saw of a layer."""
+    def observe(self, layer: int) -> Observe:
+        return observe_effects
+
+    def extra(self, layer: int) -> None:
+        return None
+
+    def take(self, layer: int, params: dict, seen: dict[str, np.ndarray]) -> None:
         self._rows.append(self._row(layer, seen))
         if layer + 1 in self._starts:
             self._entering[layer + 1] = list(self._stream.hidden)
 
-    def finish(self) -> Unedited:
-        self.measured = self._measured(self._stream, self._rows)
-        return self
+    @cached_property
+    def measured(self) -> Measured:
+        return self._measured(self._stream, self._rows)
 
     def edited(
         self,

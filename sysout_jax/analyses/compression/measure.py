@@ -77,6 +77,7 @@ def compression(
     attribute = check_words("attribute", attribute, by_layer, least=0)
     sparsities = check_list("sparsities", sparsities, SHARE)
     settings = settings or Settings()
+    lm = lm.reading_once()
     study = _Study(lm, tokens)
     chosen = [METHODS[name] for name in (*methods, *attribute)]
     calibrations: dict[str, Calibration | None] = {"": None}

@@ -6,6 +6,8 @@ channels and dims are 0-based everywhere in the result.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from sysout_jax.analyses.lifecycle.cause import find_cause
@@ -29,16 +31,16 @@ from sysout_jax.analyses.lifecycle.trace import (
     Trace,
     trace,
 )
-from sysout_jax.analyses.lifecycle.waves import Waves, find_waves
+from sysout_jax.analyses.lifecycle.waves import waves_of, writes_to_follow
 from sysout_jax.calls import check_arguments
 from sysout_jax.data.text import Windows
-from sysout_jax.engine import Stream
+from sysout_jax.engine import Observer, Stream
 from sysout_jax.interventions.effects import Unedited
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers import definitions as rules
 from sysout_jax.outliers.definitions import TAU, TAUS
-from sysout_jax.perplexity import Protocol, protocol_of
+from sysout_jax.perplexity import protocol_of
 from sysout_jax.statistics.collect import Stats, at_hand
 
 BIRTH_SHARE = (
@@ -65,57 +67,56 @@ def lifecycle(
     check_arguments(lm, tau=tau, seed=seed)
     stats = at_hand(stats, lm, tokens, tau, same_tau=True)
     protocol = protocol_of(Windows.of(tokens))
-    waves = find_waves(lm, stats.tokens, stats.h, tau)
-    return _lifecycle(lm, stats, tau, waves, protocol, cause, seed)
-
-
-def _lifecycle(
-    lm: LanguageModel,
-    stats: Stats,
-    tau: float,
-    waves: Waves,
-    protocol: Protocol,
-    cause: bool,
-    seed: int,
-) -> Lifecycle:
     found = bool(stats.h.outlier_tokens(tau).any())
-    candidate = None
-    lower = rules.level_of(float(stats.h.ratio.max()), tau)
-    if not found and 0 < lower < np.inf:
-        candidate = _lifecycle(lm, stats, lower, waves, protocol, cause=False, seed=seed)
-    trace, unedited = None, None
-    if found:
+    level = tau if found else rules.level_of(float(stats.h.ratio.max()), tau)
+    writes = writes_to_follow(lm.config, stats.h, tau)
+    followed, unedited = None, None
+    if 0 < level < np.inf:
         stream = Stream(lm, stats.tokens)
-        living = np.asarray(stats.h.outlier_tokens(tau))
-        if cause:  # edits start from the first layer that holds outliers: what lies before it they do not change
-            starts = [int(living.any(axis=(1, 2)).argmax())]
-            unedited = Unedited(stream, rules.entering(living), tau, starts)
-        trace = follow(stream, stats, tau, unedited)
-    birth = find_birth(stats, trace, tau)
-    return Lifecycle(
-        model=lm.name,
-        tau=float(tau),
-        found=found,
-        num_layers=lm.num_layers,
-        num_sequences=stats.tokens.shape[0],
-        length=stats.tokens.shape[1],
-        largest_h=_largest(stats.h),
-        largest_x_down=_largest(stats.x_down),
-        flags={name: _flags(getattr(stats, name)) for name in ("h", "x_down")},
-        waves=waves,
-        birth=birth,
-        spread=find_spread(stats, trace, birth),
-        death=find_death(stats, trace, birth, tau),
-        cause=find_cause(lm, stats, birth, tau, unedited, seed) if unedited else None,
-        candidate=candidate,
-        protocol=protocol,
-        stats=stats,
-        trace=trace,
-    )
+        others: list[Observer] = [] if writes.nothing else [writes]
+        if found and cause:
+            unedited = _unedited(stream, stats, tau)
+            others.append(unedited)
+        followed = follow(stream, stats, level, others)
+    waves = waves_of(writes, tau)
+
+    def report(at: float, trace: Trace | None, candidate: Lifecycle | None = None) -> Lifecycle:
+        birth = find_birth(stats, trace, at)
+        return Lifecycle(
+            model=lm.name,
+            tau=float(at),
+            found=trace is not None,
+            num_layers=lm.num_layers,
+            num_sequences=stats.tokens.shape[0],
+            length=stats.tokens.shape[1],
+            largest_h=_largest(stats.h),
+            largest_x_down=_largest(stats.x_down),
+            flags={name: _flags(getattr(stats, name)) for name in ("h", "x_down")},
+            waves=waves,
+            birth=birth,
+            spread=find_spread(stats, trace, birth),
+            death=find_death(stats, trace, birth, at),
+            cause=find_cause(lm, stats, birth, at, unedited, seed) if unedited else None,
+            candidate=candidate,
+            protocol=protocol,
+            stats=stats,
+            trace=trace,
+        )
+
+    if found or followed is None:
+        return report(tau, followed)
+    return report(tau, None, candidate=report(level, followed))
 
 
-def follow(stream: Stream, stats: Stats, tau: float, unedited: Unedited | None = None) -> Trace:
-    """Choose what to follow from the statistics, and trace it; `unedited` as `trace` takes it."""
+def _unedited(stream: Stream, stats: Stats, tau: float) -> Unedited:
+    """Edits start from the first layer that holds outliers: what lies before it they do not change."""
+    living = np.asarray(stats.h.outlier_tokens(tau))
+    start = int(living.any(axis=(1, 2)).argmax())
+    return Unedited(stream, rules.entering(living), tau, [start])
+
+
+def follow(stream: Stream, stats: Stats, tau: float, others: Sequence[Observer] = ()) -> Trace:
+    """Choose what to follow from the statistics, and trace it; `others` as `trace` takes them."""
     living = np.asarray(stats.h.outlier_tokens(tau))
     alive = np.asarray(living.any(axis=0))  # (N, T) ever an outlier
     ratio = rules.ratio(stats.h.token_max, stats.h.sequence_mean[..., None]).max(axis=0)
@@ -141,7 +142,7 @@ def follow(stream: Stream, stats: Stats, tau: float, unedited: Unedited | None =
         tokens_left_out=int(alive.sum() - valid.sum()),
         dims_left_out=len(flagged) - len(dims),
     )
-    return trace(stream, targets, int(living.any(axis=(1, 2)).argmax()), unedited)
+    return trace(stream, targets, int(living.any(axis=(1, 2)).argmax()), others)
 
 
 def _outlier_elements(stats: Stats, trace: Trace, tau: float) -> tuple[np.ndarray, np.ndarray]:

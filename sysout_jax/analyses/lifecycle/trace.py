@@ -6,7 +6,9 @@ which channels do it, and how attention treats the tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +17,7 @@ import numpy as np
 from sysout_jax.analyses.lifecycle.sinks import SUMMED, attention_sums, summed
 from sysout_jax.attention import AttentionSpec
 from sysout_jax.attention.rows import causal_logits, scaled
-from sysout_jax.engine import Stream
-from sysout_jax.interventions.effects import Unedited, observe_effects
+from sysout_jax.engine import Observe, Observer, Stream
 from sysout_jax.nonfinite import Nonfinite, finite_or
 
 MAX_TOKENS = 16  # outlier tokens followed per sequence
@@ -109,34 +110,51 @@ class Trace:
 
 
 def trace(
-    stream: Stream, targets: Targets, birth_layer: int, unedited: Unedited | None = None
+    stream: Stream, targets: Targets, birth_layer: int, others: Sequence[Observer] = ()
 ) -> Trace:
-    """Follow `targets` through a stream at its start; `birth_layer` is the first one whose output holds them. `unedited` is measured
-    along the way, in the same pass."""
-    lm = stream.lm
-    first_layer = min(birth_layer + 1, lm.num_layers - 1)  # whose attention can see outliers
-    chosen, P = targets.sequences, len(targets.dims)
-    N = len(stream.tokens)
-    dims = np.resize(targets.dims, max(P, MAX_DIMS)).astype(
-        np.int32
-    )  # one shape, hence one compilation, for any P
-    places = np.zeros((N, targets.tokens.shape[1]), np.int32)
-    places[chosen] = targets.tokens
-    extra = {
-        "tokens": places,
-        "dims": np.broadcast_to(dims, (N, len(dims))),
-        "window": np.full(N, targets.window, np.int32),
-    }
-    specs = [lm.attention(l, stream.tokens.shape[1]) for l in range(lm.num_layers)]
-    observes = [_Follow(spec, unedited is not None) for spec in specs]
-    layers, channels, rows, close_up = [], [], None, None
-    extras = [extra | {"mask": mask} for mask in targets.mask]
-    for layer, params, seen in stream.layers(observes, extras):
-        if unedited is not None:
-            unedited.take(layer, seen.pop("effects"))
-        layer_spec = lm.config.layer(layer)
+    """Follow `targets` through a stream at its start; `birth_layer` is the first one whose output holds them. `others` share the pass."""
+    tracing = _Tracing(stream, targets, birth_layer)
+    stream.run([tracing, *others])
+    return tracing.finish()
+
+
+class _Tracing:
+    """The `Observer` of `trace`."""
+
+    def __init__(self, stream: Stream, targets: Targets, birth_layer: int):
+        lm = stream.lm
+        self._stream, self._targets, self._birth_layer = stream, targets, birth_layer
+        # whose attention can see outliers
+        self._first_layer = min(birth_layer + 1, lm.num_layers - 1)
+        P, N = len(targets.dims), len(stream.tokens)
+        # one shape, hence one compilation, for any P
+        dims = np.resize(targets.dims, max(P, MAX_DIMS)).astype(np.int32)
+        places = np.zeros((N, targets.tokens.shape[1]), np.int32)
+        places[targets.sequences] = targets.tokens
+        self._extra = {
+            "tokens": places,
+            "dims": np.broadcast_to(dims, (N, len(dims))),
+            "window": np.full(N, targets.window, np.int32),
+        }
+        self._specs = [lm.attention(l, stream.tokens.shape[1]) for l in range(lm.num_layers)]
+        self._layers: list[dict[str, np.ndarray]] = []
+        self._channels: list[LayerChannels] = []
+        self._rows: ChannelRows | None = None
+        #: attention on outlier tokens, layer, head and what was seen there, of the head that is drawn
+        self._close_up: tuple[float, int, int, dict[str, np.ndarray]] | None = None
+
+    def observe(self, layer: int) -> Observe:
+        return _Follow(self._specs[layer])
+
+    def extra(self, layer: int) -> Any:
+        return self._extra | {"mask": self._targets.mask[layer]}
+
+    def take(self, layer: int, params: dict, seen: dict[str, np.ndarray]) -> None:
+        targets, P = self._targets, len(self._targets.dims)
+        layer_spec = self._stream.lm.config.layer(layer)
         kernels = {matrix.name: matrix.of(params) for matrix in layer_spec.matrices}
         attention = summed(seen, targets.mask[layer].any(axis=1), np.asarray(kernels["o"]))
+        chosen = targets.sequences
         seen = {
             name: value[chosen] if name == "expert" else finite_or(value[chosen], np.nan)
             for name, value in seen.items()
@@ -144,31 +162,31 @@ def trace(
         }
         if "down_gain" in seen:
             seen["down_gain"] = seen["down_gain"][..., :P]
-        layers.append(
+        self._layers.append(
             {name: seen[name][..., :P] for name in ("x_in", "attn_out", "down", "h")} | attention
         )
-        channels.append(_channels(np.asarray(kernels["down"]), targets, seen))
-        if layer == birth_layer:
-            rows = _rows(layer, kernels, channels[-1], targets, seen["mlp_in"])
-        most = float(finite_or(attention["mass"], -1.0).max())
-        if close_up is None or (
-            layer >= first_layer and (close_up[0] < most or close_up[1] < first_layer)
+        self._channels.append(_channels(np.asarray(kernels["down"]), targets, seen))
+        if layer == self._birth_layer:
+            self._rows = _rows(layer, kernels, self._channels[-1], targets, seen["mlp_in"])
+        mass_H = finite_or(attention["mass"], -1.0)
+        best = self._close_up
+        if best is None or (
+            layer >= self._first_layer and (best[0] < mass_H.max() or best[1] < self._first_layer)
         ):
-            head = int(finite_or(attention["mass"], -1.0).argmax())
-            close_up = (most, layer, head, seen)
-    assert close_up is not None and rows is not None
-    if unedited is None:
-        stream.nll()
-    else:
-        unedited.finish()
-    return Trace(
-        targets=targets,
-        channels=tuple(channels),
-        rows=rows,
-        close_up=_close_up(*close_up[1:], targets.window, specs[close_up[1]]),
-        nonfinite=stream.nonfinite(),
-        **{name: np.stack([layer[name] for layer in layers]) for name in layers[0]},
-    )
+            self._close_up = (float(mass_H.max()), layer, int(mass_H.argmax()), seen)
+
+    def finish(self) -> Trace:
+        assert self._close_up is not None and self._rows is not None
+        _, layer, head, seen = self._close_up
+        self._stream.nll()  # looks for NaN and inf in the likelihoods
+        return Trace(
+            targets=self._targets,
+            channels=tuple(self._channels),
+            rows=self._rows,
+            close_up=_close_up(layer, head, seen, self._targets.window, self._specs[layer]),
+            nonfinite=self._stream.nonfinite(),
+            **{name: np.stack([found[name] for found in self._layers]) for name in self._layers[0]},
+        )
 
 
 @dataclass(frozen=True)
@@ -176,7 +194,6 @@ class _Follow:
     """The `Observe` of `trace`."""
 
     spec: AttentionSpec
-    effects: bool  # also what `Unedited` takes
 
     def __call__(self, x_in, taps, extra):
         def rows(x_BxTxC):  # of the followed tokens
@@ -199,8 +216,6 @@ class _Follow:
         if "expert" in taps:
             found["expert"] = rows(taps["expert"])
         found["x_in"] = at_dims(x_in)
-        if self.effects:
-            found["effects"] = observe_effects(x_in, taps, None)
         return (
             found | attention_sums(taps, extra["mask"], self.spec) | _window(taps, extra["window"])
         )

@@ -13,7 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sysout_jax.analyses.lifecycle.writes import MAX_DIMS, Followed, follow_writes
+from sysout_jax.analyses.lifecycle.writes import Followed, Writes
+from sysout_jax.config import ModelConfig
+from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.outliers import definitions as rules
 from sysout_jax.statistics.activations import ActivationStats
@@ -99,18 +101,29 @@ class Life(NamedTuple):
 
 def find_waves(lm: LanguageModel, tokens: np.ndarray, stats: ActivationStats, tau: float) -> Waves:
     """One pass over all `tokens` (N, T), at every token that holds an element over the level in some layer; `stats` are those of h."""
-    level = rules.level_of(float(stats.ratio.max()), min(tau, min(rules.TAUS)))
-    flagged = np.flatnonzero(stats.outlier_channels(level).any(axis=0))
-    if not 0 < level < np.inf or not len(flagged):
-        return Waves(level, (), 0, dict.fromkeys(SWEEP, (0, 0, 0)))
-    order = np.argsort(-stats.channel_ratio.max(axis=0)[flagged], kind="stable")
-    dims = flagged[order[:MAX_DIMS]]
-    followed = follow_writes(lm, tokens, stats, dims, level)
+    writes = writes_to_follow(lm.config, stats, tau)
+    if not writes.nothing:
+        Stream(lm, tokens).run([writes])
+    return waves_of(writes, tau)
+
+
+def writes_to_follow(config: ModelConfig, stats: ActivationStats, tau: float) -> Writes:
+    """What a pass has to look at so that `waves_of` finds the waves."""
+    return Writes(
+        config, stats, rules.level_of(float(stats.ratio.max()), min(tau, min(rules.TAUS)))
+    )
+
+
+def waves_of(writes: Writes, tau: float) -> Waves:
+    """After the pass."""
+    if writes.nothing:
+        return Waves(writes.level, (), 0, dict.fromkeys(SWEEP, (0, 0, 0)))
+    followed, level = writes.followed, writes.level
     lives = [life for k in range(followed.h.shape[1]) for life in lives_of(k, followed, level)]
     waves = [_wave(group, followed, tau) for group in grouped(lives, followed.places)]
     waves.sort(key=lambda wave: (wave.first, -wave.ratio))
     sweep = {at: _counted([wave for wave in waves if wave.ratio > at]) for at in SWEEP}
-    return Waves(level, tuple(waves), len(flagged) - len(dims), sweep)
+    return Waves(level, tuple(waves), writes.dims_left_out, sweep)
 
 
 def lives_of(k: int, followed: Followed, level: float) -> list[Life]:

@@ -1,15 +1,17 @@
-"""What layers write to the large elements of h: one pass over all sequences, at every token that holds one."""
+"""What layers write to the large elements of h, of all sequences, at every token that holds one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from sysout_jax.engine import Stream
-from sysout_jax.language_model import LanguageModel
+from sysout_jax.config import ModelConfig
+from sysout_jax.engine import Observe
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers import definitions as rules
 from sysout_jax.statistics.activations import ActivationStats
@@ -34,38 +36,62 @@ class Followed:
     channels: Sequence[Carried]  # per layer
 
 
-def follow_writes(
-    lm: LanguageModel, tokens: np.ndarray, stats: ActivationStats, dims: np.ndarray, level: float
-) -> Followed:
-    """The elements of `dims` (P,), at most `MAX_DIMS`, that exceed `level` times the mean of their sequence in some layer.
+class Writes:
+    """Follows the elements of h that exceed `level` times the mean of their sequence in some layer: an `Observer` of one pass.
 
-    `stats` are those of h on `tokens` (N, T).
+    `stats` are those of h on the tokens of the pass. Of the dims at most `MAX_DIMS` are followed, the strongest first.
     """
-    at = np.argwhere(stats.outlier_tokens(level).any(axis=0))  # (A, 2)
-    N = len(tokens)
-    wanted = np.broadcast_to(np.resize(dims, MAX_DIMS).astype(np.int32), (N, MAX_DIMS))
-    marked = np.zeros(tokens.shape, bool)
-    marked[at[:, 0], at[:, 1]] = True
-    # magnitudes of the residual stream before a layer are compared with the mean after it too
-    extra = [
-        {"dims": wanted, "marked": marked, "least": level * mean_N}
-        for mean_N in stats.sequence_mean.astype(np.float32)
-    ]
-    x_in, down, h, channels = [], [], [], []
-    for layer, params, seen in Stream(lm, tokens).layers(_observe, extra):
-        parts = finite_or(seen["parts"][at[:, 0], at[:, 1]])[..., : len(dims)]  # (A, 3, P)
-        x_in.append(parts[:, 0])
-        down.append(parts[:, 1])
-        h.append(parts[:, 2])
-        kernel = np.asarray(lm.config.layer(layer).matrix("down").of(params))
-        channels.append(_strongest(kernel, dims, seen) if "met" in seen else {})
-    stacked = [np.stack(part).astype(np.float64) for part in (x_in, down, h)]
-    mean_LxA = stats.sequence_mean[:, at[:, 0]]
-    over = (np.abs(stacked[2]) > level * mean_LxA[..., None]).any(axis=0)  # (A, P)
-    token, dim = np.nonzero(over)
-    x_in_LxK, down_LxK, h_LxK = (part[:, token, dim] for part in stacked)
-    places = np.column_stack([at[token], dims[dim]]).astype(int)
-    return Followed(places, x_in_LxK, down_LxK, h_LxK, mean_LxA[:, token], channels)
+
+    def __init__(self, config: ModelConfig, stats: ActivationStats, level: float):
+        self.level, self._config, self._stats = level, config, stats
+        flagged = np.flatnonzero(stats.outlier_channels(level).any(axis=0))
+        order = np.argsort(-stats.channel_ratio.max(axis=0)[flagged], kind="stable")
+        self._dims = flagged[order[:MAX_DIMS]] if 0 < level < np.inf else flagged[:0]
+        self.dims_left_out = max(len(flagged) - MAX_DIMS, 0)
+        marked_NxT = np.asarray(stats.outlier_tokens(level).any(axis=0))
+        self._at = np.argwhere(marked_NxT)  # (A, 2)
+        wanted = np.resize(self._dims, MAX_DIMS).astype(np.int32)
+        self._extra = {
+            "dims": np.broadcast_to(wanted, (len(marked_NxT), MAX_DIMS)),
+            "marked": marked_NxT,
+        }
+        self._parts: list[np.ndarray] = []  # (A, 3, P) for each layer
+        self._channels: list[Carried] = []
+
+    @property
+    def nothing(self) -> bool:
+        """Whether no element is followed; a pass would be in vain."""
+        return not len(self._dims)
+
+    def observe(self, layer: int) -> Observe:
+        return _observe
+
+    def extra(self, layer: int) -> Any:
+        # magnitudes of the residual stream before a layer are compared with the mean after it too
+        mean_N = self._stats.sequence_mean[layer].astype(np.float32)
+        return self._extra | {"least": self.level * mean_N}
+
+    def take(self, layer: int, params: dict, seen: dict[str, np.ndarray]) -> None:
+        P = len(self._dims)
+        self._parts.append(finite_or(seen["parts"][self._at[:, 0], self._at[:, 1]])[..., :P])
+        kernel = np.asarray(self._config.layer(layer).matrix("down").of(params))
+        self._channels.append(_strongest(kernel, self._dims, seen) if "met" in seen else {})
+
+    @cached_property
+    def followed(self) -> Followed:
+        """After the pass."""
+        x_in, down, h = np.stack(self._parts, axis=1).astype(np.float64).transpose(2, 1, 0, 3)
+        mean_LxA = self._stats.sequence_mean[:, self._at[:, 0]]
+        over_AxP = (np.abs(h) > self.level * mean_LxA[..., None]).any(axis=0)
+        token, dim = np.nonzero(over_AxP)
+        return Followed(
+            places=np.column_stack([self._at[token], self._dims[dim]]).astype(int),
+            x_in=x_in[:, token, dim],
+            down=down[:, token, dim],
+            h=h[:, token, dim],
+            mean=mean_LxA[:, token],
+            channels=self._channels,
+        )
 
 
 def _observe(x_in, taps, extra):
