@@ -19,7 +19,7 @@ from flax import linen as nn
 
 from sysout_jax.capture import COLLECTION
 from sysout_jax.compress.quantise import absmax_scale, fake_quantise
-from sysout_jax.engine import Stream
+from sysout_jax.engine import Observe, Stream
 from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.models.experts import IntoExperts, OutOfExperts, by_channel
@@ -83,18 +83,39 @@ def calibrate(lm: LanguageModel, tokens, counted_NxT: np.ndarray | None = None) 
 
     `counted` (N, T) bool are the tokens that enter the maximum, which all of them do without. InputError where there is none.
     """
-    stream = Stream(lm.wrapped(RecordedInputs), tokens)
-    shape = stream.tokens.shape
-    counted = np.ones(shape, bool) if counted_NxT is None else counted_NxT
-    if not counted.any():
-        raise InputError(
-            f"the calibration text {shape} has no token that counts; give a longer one, or leave fewer tokens out"
-        )
-    observes = [_Observe(lm.config.layer(l).matrix("down").experts) for l in range(lm.num_layers)]
-    return [
-        {name: magnitude.max(axis=0) for name, magnitude in seen.items()}
-        for _, _, seen in stream.layers(observes, [counted] * lm.num_layers)
-    ]
+    stream = recording(lm, tokens)
+    calibrating = Calibrating(stream, counted_NxT)
+    stream.run([calibrating])
+    return calibrating.calibration
+
+
+def recording(lm: LanguageModel, tokens) -> Stream:
+    """A stream at its start that `Calibrating` can look at, and others too: it computes what the model does."""
+    return Stream(lm.wrapped(RecordedInputs), tokens)
+
+
+class Calibrating:
+    """The `Observer` of `calibrate`."""
+
+    def __init__(self, stream: Stream, counted_NxT: np.ndarray | None = None):
+        shape = stream.tokens.shape
+        self._counted = np.ones(shape, bool) if counted_NxT is None else counted_NxT
+        if not self._counted.any():
+            raise InputError(
+                f"the calibration text {shape} has no token that counts; give a longer one, or leave fewer tokens out"
+            )
+        self._config = stream.lm.config
+        #: after the pass
+        self.calibration: Calibration = []
+
+    def observe(self, layer: int) -> Observe:
+        return _Observe(self._config.layer(layer).matrix("down").experts)
+
+    def extra(self, layer: int) -> np.ndarray:
+        return self._counted
+
+    def take(self, layer: int, params: dict, seen: dict[str, np.ndarray]) -> None:
+        self.calibration.append({name: value.max(axis=0) for name, value in seen.items()})
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sysout_jax.calls import check_arguments, check_kind, check_same, check_words
-from sysout_jax.engine import Stream
+from sysout_jax.engine import Observe, Stream
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.models.spec import LayerSpec
 from sysout_jax.nonfinite import Nonfinite
@@ -119,21 +119,41 @@ def collect(
     """
     check_arguments(lm, tau=tau)
     names = tuple(STATISTICS) if names is None else check_words("names", names, STATISTICS)
-    stream = Stream(lm, tokens)
-    specs = [lm.config.layer(l) for l in range(lm.num_layers)]
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    observes = [ObserveStatistics(spec, names) for spec in specs]
-    for layer, params, seen in stream.layers(observes):
-        finished = Layer(specs[layer], params, tau, seen)
-        with lm.computing():
+    collecting = Collecting(Stream(lm, tokens), tau, names)
+    collecting.stream.run([collecting])
+    return collecting.stats()
+
+
+class Collecting:
+    """The `Observer` of `collect`, for a pass of `stream` that others share."""
+
+    def __init__(self, stream: Stream, tau: float, names: Sequence[str] = tuple(STATISTICS)):
+        self.stream, self._tau, self._names = stream, tau, tuple(names)
+        lm = stream.lm
+        self._specs = [lm.config.layer(l) for l in range(lm.num_layers)]
+        self._rows: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+
+    def observe(self, layer: int) -> Observe:
+        return ObserveStatistics(self._specs[layer], self._names)
+
+    def extra(self, layer: int) -> None:
+        return None
+
+    def take(self, layer: int, params: dict, seen: dict[str, Any]) -> None:
+        finished = Layer(self._specs[layer], params, self._tau, seen)
+        with self.stream.lm.computing():
             for name in seen:
-                rows[name].append(STATISTICS[name].row(finished))
-    gathered = {
-        name: STATISTICS[name].join(found, lm.config)
-        for name, found in rows.items()
-        if len(found) == lm.num_layers
-    }
-    return Stats(stream.tokens, tau, gathered, stream.nonfinite())
+                self._rows[name].append(STATISTICS[name].row(finished))
+
+    def stats(self) -> Stats:
+        """After the pass."""
+        lm = self.stream.lm
+        gathered = {
+            name: STATISTICS[name].join(rows, lm.config)
+            for name, rows in self._rows.items()
+            if len(rows) == lm.num_layers
+        }
+        return Stats(self.stream.tokens, self._tau, gathered, self.stream.nonfinite())
 
 
 @dataclass(frozen=True)

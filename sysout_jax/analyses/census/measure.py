@@ -56,6 +56,7 @@ def census(
     """
     check_arguments(lm, tau=tau, seeds=seeds, seed=seed)
     check("count", scalar(count), Whole(1, MOST_WRITERS))
+    lm = lm.reading_once()
     stats = at_hand(stats, lm, tokens, tau)
     if stats.tokens.shape[1] < 2:
         raise InputError("windows of one token predict nothing; expected at least 2 tokens each")

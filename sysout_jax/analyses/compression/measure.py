@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from sysout_jax.analyses.compression.results import (
 from sysout_jax.analyses.lifecycle.measure import lifecycle
 from sysout_jax.analyses.lifecycle.results import Lifecycle
 from sysout_jax.calls import check_arguments, check_kind, check_list, check_words
-from sysout_jax.compress.inputs import Calibration, calibrate
+from sysout_jax.compress.inputs import Calibrating, Calibration, recording
 from sysout_jax.compress.methods import (
     METHODS,
     SHARE,
@@ -43,7 +43,7 @@ from sysout_jax.models import parameter_count, parameter_shapes
 from sysout_jax.numerics.intervals import Interval, bootstrap_weights, interval
 from sysout_jax.outliers.definitions import TAU
 from sysout_jax.perplexity import Perplexity, check_predicting, perplexity_of
-from sysout_jax.statistics.collect import collect
+from sysout_jax.statistics.collect import Collecting, Stats
 from sysout_jax.weights import expected_shapes
 
 
@@ -78,7 +78,8 @@ def compression(
     sparsities = check_list("sparsities", sparsities, SHARE)
     settings = settings or Settings()
     lm = lm.reading_once()
-    study = _Study(lm, tokens)
+    needs_life = bool(attribute) or any(METHODS[name].kept_weights for name in methods)
+    study = _Study(lm, tokens, tau if needs_life else None)
     chosen = [METHODS[name] for name in (*methods, *attribute)]
     calibrations: dict[str, Calibration | None] = {"": None}
     calibrated = "not needed"
@@ -86,10 +87,7 @@ def compression(
     if needing:
         own = calibration_tokens is None
         read = lm.check_tokens(tokens if own else calibration_tokens)
-        calibrations = {
-            left_out: calibrate(lm, read, _counted(lm, read, tau, left_out))
-            for left_out in dict.fromkeys(m.left_out for m in needing)
-        }
+        calibrations = _calibrations(lm, read, tau, {method.left_out for method in needing})
         where = "the analysed windows themselves" if own else "other windows"
         calibrated = f"{len(read)} windows of {read.shape[1]} tokens, {where}"
 
@@ -97,8 +95,7 @@ def compression(
         calibration = calibrations.get(method.left_out)
         return Compressor(lm, dataclasses.replace(settings, sparsity=sparsity), calibration)
 
-    needs_life = bool(attribute) or any(METHODS[name].kept_weights for name in methods)
-    life = _life(lm, tokens, tau) if needs_life else None
+    life = _life(lm, study.stats) if study.stats else None
     weights = born_weights(life, lm.config) if life else {}
     runs, notes = _runs(lm, methods, sparsities)
     followed = dict.fromkeys(name for name, _ in _runs(lm, attribute, (0.0,))[0])
@@ -136,16 +133,27 @@ def compression(
     )
 
 
-def _counted(
-    lm: LanguageModel, tokens_NxT: np.ndarray, tau: float, left_out: str
-) -> np.ndarray | None:
-    """(N, T) bool: the tokens that enter static scales; None for all."""
-    if left_out == "first":
-        return np.broadcast_to(np.arange(tokens_NxT.shape[1]) > 0, tokens_NxT.shape)
-    if left_out == "outliers":
-        stats = collect(lm, tokens_NxT, tau, names=("h",))
-        return ~np.asarray(stats.h.outlier_tokens(tau).any(axis=0))
-    return None
+def _calibrations(
+    lm: LanguageModel, tokens_NxT: np.ndarray, tau: float, left_out: Collection[str]
+) -> dict[str, Calibration | None]:
+    """By the tokens that enter no static scale: "", all do, or names of `LEFT_OUT`. Which ones hold outliers is known after a pass."""
+    stream = recording(lm, tokens_NxT)
+    observers: dict[str, Calibrating] = {}
+    if "" in left_out:
+        observers[""] = Calibrating(stream)
+    if "first" in left_out:
+        later = np.broadcast_to(np.arange(tokens_NxT.shape[1]) > 0, tokens_NxT.shape)
+        observers["first"] = Calibrating(stream, later)
+    if "outliers" in left_out:
+        collecting = Collecting(stream, tau, ("h",))
+        stream.run([*observers.values(), collecting])
+        plain = ~np.asarray(collecting.stats().h.outlier_tokens(tau).any(axis=0))
+        stream = recording(lm, tokens_NxT)
+        observers["outliers"] = Calibrating(stream, plain)
+        stream.run([observers["outliers"]])
+    else:
+        stream.run(list(observers.values()))
+    return {name: observer.calibration for name, observer in observers.items()}
 
 
 def _runs(
@@ -183,9 +191,9 @@ def _compressed(config: ModelConfig, settings: Settings) -> int:
     )
 
 
-def _life(lm, tokens, tau) -> Lifecycle | None:
+def _life(lm: LanguageModel, stats: Stats) -> Lifecycle | None:
     """The lifecycle whose outliers, or strongest candidates, the error is attributed to."""
-    report = lifecycle(lm, tokens, tau, cause=False)
+    report = lifecycle(lm, stats.tokens, stats.tau, stats=stats, cause=False)
     life = report if report.found else report.candidate
     return life if life is not None and life.trace is not None and life.birth.events else None
 
@@ -210,11 +218,19 @@ def _marked(life: Lifecycle) -> np.ndarray:
 
 
 class _Study:
-    """One model and its windows: full precision is run once and held against every compressed model."""
+    """One model and its windows: full precision is run once, with its statistics where a `tau` is given, and held against every compressed model."""
 
-    def __init__(self, lm: LanguageModel, tokens):
+    def __init__(self, lm: LanguageModel, tokens, tau: float | None):
         self.lm, self.windows, self.tokens = lm, Windows.of(tokens), lm.check_tokens(tokens)
-        self.stream, self.exact = self.run(lm)
+        self.stream = Stream(lm, self.windows)
+        check_predicting(self.stream)
+        self.stats = None
+        if tau is None:
+            self.exact = self.finish(self.stream, 0)
+        else:
+            collecting = Collecting(self.stream, tau)
+            self.stream.run([collecting])
+            self.stats, self.exact = collecting.stats(), perplexity_of(self.stream)
         self.weights_RxN = bootstrap_weights(len(self.tokens))
 
     def run(self, lm: LanguageModel) -> tuple[Stream, Perplexity]:

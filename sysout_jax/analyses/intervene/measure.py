@@ -97,6 +97,7 @@ def intervene(
     check_arguments(lm, tau=tau, seeds=seeds, seed=seed)
     check_kind("report", report, Lifecycle)
     runs = plan(what, where, seeds)
+    lm = lm.reading_once()
     if report is None:
         report = lifecycle(lm, tokens, tau, cause=False)
     else:
