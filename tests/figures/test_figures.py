@@ -253,11 +253,27 @@ def test_what_excites_the_planted_channel():
     assert sentence.startswith(f"Channel {channel} of layer {birth.layer + 1} is excited")
     assert f"dim {trigger} gives 100% of W_gate's" in sentence
     panels = figures_of("planted")["excitation"].axes
-    assert len(panels) == 5 and f"c* = {channel}" in panels[1].get_title("left")
+    assert len(panels) == 7 and f"c* = {channel}" in panels[1].get_title("left")
     (r,) = np.flatnonzero(report.trace.rows.indices == channel)
     gate = panels[1].collections[0].get_segments()
     np.testing.assert_allclose([s[1][1] for s in gate], report.trace.rows.gate[r], rtol=1e-6)
-    assert len(figures_of("gpt2")["excitation"].axes) == 3  # no gate
+    assert len(figures_of("gpt2")["excitation"].axes) == 4  # no gate
+
+
+def test_what_other_tokens_give_the_planted_channel():
+    """Written out: the row times what enters the MLP at the same positions, but at those that hold an outlier."""
+    report, rows = report_of("planted"), report_of("planted").trace.rows
+    targets = report.trace.targets
+    _, taps = so.capture(plant().lm, report.stats.tokens, ("mlp_in",))
+    at = np.unique(np.linspace(0, report.length - 1, 64).astype(int))
+    inputs = taps["mlp_in"][rows.layer][targets.sequences][:, at]
+    held = targets.mask.any(axis=0)[targets.sequences][:, at]
+    assert held.any() and not held.all()
+    for found, matrix in ((rows.gate_elsewhere, rows.gate), (rows.up_elsewhere, rows.up)):
+        assert (np.isnan(found) == held[..., None]).all()
+        np.testing.assert_allclose(found[~held], (inputs @ matrix.T)[~held], rtol=1e-4, atol=1e-4)
+    sentence = FIGURES["excitation"].sentence(report, text)
+    assert "other tokens of that sequence the products are W_gate " in sentence
 
 
 def test_figures_leave_the_readers_settings_alone(tmp_path):

@@ -25,6 +25,7 @@ MAX_DIMS = 16
 MAX_ELEMENTS = 4096  # followed in all, so that a report stays small
 WINDOW = 48  # positions of the close-up of one head
 KEPT_CHANNELS = 64  # strongest channels kept per layer and dim
+COMPARED = 64  # tokens of each sequence, evenly spread, that outlier tokens are compared with
 KEPT_ROWS = 16  # strongest channels of the birth layer whose rows of gate and up are kept
 
 
@@ -81,6 +82,9 @@ class ChannelRows:
     gate: np.ndarray | None  # (R, D) rows of W_gate; None without a gate
     up: np.ndarray  # (R, D) rows of W_up
     x: np.ndarray  # (E, M, D) input of the MLP after the norm, at the followed tokens
+    #: (E, S, R) product of the rows with the input at S tokens of the sequence; NaN at those that ever hold an outlier, or where the input is not finite
+    gate_elsewhere: np.ndarray | None
+    up_elsewhere: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,7 @@ class _Tracing:
         )
         self._channels.append(_channels(np.asarray(kernels["down"]), targets, seen))
         if layer == self._birth_layer:
-            self._rows = _rows(layer, kernels, self._channels[-1], targets, seen["mlp_in"])
+            self._rows = _rows(layer, kernels, self._channels[-1], targets, seen)
         mass_H = finite_or(attention["mass"], -1.0)
         best = self._close_up
         if best is None or (
@@ -216,9 +220,15 @@ class _Follow:
         if "expert" in taps:
             found["expert"] = rows(taps["expert"])
         found["x_in"] = at_dims(x_in)
+        found["elsewhere"] = taps["mlp_in"][:, _compared(x_in.shape[1])].astype(jnp.float32)
         return (
             found | attention_sums(taps, extra["mask"], self.spec) | _window(taps, extra["window"])
         )
+
+
+def _compared(length: int) -> np.ndarray:
+    """(S,) positions of the tokens that outlier tokens are compared with."""
+    return np.unique(np.linspace(0, length - 1, COMPARED).astype(int))
 
 
 #: What the close-up shows, and the axis of its positions in one sequence; sigmoid attention has no lse.
@@ -303,7 +313,7 @@ def _rows(
     kernels: dict[str, jax.Array],
     channels: LayerChannels,
     targets: Targets,
-    x_ExMxD: np.ndarray,
+    seen: dict[str, np.ndarray],
 ) -> ChannelRows:
     """Of the channels that add most, in magnitude, to all followed dims together."""
     added = finite_or(np.abs(channels.added)) * targets.valid[..., None, None]
@@ -313,8 +323,25 @@ def _rows(
     def rows(name: str) -> np.ndarray:
         return finite_or(np.asarray(kernels[name])[:, indices].astype(np.float32).T, np.nan)
 
-    gate = rows("gate") if "gate" in kernels else None
-    return ChannelRows(layer, indices, gate, rows("up"), x_ExMxD)
+    outlier_NxT = np.asarray(targets.mask.any(axis=0))
+    at_S = _compared(outlier_NxT.shape[1])
+    x_ExSxD = seen["elsewhere"]
+    plain_ExS = ~outlier_NxT[targets.sequences][:, at_S] & np.isfinite(x_ExSxD).all(-1)
+
+    def elsewhere(rows_RxD: np.ndarray) -> np.ndarray:
+        products_ExSxR = finite_or(x_ExSxD) @ finite_or(rows_RxD).T
+        return np.where(plain_ExS[..., None], products_ExSxR, np.nan)
+
+    gate, up = rows("gate") if "gate" in kernels else None, rows("up")
+    return ChannelRows(
+        layer=layer,
+        indices=indices,
+        gate=gate,
+        up=up,
+        x=seen["mlp_in"],
+        gate_elsewhere=None if gate is None else elsewhere(gate),
+        up_elsewhere=elsewhere(up),
+    )
 
 
 def _close_up(

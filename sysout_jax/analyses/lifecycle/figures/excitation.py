@@ -30,6 +30,8 @@ class _Shown:
     place: tuple[int, int]  # sequence and position
     x: np.ndarray  # (D,) input of the MLP after the norm
     rows: dict[str, np.ndarray]  # name of the matrix → (D,) row of channel c*
+    #: name of the matrix → the row's products with the input at other tokens of the sequence
+    elsewhere: dict[str, np.ndarray]
 
     def parts(self, name: str) -> np.ndarray:
         """(D,) what each dim gives to the row's product with the input."""
@@ -70,15 +72,19 @@ def _shown(report: Lifecycle) -> _Shown:
     place = int(trace.targets.sequences[e]), int(trace.targets.tokens[e, m])
     matrices = {"W_gate": rows.gate, "W_up": rows.up}
     chosen = {name: matrix[r] for name, matrix in matrices.items() if matrix is not None}
-    return _Shown(event.layer, channel.label, place, rows.x[e, m], chosen)
+    others = {"W_gate": rows.gate_elsewhere, "W_up": rows.up_elsewhere}
+    elsewhere = {name: values[e, :, r] for name, values in others.items() if values is not None}
+    elsewhere = {name: values[np.isfinite(values)] for name, values in elsewhere.items()}
+    return _Shown(event.layer, channel.label, place, rows.x[e, m], chosen, elsewhere)
 
 
 @style.styled
 def excitation(report: Lifecycle, token_text: TokenText) -> Figure:
-    """The MLP's normalised input at one token; the channel's rows of W_gate and W_up, and which dims give their products."""
+    """The MLP's normalised input at one token; the channel's rows of W_gate and W_up, which dims give their products, and the
+    products at other tokens."""
     shown = _shown(report)
     figure = style.new_figure(2.2 * (1 + len(shown.rows)) + 0.4, subtitle(report))
-    grid = figure.add_gridspec(1 + len(shown.rows), 2, width_ratios=[2.2, 1])
+    grid = figure.add_gridspec(1 + len(shown.rows), 3, width_ratios=[2.0, 1, 1])
     named = {name: shown.main_dims(name) for name in shown.rows}
     every = np.unique(np.concatenate(list(named.values())))
     first = figure.add_subplot(grid[0, :])
@@ -95,10 +101,13 @@ def excitation(report: Lifecycle, token_text: TokenText) -> Figure:
         left.set_title(f"{name}, row of channel c* = {shown.channel}")
         left.set_ylabel("weight")
         left.set_xlabel("dim of h")
-        right = figure.add_subplot(grid[i, 1])
-        _bars(right, shown, name)
+        middle = figure.add_subplot(grid[i, 1])
+        _bars(middle, shown, name)
         product = number(float(shown.parts(name).sum()))
-        right.set_title(f"row · input = {product}\ncosine {_cosine(shown.cosine(name))}")
+        middle.set_title(f"row · input = {product}\ncosine {_cosine(shown.cosine(name))}")
+        right = figure.add_subplot(grid[i, 2])
+        _others(right, shown, name)
+        right.set_title(f"{len(shown.elsewhere[name])} other tokens\nof the sequence")
     return figure
 
 
@@ -148,6 +157,21 @@ def _bars(axes: Axes, shown: _Shown, name: str) -> None:
     axes.set_xlabel("weight · input")
 
 
+def _others(axes: Axes, shown: _Shown, name: str) -> None:
+    """How often the product takes which value; the drawn token's is a line."""
+    product = float(shown.parts(name).sum())
+    values = np.append(shown.elsewhere[name], product)
+    bins = np.linspace(values.min(), values.max(), 25).tolist() if np.ptp(values) else 1
+    axes.hist(values[:-1], bins=bins, color=style.GREY, edgecolor=style.BLACK, lw=0.6)
+    axes.axvline(product, color=style.ORANGE, lw=2.5, label=f"token {shown.place[1]}")
+    axes.legend(loc="upper center", fontsize=9)
+    axes.margins(y=0.35)
+    axes.locator_params(axis="x", nbins=4)
+    axes.locator_params(axis="y", nbins=4, integer=True)
+    axes.set_ylabel("tokens")
+    axes.set_xlabel("row · input")
+
+
 def excitation_sentence(report: Lifecycle, token_text: TokenText) -> str:
     """Which dims of the input excite the channel, through which rows."""
     shown = _shown(report)
@@ -169,6 +193,16 @@ def excitation_sentence(report: Lifecycle, token_text: TokenText) -> str:
             f"dim{'s' * (len(dims) > 1)} {listed(dims, MAX_BARS)} give{'s' * (len(dims) == 1)} {share} of {name}'s {number(total)}"
         )
     sequence, position = shown.place
+    elsewhere = [
+        f"{name} {number(float(values.min()))} to {number(float(values.max()))}"
+        for name, values in shown.elsewhere.items()
+        if len(values)
+    ]
+    if elsewhere:
+        count = max(len(values) for values in shown.elsewhere.values())
+        words.append(
+            f"at {count} other tokens of that sequence the products are {', '.join(elsewhere)}"
+        )
     return (
         f"Channel {shown.channel} of layer {shown.layer + 1} is excited by the input that its rows meet: {'; '.join(words)} "
         f"(drawn: token {position} of sequence {sequence}; biases left out)."
