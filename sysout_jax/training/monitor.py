@@ -20,7 +20,7 @@ from sysout_jax.config import ModelConfig
 from sysout_jax.errors import InputError
 from sysout_jax.models import build
 from sysout_jax.numerics.order import median_of_magnitudes
-from sysout_jax.outliers.definitions import even_share, excess_kurtosis, is_sink
+from sysout_jax.outliers.definitions import even_share, excess_kurtosis, sink_rate
 from sysout_jax.sharding import BATCH, constrain
 from sysout_jax.statistics.attention import near_zero_updates
 from sysout_jax.training.forward import embedded, equal_blocks
@@ -39,7 +39,7 @@ def monitor_layer(taps: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 
     h: `h_top1`, `h_median`, `h_mean` of |h| (means over sequences), `h_kurtosis` (excess, over all elements). x_down:
     `x_down_top1`. attn_sums: `first_token_share`, the attention that the first token gets, and `sink_rate`, the share of (sequence, head)
-    that give it more than 30 % and more than even attention would, and `first_token_over_even`, the attention that it gets over what even attention would give it. q and k: `logit_max`, `logit_min` over causal pairs. attn_scale: `scale_mean`, `scale_min`. sink_mass: its mean
+    that give it more than 30 %, and `first_token_over_even`, the attention that it gets over what even attention would give it. q and k: `logit_max`, `logit_min` over causal pairs. attn_scale: `scale_mean`, `scale_min`. sink_mass: its mean
     over sequences, heads and queries, under the same name.
     attn_out and h_mid: `near_zero_updates`, the share of tokens that attention moves by less than 1 %. Pure, for use under jit.
     """
@@ -61,7 +61,7 @@ def monitor_layer(taps: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         found["first_token_share"] = share_BxH.mean()
         even = even_share(sums_BxHxS.shape[-1])
         found["first_token_over_even"] = share_BxH.mean() / even
-        found["sink_rate"] = is_sink(share_BxH, even).mean(dtype=jnp.float32)
+        found["sink_rate"] = sink_rate(sums_BxHxS)
     if "q" in taps and "k" in taps:
         high_B, low_B = logit_range(taps["q"], taps["k"])
         found["logit_max"], found["logit_min"] = high_B.max(), low_B.min()

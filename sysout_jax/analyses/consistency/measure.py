@@ -260,7 +260,7 @@ def _sets(
 def _extremal_columns(stats: Stats, layer: int) -> np.ndarray:
     """(F,) columns of W_down whose extremal ratio is near the largest of the layer."""
     ratios = stats.weights.down_column_ratios[layer]
-    return ratios > rules.CANDIDATE_SHARE * ratios.max()
+    return ratios > rules.candidate_level(ratios.max())
 
 
 def _compare(sets: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from sysout_jax.attention import AttentionSpec, attend
 from sysout_jax.nonfinite import finite_or
-from sysout_jax.outliers.definitions import over_seen_keys
+from sysout_jax.outliers.definitions import over_seen_keys, value_drain
 
 #: What `attention_sums` gives and `summed` takes.
 SUMMED = frozenset(
@@ -93,8 +93,8 @@ def summed(
     return {
         "mass": mass,
         "even": found["even"].sum() / queries,
-        "drain": mean("v", "marked") / np.maximum(mean("v", "plain"), 1e-30),
-        "output_drain": output_norm("marked") / np.maximum(output_norm("plain"), 1e-30),
+        "drain": value_drain(mean("v", "marked"), mean("v", "plain")),
+        "output_drain": value_drain(output_norm("marked"), output_norm("plain")),
         "update": found["update"].sum(0) / others,
         "loudness": loudness / max(loudness.mean(), 1e-30),
         "qk": found["qk"].sum(0) / others,

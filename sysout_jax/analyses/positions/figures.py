@@ -25,7 +25,7 @@ from sysout_jax.figures.select import (
 )
 from sysout_jax.figures.spec import FigureSpec
 from sysout_jax.nonfinite import finite_or
-from sysout_jax.outliers.definitions import code_threshold
+from sysout_jax.outliers.definitions import CODE_SHARE
 from sysout_jax.outliers.tokens import TokenText
 
 MAX_NAMED = 3  # channels named in a panel
@@ -224,7 +224,7 @@ def keys(report: Positions, token_text: TokenText) -> Figure:
         (report.keys.median, style.GREY, ":", "x", "median"),
     ):
         axes.plot(x, values / T, color=colour, ls=line, marker=marker, markevery=every, label=name)
-    axes.axhline(code_threshold(T) / T, color=style.GREEN, lw=1, label="code's rule, T / 10")
+    axes.axhline(CODE_SHARE, color=style.GREEN, lw=1, label="code's rule, T / 10")
     if report.keys.rule != "candidate":
         axes.fill_between([], [], color=style.BAND, label="has outliers")
     axes.set_ylim(0, max(1.08 * report.keys.top.max() / T, 0.12))

@@ -19,7 +19,7 @@ from sysout_jax.checkpoints.run_checkpoints import RUN, whole_steps
 from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.loading import FORMATS
-from sysout_jax.outliers.definitions import even_share
+from sysout_jax.outliers.definitions import even_share, value_drain
 from sysout_jax.statistics.collect import Stats, collect
 from sysout_jax.storage.serialise import plain
 from sysout_jax.training.record import Record, training_record
@@ -163,8 +163,7 @@ def _values(stats: Stats) -> dict[str, np.ndarray]:
     length = stats.tokens.shape[1]
     share_L = np.asarray(stats.attention.cumulative)[:, :, 0].mean(1) / length
     norm_LxNxT = stats.values.norm
-    others = norm_LxNxT[:, :, 1:].mean(-1)
-    drain = norm_LxNxT[:, :, 0] / np.where(others > 0, others, np.nan)
+    drain = value_drain(norm_LxNxT[:, :, 0], norm_LxNxT[:, :, 1:].mean(-1))
     modules = list(stats.weights.modules)
     return {
         "first_token_share": share_L,
