@@ -257,8 +257,8 @@ def _weights(
     for start in range(0, F, CHUNK):  # never a second matrix
         mean_D += _magnitude(kernel_FxD[start : start + CHUNK]).sum(axis=0, dtype=np.float64) / F
     ratio_D = stats.weights.down_row_ratios[layer]
-    found = bool((ratio_D > tau).any())
-    if found:
+    has_outliers = bool((ratio_D > tau).any())
+    if has_outliers:
         # the largest elements are in the rows of the largest ratios
         rows = np.argsort(-ratio_D, kind="stable")[:ELEMENTS]
         w_RxF = kernel_FxD[:, rows].T.astype(np.float32)
@@ -276,7 +276,7 @@ def _weights(
         )
     return Surface(
         layer=layer,
-        found=found,
+        found=has_outliers,
         level=level,
         pooled=pool_matrix(kernel_FxD.T, MATRIX_LINES, BINS),
         elements=elements,

@@ -201,12 +201,12 @@ def by_length(
             points.append(Point(length, with_bos, read(whole[:, :length])))
     readings = [s.reading for s in texts] + [point.reading for point in points]
     largest = max(float(reading.ratio.max()) for reading in readings)
-    found = largest > tau
+    has_outliers = largest > tau
     return ByLength(
         model=lm.name,
         tau=float(tau),
         level=level_of(largest, tau),
-        found=found,
+        found=has_outliers,
         num_layers=lm.num_layers,
         bos=bos,
         classes=classes.names,

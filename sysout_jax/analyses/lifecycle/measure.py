@@ -78,13 +78,13 @@ def _lifecycle(
     cause: bool,
     seed: int,
 ) -> Lifecycle:
-    found = bool(stats.h.outlier_tokens(tau).any())
+    has_outliers = bool(stats.h.outlier_tokens(tau).any())
     candidate = None
     lower = rules.level_of(float(stats.h.ratio.max()), tau)
-    if not found and 0 < lower < np.inf:
+    if not has_outliers and 0 < lower < np.inf:
         candidate = _lifecycle(lm, stats, lower, waves, protocol, cause=False, seed=seed)
     trace, unedited = None, None
-    if found:
+    if has_outliers:
         stream = Stream(lm, stats.tokens)
         living = np.asarray(stats.h.outlier_tokens(tau))
         if cause:  # edits start from the first layer that holds outliers: what lies before it they do not change
@@ -95,7 +95,7 @@ def _lifecycle(
     return Lifecycle(
         model=lm.name,
         tau=float(tau),
-        found=found,
+        found=has_outliers,
         num_layers=lm.num_layers,
         num_sequences=stats.tokens.shape[0],
         length=stats.tokens.shape[1],

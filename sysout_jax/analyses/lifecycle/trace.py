@@ -190,19 +190,21 @@ class _Follow:
             return jnp.take_along_axis(at(x_BxTxD), extra["dims"][:, None, :], axis=2)
 
         followed = ("attn_out", "down", "h", "down_gain")
-        found = {name: at_dims(taps[name]) for name in followed if name in taps}
-        found |= {
+        recorded = {name: at_dims(taps[name]) for name in followed if name in taps}
+        recorded |= {
             name: at(taps[name])
             for name in ("x_down", "up", "gate", "mlp_in", "expert_weight")
             if name in taps
         }
         if "expert" in taps:
-            found["expert"] = rows(taps["expert"])
-        found["x_in"] = at_dims(x_in)
+            recorded["expert"] = rows(taps["expert"])
+        recorded["x_in"] = at_dims(x_in)
         if self.effects:
-            found["effects"] = observe_effects(x_in, taps, None)
+            recorded["effects"] = observe_effects(x_in, taps, None)
         return (
-            found | attention_sums(taps, extra["mask"], self.spec) | _window(taps, extra["window"])
+            recorded
+            | attention_sums(taps, extra["mask"], self.spec)
+            | _window(taps, extra["window"])
         )
 
 
@@ -214,10 +216,10 @@ def _window(taps, start_B):
     size = min(WINDOW, taps["q"].shape[1])
 
     def cut(name: str):
-        def one(x, start):
+        def cut_one(x, start):
             return jax.lax.dynamic_slice_in_dim(x, start, size, _WINDOWED[name])
 
-        return jax.vmap(one)(taps[name].astype(jnp.float32), start_B)
+        return jax.vmap(cut_one)(taps[name].astype(jnp.float32), start_B)
 
     return {f"window_{name}": cut(name) for name in _WINDOWED if name in taps}
 
