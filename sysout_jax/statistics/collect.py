@@ -91,7 +91,7 @@ class Stats:
     def to_dict(self) -> dict:
         """JSON-ready numbers of every layer, without what has one value per token or sequence."""
         return plain(
-            {name: STATISTICS[name].columns(found) for name, found in self.gathered.items()}
+            {name: STATISTICS[name].columns(value) for name, value in self.gathered.items()}
         )
 
 
@@ -129,9 +129,9 @@ def collect(
             for name in seen:
                 rows[name].append(STATISTICS[name].row(finished))
     gathered = {
-        name: STATISTICS[name].join(found, lm.config)
-        for name, found in rows.items()
-        if len(found) == lm.num_layers
+        name: STATISTICS[name].join(layers, lm.config)
+        for name, layers in rows.items()
+        if len(layers) == lm.num_layers
     }
     return Stats(stream.tokens, tau, gathered, stream.nonfinite())
 

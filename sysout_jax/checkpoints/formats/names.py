@@ -58,13 +58,13 @@ BUFFERS = re.compile(
 def stored_names(layout: str, ours: Iterable[str]) -> dict[str, Stored]:
     """The foreign tensor behind each of our parameter paths (`layer_0/mlp/up_proj/kernel`)."""
     table = TABLES[layout]
-    found = {}
+    stored = {}
     for path in ours:
         layer = re.match(r"layer_(\d+)/", path)
         number = layer.group(1) if layer else ""
         generic = path.replace(f"layer_{number}/", "layer_{l}/", 1) if layer else path
-        found[path] = _of_layer(table[generic], number)
-    return found
+        stored[path] = _of_layer(table[generic], number)
+    return stored
 
 
 def _of_layer(stored: Stored, number: str) -> Stored:

@@ -51,9 +51,9 @@ def open_nanogpt(path: Path) -> tuple[Gpt2Config, NanoGptSource]:
     root = file.root if isinstance(file.root, dict) else {}
     state, model_args = root.get("model"), root.get("model_args")
     if not isinstance(state, dict) or not isinstance(model_args, dict):
-        found = some(map(str, root)) or type(file.root).__name__
+        held = some(map(str, root)) or type(file.root).__name__
         raise InputError(
-            f"{path}: not a nanoGPT checkpoint (found: {found}); expected a dict with model and model_args"
+            f"{path}: not a nanoGPT checkpoint (found: {held}); expected a dict with model and model_args"
         )
     for name, value in model_args.items():
         if not isinstance(value, str | int | float | None):
