@@ -43,7 +43,8 @@ class SafetensorsSource(ForeignSource):
     def __init__(self, directory: Path, layout: str, config: ModelConfig):
         self._lies = _tensors(directory)
         held = {name: lies.held for name, lies in self._lies.items()}
-        super().__init__(directory, layout, config, held, LAYOUTS[layout].base_prefix)
+        there = LAYOUTS[layout]
+        super().__init__(directory, there.names, config, held, there.base_prefix)
 
     def _tensor(self, name: str) -> np.ndarray:
         path = self._lies[name].file
