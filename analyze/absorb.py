@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import sysout_jax as so
-from analyze.analysis import Found, finish, say_notes
+from analyze.analysis import Analysed, finish, say_notes
 from analyze.limits import check_count
 from analyze.prefix import prefix_tokens
 from analyze.source import Prepared, Source, check_out, prepare, progress
@@ -72,14 +72,14 @@ def main() -> None:
         )
     if args.save is not None:
         _save(args.save, report)
-    found = Found(
+    analysed = Analysed(
         headline=verdict(report),
         summary=summary(report),
         write=lambda out, recorded, _: write_absorb_report(
             out, report, prepared.token_text, recorded
         ),
     )
-    finish(found, args, prepared, out)
+    finish(analysed, args, prepared, out)
     if args.save is not None:
         say(
             f"Model   {args.save}: {report.family} with {prefix_name(report)} absorbed, in {report.proof.dtype}"

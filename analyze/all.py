@@ -115,8 +115,8 @@ def _part(name: str, args: Args, prepared: Prepared, shared: Shared, out: Path) 
     try:
         if analysis is length:
             prepared, shared = _without_bos(args, prepared, shared)
-        found = analysis.analyse(own, prepared, shared)
-        found.write(out, settings(own, found.own or prepared), held_against(own, found))
+        analysed = analysis.analyse(own, prepared, shared)
+        analysed.write(out, settings(own, analysed.own or prepared), held_against(own, analysed))
     except (so.InputError, RunError) as error:
         return Part(name, does, str(error), time.perf_counter() - start, done=False)
     except Exception as error:
@@ -124,7 +124,7 @@ def _part(name: str, args: Args, prepared: Prepared, shared: Shared, out: Path) 
             traceback.print_exc(file=sys.stderr)
         why = printable(f"{type(error).__name__}: {error}")
         return Part(name, does, why, time.perf_counter() - start, done=False)
-    return Part(name, does, found.headline, time.perf_counter() - start)
+    return Part(name, does, analysed.headline, time.perf_counter() - start)
 
 
 def _flags(kind: type, args: Args, out: Path) -> Any:

@@ -40,7 +40,7 @@ class Shared:
 
 
 @dataclass(frozen=True)
-class Found:
+class Analysed:
     """What an analysis found, and how it is told."""
 
     headline: str
@@ -56,7 +56,7 @@ class Found:
 
 
 #: What an analysis is: its flags, model and windows, and what it shares with others, to what it found.
-Analyse = Callable[[Any, Prepared, Shared], Found]
+Analyse = Callable[[Any, Prepared, Shared], Analysed]
 
 
 def run_alone(args: Any, analyse: Analyse, passes: int | None = None, cause: bool = True) -> None:
@@ -68,18 +68,18 @@ def run_alone(args: Any, analyse: Analyse, passes: int | None = None, cause: boo
     say_notes(prepared)
     with progress(prepared.lm, passes) as lm:
         shared = Shared(lm, prepared, args.tau, args.seed, cause)
-        found = analyse(args, prepared, shared)
-    finish(found, args, prepared, out, shared)
+        analysed = analyse(args, prepared, shared)
+    finish(analysed, args, prepared, out, shared)
 
 
 def say_notes(*prepared: Prepared) -> None:
     """What the user should know of models and texts, each once."""
-    for note in dict.fromkeys(note for one in prepared for note in one.notes):
+    for note in dict.fromkeys(note for each in prepared for note in each.notes):
         say(fit(note))
 
 
 def finish(
-    found: Found,
+    analysed: Analysed,
     args: Source,
     prepared: Prepared,
     out: Path,
@@ -87,17 +87,17 @@ def finish(
     others: Sequence[Prepared] = (),
 ) -> None:
     """Write what was found, of other models too, and tell it. Statistics that are to be exported are those of `shared`, or of a pass of their own."""
-    expectation = held_against(args, found)
+    expectation = held_against(args, analysed)
     recorded = settings(args, prepared, *others)
 
     def write() -> list[Path]:
-        paths = found.write(out, recorded, expectation)
+        paths = analysed.write(out, recorded, expectation)
         if args.export:
             own = shared or Shared(prepared.lm, prepared, args.tau, args.seed)
             paths += export_statistics(out, args.export, prepared, own)
         return paths
 
-    tell(found.summary, write, out, expectation)
+    tell(analysed.summary, write, out, expectation)
 
 
 def export_statistics(out: Path, format: str, prepared: Prepared, shared: Shared) -> list[Path]:
@@ -113,8 +113,8 @@ def export_statistics(out: Path, format: str, prepared: Prepared, shared: Shared
         raise RunError(f"{out}: the statistics are not written ({error})") from None
 
 
-def held_against(args: Source, found: Found) -> Expectation | None:
+def held_against(args: Source, analysed: Analysed) -> Expectation | None:
     """What was found beside the published values that the flags name, if they do."""
-    if not isinstance(args, Expects) or found.measured is None:
+    if not isinstance(args, Expects) or analysed.measured is None:
         return None
-    return args.held_against(found.measured)
+    return args.held_against(analysed.measured)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sysout_jax as so
-from analyze.analysis import Found, Shared, run_alone
+from analyze.analysis import Analysed, Shared, run_alone
 from analyze.limits import MOST_SEEDS, check_count
 from analyze.source import Expects, Prepared, Source
 from sysout_jax.analyses.census.measure import MOST_WRITERS
@@ -28,7 +28,7 @@ class Args(Expects, Source):
     """Directory for census.json, figures and report.html."""
 
 
-def analyse(args: Args, prepared: Prepared, shared: Shared) -> Found:
+def analyse(args: Args, prepared: Prepared, shared: Shared) -> Analysed:
     result = so.census(
         shared.lm,
         prepared.windows,
@@ -38,7 +38,7 @@ def analyse(args: Args, prepared: Prepared, shared: Shared) -> Found:
         stats=shared.stats,
         seed=args.seed,
     )
-    return Found(
+    return Analysed(
         headline=verdict(result),
         summary=summary(result),
         write=lambda out, *rest: write_census_report(out, result, *rest),

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 import sysout_jax as so
-from analyze.analysis import Found, Shared, finish, say_notes
+from analyze.analysis import Analysed, Shared, finish, say_notes
 from analyze.limits import MOST, MOST_SEEDS, check_count
 from analyze.prefix import prefix_tokens
 from analyze.source import Expects, Prepared, Source, check_out, cut, prepare, progress
@@ -84,26 +84,26 @@ def main() -> None:
     prepared = [prepare(source, _reader(args), joined_by) for source in sources]
     say_notes(*prepared)
     results = []
-    for one in prepared:
-        calibration = _calibration(args, one)
-        beside = [] if args.absorb is None else [_absorbed(args.absorb, one, calibration)]
-        for read in (one, *beside):
+    for each in prepared:
+        calibration = _calibration(args, each)
+        beside = [] if args.absorb is None else [_absorbed(args.absorb, each, calibration)]
+        for read in (each, *beside):
             with progress(read.lm) as lm:
                 results.append(_measure(args, read, lm, calibration))
-    finish(_found(results), args, prepared[0], out, others=prepared[1:])
+    finish(_analysed(results), args, prepared[0], out, others=prepared[1:])
 
 
-def analyse(args: Args, prepared: Prepared, shared: Shared) -> Found:
+def analyse(args: Args, prepared: Prepared, shared: Shared) -> Analysed:
     """On windows of its own: perplexities are of joined rows, and need fewer of them than what others read."""
     if args.prompt is None and args.data is None:
         joined_by = ROWS_JOINED_BY if args.text is not None and args.join_rows else None
         prepared = Prepared(shared.lm, *cut(args, shared.lm, _text(args), joined_by))
-    found = _found([_measure(args, prepared, shared.lm, _calibration(args, prepared))])
-    return dataclasses.replace(found, own=prepared)
+    analysed = _analysed([_measure(args, prepared, shared.lm, _calibration(args, prepared))])
+    return dataclasses.replace(analysed, own=prepared)
 
 
-def _found(results: Sequence[Compression]) -> Found:
-    return Found(
+def _analysed(results: Sequence[Compression]) -> Analysed:
+    return Analysed(
         headline=" ".join(verdict(result) for result in results),
         summary=summary(results),
         write=lambda out, *rest: write_compression_report(out, results, *rest),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import sysout_jax as so
-from analyze.analysis import Found, Shared, run_alone
+from analyze.analysis import Analysed, Shared, run_alone
 from analyze.source import Expects, Prepared, Source
 from sysout_jax.analyses.consistency.page import (
     consistency_summary,
@@ -29,10 +29,10 @@ class Args(Expects, Source):
     """Directory for consistency.json, figures and report.html."""
 
 
-def analyse(args: Args, prepared: Prepared, shared: Shared) -> Found:
+def analyse(args: Args, prepared: Prepared, shared: Shared) -> Analysed:
     report = so.consistency(shared.lm, shared.tokens, args.tau, stats=shared.stats, seed=args.seed)
     text = prepared.token_text
-    return Found(
+    return Analysed(
         headline=verdict(report),
         summary=consistency_summary(report),
         write=lambda out, *rest: write_consistency_report(out, report, text, *rest),

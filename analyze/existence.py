@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sysout_jax as so
-from analyze.analysis import Found, Shared, run_alone
+from analyze.analysis import Analysed, Shared, run_alone
 from analyze.source import Expects, Prepared, Source
 from sysout_jax.analyses.existence.page import existence_summary, verdict, write_existence_report
 from sysout_jax.analyses.measured import measured_by_statistics
@@ -28,12 +28,12 @@ class Args(Expects, Source):
     """Directory for existence.json, figures and report.html."""
 
 
-def analyse(args: Args, prepared: Prepared, shared: Shared) -> Found:
+def analyse(args: Args, prepared: Prepared, shared: Shared) -> Analysed:
     report, text = (
         so.existence(shared.lm, shared.tokens, args.tau, stats=shared.stats),
         prepared.token_text,
     )
-    return Found(
+    return Analysed(
         headline=verdict(report),
         summary=existence_summary(report, text),
         write=lambda out, *rest: write_existence_report(out, report, text, *rest),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import sysout_jax as so
-from analyze.analysis import Found, Shared, run_alone
+from analyze.analysis import Analysed, Shared, run_alone
 from analyze.limits import MOST_SEEDS, check_count
 from analyze.source import Expects, Prepared, Source
 from sysout_jax.analyses.intervene.page import summary, verdict, write_interventions_report
@@ -33,7 +33,7 @@ class Args(Expects, Source):
     """Directory for intervene.json, figures and report.html."""
 
 
-def analyse(args: Args, prepared: Prepared, shared: Shared) -> Found:
+def analyse(args: Args, prepared: Prepared, shared: Shared) -> Analysed:
     result = so.intervene(
         shared.lm,
         prepared.windows,
@@ -44,7 +44,7 @@ def analyse(args: Args, prepared: Prepared, shared: Shared) -> Found:
         report=shared.lifecycle,
         seed=args.seed,
     )
-    return Found(
+    return Analysed(
         headline=verdict(result),
         summary=summary(result),
         write=lambda out, *rest: write_interventions_report(out, result, *rest),

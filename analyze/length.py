@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sysout_jax as so
-from analyze.analysis import Found, Shared, finish, say_notes
+from analyze.analysis import Analysed, Shared, finish, say_notes
 from analyze.source import ClassLists, Expects, Prepared, Source, check_out, prepare, progress
 from sysout_jax.analyses.length.measure import SENTENCES, sweep_lengths
 from sysout_jax.analyses.length.page import length_summary, verdict, write_length_report
@@ -27,13 +27,13 @@ class Args(Expects, Source, ClassLists):
     """Directory for length.json, figures and report.html."""
 
 
-def analyse(args: Args, prepared: Prepared, shared: Shared) -> Found:
+def analyse(args: Args, prepared: Prepared, shared: Shared) -> Analysed:
     """The windows begin without BOS: the sweep adds it itself."""
     report, text = (
         so.by_length(shared.lm, shared.tokens, args.tau, bos=args.bos, classes=args.load_classes()),
         prepared.token_text,
     )
-    return Found(
+    return Analysed(
         headline=verdict(report),
         summary=length_summary(report),
         write=lambda out, *rest: write_length_report(out, report, text, *rest),
@@ -54,8 +54,8 @@ def main() -> None:
     say_notes(prepared)
     texts = len(SENTENCES) + 2 * len(sweep_lengths(prepared.tokens.shape[1]))
     with progress(prepared.lm, texts) as lm:
-        found = analyse(args, prepared, Shared(lm, prepared, args.tau, args.seed))
-    finish(found, args, prepared, out)
+        analysed = analyse(args, prepared, Shared(lm, prepared, args.tau, args.seed))
+    finish(analysed, args, prepared, out)
 
 
 if __name__ == "__main__":

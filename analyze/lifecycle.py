@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from analyze.analysis import Found, Shared, run_alone
+from analyze.analysis import Analysed, Shared, run_alone
 from analyze.source import Expects, Prepared, Source
 from sysout_jax.analyses.lifecycle.page import write_lifecycle_report
 from sysout_jax.analyses.lifecycle.summary import lifecycle_summary, verdict
@@ -22,9 +22,9 @@ class Args(Expects, Source):
     """Directory for lifecycle.json, figures and report.html."""
 
 
-def analyse(args: Args, prepared: Prepared, shared: Shared) -> Found:
+def analyse(args: Args, prepared: Prepared, shared: Shared) -> Analysed:
     report, text = shared.lifecycle, prepared.token_text
-    return Found(
+    return Analysed(
         headline=verdict(report),
         summary=lifecycle_summary(report, text),
         write=lambda out, *rest: write_lifecycle_report(out, report, text, *rest),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sysout_jax as so
-from analyze.analysis import Found, Shared, run_alone
+from analyze.analysis import Analysed, Shared, run_alone
 from analyze.source import ClassLists, Expects, Prepared, Source
 from sysout_jax.analyses.measured import measured_by_positions
 from sysout_jax.analyses.positions.page import positions_summary, verdict, write_positions_report
@@ -22,10 +22,10 @@ class Args(Expects, Source, ClassLists):
     """Directory for positions.json, figures and report.html."""
 
 
-def analyse(args: Args, prepared: Prepared, shared: Shared) -> Found:
+def analyse(args: Args, prepared: Prepared, shared: Shared) -> Analysed:
     classes, text = args.load_classes(), prepared.token_text
     report = so.positions(shared.lm, shared.tokens, args.tau, classes=classes, stats=shared.stats)
-    return Found(
+    return Analysed(
         headline=verdict(report),
         summary=positions_summary(report, text),
         write=lambda out, *rest: write_positions_report(out, report, classes, text, *rest),

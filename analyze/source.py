@@ -312,7 +312,7 @@ def settings(args: Source, prepared: Prepared, *others: Prepared) -> dict[str, A
     tokenizer = prepared.lm.tokenizer
     return run_settings(
         prepared.lm.module.kernel,
-        models=[one.lm.name for one in (prepared, *others)],
+        models=[each.lm.name for each in (prepared, *others)],
         flags=flags,
         notes=prepared.notes,
         accepted_settings=prepared.lm.accepted,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import sysout_jax as so
-from analyze.analysis import Found, Shared, finish, say_notes
+from analyze.analysis import Analysed, Shared, finish, say_notes
 from analyze.source import Prepared, Source, check_out, prepare, progress, tell
 from sysout_jax.analyses.variants.page import summary, verdict, write_variants_report
 from sysout_jax.analyses.variants.side_by_side import SideBySide
@@ -49,7 +49,7 @@ class Args(Source):
     """Directory for variants.json (of --steps variants_steps.json, of --over variants_sweep.json), figures and report.html."""
 
 
-def analyse(args: Args, prepared: Prepared, shared: Shared) -> Found:
+def analyse(args: Args, prepared: Prepared, shared: Shared) -> Analysed:
     return _side_by_side(args, [prepared], [_profile(prepared, shared)])
 
 
@@ -70,11 +70,11 @@ def main() -> None:
     prepared = [prepare(dataclasses.replace(args, ckpt=ckpt)) for ckpt in ckpts]
     say_notes(*prepared)
     profiles = []
-    for one in prepared:
-        with progress(one.lm, 3) as lm:
-            profiles.append(_profile(one, Shared(lm, one, args.tau, args.seed)))
-    found = _side_by_side(args, prepared, profiles)
-    finish(found, args, prepared[0], out, others=prepared[1:])
+    for each in prepared:
+        with progress(each.lm, 3) as lm:
+            profiles.append(_profile(each, Shared(lm, each, args.tau, args.seed)))
+    analysed = _side_by_side(args, prepared, profiles)
+    finish(analysed, args, prepared[0], out, others=prepared[1:])
 
 
 def _read_again(args: Args, out: Path) -> None:
@@ -113,31 +113,31 @@ def _many(args: Args, out: Path) -> None:
             say(f"Left out, since not as far as the others: {some(behind)}.")
     else:
         jobs = [("", step, path) for step, path in checkpoints_of(where)]
-    found: dict[str, list[Snapshot]] = {}
+    snapshots: dict[str, list[Snapshot]] = {}
     prepared = []
     for setting, step, path in jobs:
-        one = prepare(dataclasses.replace(args, ckpt=str(path)))
-        with progress(one.lm, 1) as lm:
-            found.setdefault(setting, []).append(snapshot(lm, one.tokens, path, step))
-        prepared.append(one)
+        each = prepare(dataclasses.replace(args, ckpt=str(path)))
+        with progress(each.lm, 1) as lm:
+            snapshots.setdefault(setting, []).append(snapshot(lm, each.tokens, path, step))
+        prepared.append(each)
     say_notes(*prepared)
-    finish(_told(args, where, found), args, prepared[0], out, others=prepared[1:])
+    finish(_told(args, where, snapshots), args, prepared[0], out, others=prepared[1:])
 
 
-def _told(args: Args, where: Path, found: dict[str, list[Snapshot]]) -> Found:
+def _told(args: Args, where: Path, groups: dict[str, list[Snapshot]]) -> Analysed:
     if args.over:
         over = args.over
-        return Found(
-            headline=sweep_headline(found, over),
-            summary=sweep_summary(found, over),
+        return Analysed(
+            headline=sweep_headline(groups, over),
+            summary=sweep_summary(groups, over),
             write=lambda out, settings, _: write_sweep_report(
-                out, where.name, found, over, settings
+                out, where.name, groups, over, settings
             ),
         )
-    return Found(
-        headline=steps_headline(found[""]),
-        summary=steps_summary(found[""]),
-        write=lambda out, settings, _: write_steps_report(out, where.name, found[""], settings),
+    return Analysed(
+        headline=steps_headline(groups[""]),
+        summary=steps_summary(groups[""]),
+        write=lambda out, settings, _: write_steps_report(out, where.name, groups[""], settings),
     )
 
 
@@ -147,10 +147,10 @@ def _profile(prepared: Prepared, shared: Shared) -> so.VariantProfile:
 
 def _side_by_side(
     args: Args, prepared: Sequence[Prepared], profiles: Sequence[so.VariantProfile]
-) -> Found:
-    names = args.labels or tuple(short_names([one.lm.name for one in prepared]))
-    report = SideBySide(tuple(profiles), tuple(names), tuple(one.token_text for one in prepared))
-    return Found(
+) -> Analysed:
+    names = args.labels or tuple(short_names([each.lm.name for each in prepared]))
+    report = SideBySide(tuple(profiles), tuple(names), tuple(each.token_text for each in prepared))
+    return Analysed(
         headline=verdict(report),
         summary=summary(report),
         write=lambda out, settings, _: write_variants_report(out, report, settings),

@@ -13,7 +13,7 @@ compressed = so.compression(lm, tokens)
 """
 
 # First: our commands can be interrupted while the rest is imported.
-from sysout_jax.commands import interrupts as interrupts  # noqa: I001
+from sysout_jax import interrupts as interrupts  # noqa: I001
 from sysout_jax.capture import TAPS
 from sysout_jax.analyses.absorb.measure import absorb
 from sysout_jax.analyses.absorb.results import Absorption

@@ -148,7 +148,7 @@ class LanguageModel:
 
     def with_edits(self, edits: Mapping[str, Callable[[dict], dict]]) -> LanguageModel:
         """The same model with some groups changed as they are read; the original stays as it is."""
-        checked = {group: found for group, found in self.checked.items() if group not in edits}
+        checked = {group: damage for group, damage in self.checked.items() if group not in edits}
         return dataclasses.replace(self, source=_Edited(self.source, edits), checked=checked)
 
     def reading_once(self) -> LanguageModel:

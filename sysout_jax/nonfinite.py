@@ -130,7 +130,7 @@ def suspicious(params: Any) -> jax.Array:
 def count_weights(group: str, params: Mapping, stored: Mapping) -> tuple[Damaged, ...]:
     """The damaged tensors of a group: `params` in the dtype of compute, `stored` the same without a cast that loses anything."""
     originals = flatten_dict(stored, sep="/")
-    found = []
+    damaged = []
     for name, leaf in flatten_dict(params, sep="/").items():
         values = np.asarray(leaf)
         if not jnp.issubdtype(values.dtype, jnp.floating) or np.isfinite(values).all():
@@ -138,8 +138,8 @@ def count_weights(group: str, params: Mapping, stored: Mapping) -> tuple[Damaged
         original = np.asarray(originals[name])
         nan, inf = int(np.isnan(original).sum()), int(np.isinf(original).sum())
         cast = int((~np.isfinite(values)).sum()) - nan - inf
-        found.append(Damaged(group, name, values.size, nan, inf, cast))
-    return tuple(found)
+        damaged.append(Damaged(group, name, values.size, nan, inf, cast))
+    return tuple(damaged)
 
 
 def count_activations(places: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

@@ -77,29 +77,29 @@ def make_mesh(
 
     Raises InputError when the axes do not multiply to the number of devices.
     """
-    found = list(all_devices() if devices is None else devices)
+    available = list(all_devices() if devices is None else devices)
     sizes = [data, fsdp, tensor]
     given = f"mesh data={data} fsdp={fsdp} tensor={tensor}"
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise InputError(f"{given}: expected positive sizes, at most one of them -1")
     rest = math.prod(size for size in sizes if size != -1)
     if -1 in sizes:
-        if len(found) % rest:
-            raise InputError(f"{given}: {len(found)} devices do not divide by {rest}")
-        sizes[sizes.index(-1)] = len(found) // rest
-    if math.prod(sizes) > len(found):
+        if len(available) % rest:
+            raise InputError(f"{given}: {len(available)} devices do not divide by {rest}")
+        sizes[sizes.index(-1)] = len(available) // rest
+    if math.prod(sizes) > len(available):
         raise InputError(
-            f"{given}: needs {math.prod(sizes)} devices, there are {len(found)}; make the mesh smaller"
+            f"{given}: needs {math.prod(sizes)} devices, there are {len(available)}; make the mesh smaller"
         )
-    if math.prod(sizes) < len(found):
+    if math.prod(sizes) < len(available):
         raise InputError(
-            f"{given}: uses {math.prod(sizes)} of {len(found)} devices; set one axis to -1 to use all"
+            f"{given}: uses {math.prod(sizes)} of {len(available)} devices; set one axis to -1 to use all"
         )
     kinds = (jax.sharding.AxisType.Auto,) * len(AXES)
     try:
-        return jax.make_mesh(tuple(sizes), AXES, kinds, devices=found)
+        return jax.make_mesh(tuple(sizes), AXES, kinds, devices=available)
     except NotImplementedError:  # an axis of the mesh is only a part of one of the slice's
-        laid = create_device_mesh(tuple(sizes), found, allow_split_physical_axes=True)
+        laid = create_device_mesh(tuple(sizes), available, allow_split_physical_axes=True)
         return Mesh(laid, AXES, axis_types=kinds)
 
 
@@ -152,7 +152,7 @@ def lay(tree: Any, mesh: Mesh | None) -> Any:
         return tree
     name, parts = FUSED
 
-    def one(path: tuple, leaf: Any) -> Any:
+    def placed(path: tuple, leaf: Any) -> Any:
         keys = [getattr(key, "key", None) for key in path[-2:]]
         if keys not in ([name, "kernel"], [name, "bias"]):
             return leaf
@@ -161,7 +161,7 @@ def lay(tree: Any, mesh: Mesh | None) -> Any:
             return jax.ShapeDtypeStruct(shape, leaf.dtype)
         return leaf.reshape(shape)
 
-    return jax.tree_util.tree_map_with_path(one, tree)
+    return jax.tree_util.tree_map_with_path(placed, tree)
 
 
 @cache
@@ -172,12 +172,12 @@ def _reshaper(shape: tuple[int, ...], sharding: Any) -> Callable[[jax.Array], ja
 def relaid(tree: Any, shapes: Any) -> Any:
     """Arrays on a mesh brought to the shapes and shardings of `shapes`; what has its shape already is not copied."""
 
-    def one(array: jax.Array, want: jax.ShapeDtypeStruct) -> jax.Array:
+    def laid(array: jax.Array, want: jax.ShapeDtypeStruct) -> jax.Array:
         if array.shape == want.shape:
             return array
         return _reshaper(want.shape, want.sharding)(array)
 
-    return jax.tree.map(one, tree, shapes)
+    return jax.tree.map(laid, tree, shapes)
 
 
 def place(specs: Any, mesh: Mesh) -> Any:

@@ -12,7 +12,8 @@ import jax
 import tyro
 from tqdm import tqdm
 
-from sysout_jax.commands import compilations, interrupts
+from sysout_jax import interrupts
+from sysout_jax.commands import compilations
 from sysout_jax.commands.cli import run, say
 from sysout_jax.processes import start_processes
 from sysout_jax.training.host_memory import keep_freed_memory

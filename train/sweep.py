@@ -15,7 +15,8 @@ from typing import Annotated
 import tyro
 from tqdm import tqdm
 
-from sysout_jax.commands import compilations, interrupts
+from sysout_jax import interrupts
+from sysout_jax.commands import compilations
 from sysout_jax.commands.arguments import parse
 from sysout_jax.commands.cli import run, say
 from sysout_jax.errors import RunError

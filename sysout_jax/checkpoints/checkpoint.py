@@ -168,7 +168,7 @@ def is_converted(directory: Path) -> bool:
     return (directory / CONFIG).is_file() and not (directory / RUN).is_dir()
 
 
-class Found(NamedTuple):
+class Place(NamedTuple):
     """Where the parts of a checkpoint lie: config and tokenizer in `home`, parameter groups in `params`."""
 
     home: Path
@@ -186,7 +186,7 @@ def home_of(directory: Path) -> Path | None:
     return home if in_run and (home / CONFIG).is_file() else None
 
 
-def locate(directory: Path) -> Found | None:
+def locate(directory: Path) -> Place | None:
     """A converted model, a training run (its latest whole checkpoint), or one checkpoint of a run; None when it is none of them.
 
     Raises InputError for a run without a whole checkpoint.
@@ -196,10 +196,10 @@ def locate(directory: Path) -> Found | None:
     if home is None:
         return None
     if home != directory:
-        return Found(home, directory, True)
+        return Place(home, directory, True)
     if (home / RUN).is_dir():
-        return Found(home, _latest(home / RUN), True)
-    return Found(home, home / PARAMS, False)
+        return Place(home, _latest(home / RUN), True)
+    return Place(home, home / PARAMS, False)
 
 
 def _latest(checkpoints: Path) -> Path:
@@ -220,7 +220,7 @@ def _latest(checkpoints: Path) -> Path:
 class Opened(NamedTuple):
     """A checkpoint that no run removes while `held` lives, and the checksums of its values (None: it has none)."""
 
-    found: Found
+    place: Place
     held: Held | None
     fingerprints: dict[str, int] | None
 
@@ -231,19 +231,19 @@ def open_run(directory: Path) -> Opened:
     Raises InputError when it is damaged or cannot be read.
     """
     while True:
-        found = locate(directory)
-        assert found is not None and found.is_of_run
+        place = locate(directory)
+        assert place is not None and place.is_of_run
         try:
-            run_checkpoints.check_whole(found.params)
-            held = run_checkpoints.hold(found.params)
-            record = run_checkpoints.read_record(found.params)
-            return Opened(found, held, record.get("fingerprints"))
+            run_checkpoints.check_whole(place.params)
+            held = run_checkpoints.hold(place.params)
+            record = run_checkpoints.read_record(place.params)
+            return Opened(place, held, record.get("fingerprints"))
         except (Damaged, FileNotFoundError) as error:
-            if isinstance(error, Damaged) and found.params.exists():
+            if isinstance(error, Damaged) and place.params.exists():
                 raise InputError(
-                    f"{found.params}: is damaged ({error}); name another checkpoint of the run"
+                    f"{place.params}: is damaged ({error}); name another checkpoint of the run"
                 ) from None
-            if found.params == Path(directory).absolute():
+            if place.params == Path(directory).absolute():
                 raise InputError(f"{directory}: no such checkpoint; name the run") from None
         except OSError as error:
-            raise InputError(f"{found.params}: cannot be read ({error.strerror})") from None
+            raise InputError(f"{place.params}: cannot be read ({error.strerror})") from None

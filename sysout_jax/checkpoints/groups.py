@@ -86,13 +86,13 @@ class _Separately:
     """A handler of arrays that takes each by itself."""
 
     async def metadata(self, infos: Any) -> Any:
-        one = super().metadata  # type: ignore[misc]
-        return await _all(one([info]) for info in infos)
+        read = super().metadata  # type: ignore[misc]
+        return await _all(read([info]) for info in infos)
 
     async def deserialize(self, infos: Any, args: Any = None) -> Any:
-        one = super().deserialize  # type: ignore[misc]
+        read = super().deserialize  # type: ignore[misc]
         args = args or [ocp.RestoreArgs()] * len(infos)
-        return await _all(one([info], [arg]) for info, arg in zip(infos, args, strict=True))
+        return await _all(read([info], [arg]) for info, arg in zip(infos, args, strict=True))
 
 
 class _Arrays(_Separately, ocp.type_handlers.NumpyHandler):

@@ -1,1 +1,1 @@
-"""What all command lines share: arguments, interrupts, how they begin and end."""
+"""What all command lines share: arguments, how they begin and end, what they compiled."""

@@ -1,6 +1,6 @@
 """How every command line begins and ends. 0 done, 2 bad input, 1 a run that cannot go on: one line on stderr, no traceback for what is no bug.
 
-130 and 143, interrupted and terminated: `sysout_jax/commands/interrupts.py`.
+130 and 143, interrupted and terminated: `sysout_jax/interrupts.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import NoReturn
 
 import jax
 
-from sysout_jax.commands import compilations, interrupts
+from sysout_jax import interrupts
+from sysout_jax.commands import compilations
 from sysout_jax.errors import InputError, RunError, UnknownSettings
 from sysout_jax.printable import escaped, printable
 

@@ -102,12 +102,12 @@ def _forget(store: Path) -> None:
     """Remove the oldest entries until the others fit."""
     entries = [(entry.stat(), entry) for entry in store.glob(_ENTRY + ".*")]
     entries.sort(key=lambda each: each[0].st_mtime)
-    total = sum(found.st_size for found, _ in entries)
-    for found, entry in entries:
+    total = sum(status.st_size for status, _ in entries)
+    for status, entry in entries:
         if total <= MOST_BYTES:
             return
         entry.unlink(missing_ok=True)
-        total -= found.st_size
+        total -= status.st_size
 
 
 def _machine() -> str:

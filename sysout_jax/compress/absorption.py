@@ -66,11 +66,11 @@ def check_absorbable(lm: LanguageModel, prefix: Sequence[int]) -> None:
 def prefix_keys(lm: LanguageModel, prefix: Sequence[int]) -> PrefixKeys:
     """What a prefix leaves for the text after it: one pass over its tokens. InputError as `check_absorbable`."""
     check_absorbable(lm, prefix)
-    found = [seen for _, _, seen in Stream(lm, [list(prefix)]).layers(_keys_and_values)]
+    layers = [seen for _, _, seen in Stream(lm, [list(prefix)]).layers(_keys_and_values)]
     return PrefixKeys(
         tuple(int(token) for token in prefix),
-        tuple(np.asarray(seen["k"][0], np.float32) for seen in found),
-        tuple(np.asarray(seen["v"][0], np.float32) for seen in found),
+        tuple(np.asarray(seen["k"][0], np.float32) for seen in layers),
+        tuple(np.asarray(seen["v"][0], np.float32) for seen in layers),
     )
 
 

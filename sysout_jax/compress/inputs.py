@@ -63,19 +63,19 @@ class RecordedInputs:
     block: nn.Module
 
     def apply(self, variables: dict, x, **more) -> Any:
-        found: dict[str, Any] = {}
+        recorded: dict[str, Any] = {}
 
         def intercept(call, args, kwargs, context):
             if _is_linear(context):
                 magnitude = jnp.abs(args[0].astype(jnp.float32))
                 of_experts = isinstance(context.module, OutOfExperts)
                 path = "/".join(context.module.path)
-                found[RECORDED + path] = (magnitude, args[1]) if of_experts else magnitude
+                recorded[RECORDED + path] = (magnitude, args[1]) if of_experts else magnitude
             return call(*args, **kwargs)
 
         with nn.intercept_methods(intercept):
             y, state = self.block.apply(variables, x, **more)
-        return y, {**state, COLLECTION: {**state[COLLECTION], **found}}
+        return y, {**state, COLLECTION: {**state[COLLECTION], **recorded}}
 
 
 def calibrate(lm: LanguageModel, tokens, counted_NxT: np.ndarray | None = None) -> Calibration:

@@ -67,5 +67,5 @@ def _bin(values: Iterable[np.ndarray], count: int) -> tuple[int, int]:
     for part in values:
         histogram += np.bincount(part, minlength=HALF)
     below = np.cumsum(histogram)
-    found = int(np.searchsorted(below, count))
-    return found, count - int(below[found - 1] if found else 0)
+    place = int(np.searchsorted(below, count))
+    return place, count - int(below[place - 1] if place else 0)

@@ -25,19 +25,19 @@ def folds(spec: LayerSpec, params: dict, down: bool = False) -> dict[str, tuple[
 
     Nothing where no norm stands before them that multiplies by a scale (OLMo), so that 1/s has no place to go.
     """
-    found: dict[str, list[str]] = {}
+    readers_of: dict[str, list[str]] = {}
     for matrix in spec.matrices:
         if matrix.fed_by is None or (matrix.name == "down" and not down):
             continue
-        readers = found.setdefault(matrix.fed_by, [])
+        readers = readers_of.setdefault(matrix.fed_by, [])
         if matrix.path not in readers:  # fused ones
             readers.append(matrix.path)
-    if "attn_norm" in found and "scale_proj" in params["attn"]:
-        found["attn_norm"].append("attn/scale_proj")
+    if "attn_norm" in readers_of and "scale_proj" in params["attn"]:
+        readers_of["attn_norm"].append("attn/scale_proj")
     norms = {"attn_norm": spec.attn_norm, "mlp_norm": spec.mlp_norm}
     return {
         previous: tuple(readers)
-        for previous, readers in found.items()
+        for previous, readers in readers_of.items()
         if not (isinstance(norm := norms.get(previous), NormSpec) and not norm.scale)
     }
 

@@ -32,15 +32,15 @@ class Pieces(NamedTuple):
 def read_pieces(path: Path) -> Pieces:
     """The pieces of a tokenizer.model; InputError for damage, and for models that are no BPE or that change characters."""
     check_readable(path, "download it again", MOST_BYTES)
-    found = Pieces([], [], [], True)
+    pieces = Pieces([], [], [], True)
     kind, space, changes = 1, True, False
     try:
         for number, value in _fields(memoryview(path.read_bytes())):
             told = dict(_fields(value)) if number in (1, 2, 3) else {}
             if number == 1:
-                found.texts.append(told[1].tobytes().decode())
-                found.scores.append(struct.unpack("<f", told.get(2, bytes(4)))[0])
-                found.types.append(int(told.get(3, 1)))
+                pieces.texts.append(told[1].tobytes().decode())
+                pieces.scores.append(struct.unpack("<f", told.get(2, bytes(4)))[0])
+                pieces.types.append(int(told.get(3, 1)))
             elif number == 2:
                 kind = int(told.get(3, 1))
             elif number == 3:
@@ -51,7 +51,7 @@ def read_pieces(path: Path) -> Pieces:
     if kind != BPE or changes:
         what = "changes characters before it cuts" if kind == BPE else "is no BPE"
         raise InputError(f"{path}: {what}; put the model's tokenizer.json beside it")
-    return found._replace(space_first=space)
+    return pieces._replace(space_first=space)
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:

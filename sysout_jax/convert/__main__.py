@@ -75,13 +75,13 @@ def main() -> None:
         _say_verified(verify(loading.load(args.out), path))
 
 
-def _say_verified(found: Verified) -> None:
-    B, T = found.tokens
+def _say_verified(verified: Verified) -> None:
+    B, T = verified.tokens
     say(
-        f"largest differences from transformers {found.version} in float32, {B} × {T} random tokens:"
+        f"largest differences from transformers {verified.version} in float32, {B} × {T} random tokens:"
     )
-    say(f"  logits    {found.logits}")
-    for l, difference in enumerate(found.h):
+    say(f"  logits    {verified.logits}")
+    for l, difference in enumerate(verified.h):
         say(f"  h {l + 1:>4}    {difference}")
 
 

@@ -102,8 +102,8 @@ class Source:
             raise InputError(f"{where}: holds a {type(entry).__name__}; expected a JSON object")
         text = entry.get(self.field)
         if not isinstance(text, str):
-            found = "is not a string" if self.field in entry else f"is not in {sorted(entry)}"
-            raise InputError(f"{where}: field {self.field!r} {found}; name the field of the text")
+            problem = "is not a string" if self.field in entry else f"is not in {sorted(entry)}"
+            raise InputError(f"{where}: field {self.field!r} {problem}; name the field of the text")
         try:
             text.encode()
         except UnicodeEncodeError:

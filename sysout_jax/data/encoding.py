@@ -42,14 +42,14 @@ class Encoder:
         self._end = np.array([] if eos_id is None else [eos_id], dtype)
 
     def __call__(self, task: Task) -> dict[str, np.ndarray]:
-        found: dict[str, list[np.ndarray]] = {}
+        by_split: dict[str, list[np.ndarray]] = {}
         for piece in task.pieces:
-            parts = found.setdefault(piece.split, [])
+            parts = by_split.setdefault(piece.split, [])
             if piece.text:
                 parts.append(self.encode(piece.text))
             if piece.ends:
                 parts.append(self._end)
-        return {split: np.concatenate(parts) for split, parts in found.items()}
+        return {split: np.concatenate(parts) for split, parts in by_split.items()}
 
     def encode(self, text: str) -> np.ndarray:
         if self._bytes:  # the same ids, a hundred times faster

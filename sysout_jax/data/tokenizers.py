@@ -71,12 +71,12 @@ class Tokenizer:
 
         Raises InputError when the vocabulary does not hold `name`.
         """
-        found = [
+        known = [
             t for t in ([name] if name else END_TOKENS) if self.backend.token_to_id(t) is not None
         ]
-        if name and not found:
+        if name and not known:
             raise InputError(f"{name!r} is no token of the vocabulary; name one that is")
-        return found[0] if found else None
+        return known[0] if known else None
 
     def start_token(self, name: str | None = None) -> str:
         """The token that opens a sequence: `name`, or what the tokenizer itself puts before a text, or the first of START_TOKENS and

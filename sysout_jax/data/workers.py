@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sysout_jax.commands import interrupts
+from sysout_jax import interrupts
 from sysout_jax.errors import RunError
 
 Request = TypeVar("Request")

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sysout_jax.checks import Flag
 from sysout_jax.config import RULES
-from sysout_jax.families import llama
-from sysout_jax.families.family import Export, Family, Layout
+from sysout_jax.families import gguf_reading, llama
+from sysout_jax.families.family import Export, Family, Gguf, Layout
 from sysout_jax.families.fields import Fields
 from sysout_jax.families.forms import PAIRED, PAIRED_LINEAR
 from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.families.reading import read_rotary
 from sysout_jax.families.writing import norm_fields, rotary_fields
 from sysout_jax.models.spec import EndsSpec, LayerSpec, NormSpec
+
+if TYPE_CHECKING:
+    from sysout_jax.containers.gguf_file import GgufFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +67,15 @@ def with_their_scale(config: CohereConfig) -> CohereConfig:
     return dataclasses.replace(whole, head_scale=config.head_scale or 1.0)
 
 
+def read_gguf(file: GgufFile, fields: Fields) -> CohereConfig:
+    """q and k lie in neighbouring pairs here too: the converter of this architecture leaves every tensor as it is."""
+    return CohereConfig(
+        **gguf_reading.read_rotary(file, fields, gguf_reading.EPS),
+        **gguf_reading.read_biases(file),
+        head_scale=fields.take("logit_scale", RULES["head_scale"], None),
+    )
+
+
 #: Its rotary positions turn neighbouring pairs.
 _PAIRED = {
     f"layer_{{l}}/attn/{part}_proj/{kind}": dataclasses.replace(
@@ -77,4 +89,5 @@ FAMILY = Family(
     CohereConfig,
     {"cohere": Layout(read, NAMES, "model.", classes=("CohereForCausalLM",))},
     Export(write, with_their_scale),
+    gguf={"command-r": Gguf(read_gguf, gguf_reading.PAIRED_NAMES)},
 )

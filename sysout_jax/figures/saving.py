@@ -14,7 +14,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from sysout_jax.commands import interrupts
+from sysout_jax import interrupts
 from sysout_jax.figures import drawing
 from sysout_jax.figures.style import DPI, STYLE
 

@@ -29,13 +29,13 @@ def outlier_layers(report: Measured, place: str) -> np.ndarray:
 
 def runs(layers: Iterable[int]) -> list[tuple[int, int]]:
     """First and last layer of every unbroken run."""
-    found: list[tuple[int, int]] = []
+    spans: list[tuple[int, int]] = []
     for layer in sorted(int(l) for l in layers):
-        if found and layer == found[-1][1] + 1:
-            found[-1] = (found[-1][0], layer)
+        if spans and layer == spans[-1][1] + 1:
+            spans[-1] = (spans[-1][0], layer)
         else:
-            found.append((layer, layer))
-    return found
+            spans.append((layer, layer))
+    return spans
 
 
 def layer_ranges(layers: Iterable[int]) -> str:

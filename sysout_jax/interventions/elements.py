@@ -97,8 +97,8 @@ def read_elements(
     slot, width = _slots(places, N)
     extra = [_packed(places, slot, (N, width), T)] * lm.num_layers
     stream = Stream(lm, tokens)
-    found = [seen[places[:, 0], slot] for _, _, seen in stream.layers(_read_elements, extra)]
-    return np.stack(found)
+    values = [seen[places[:, 0], slot] for _, _, seen in stream.layers(_read_elements, extra)]
+    return np.stack(values)
 
 
 def edits(elements: Elements, values_LxK: np.ndarray, shape: tuple[int, int]) -> list[dict]:

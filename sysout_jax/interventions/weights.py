@@ -89,14 +89,14 @@ def others(
         free = np.setdiff1d(np.arange(size), without)
         return rng.choice(free, min(count, len(free)), False)
 
-    found = {}
+    instead = {}
     for layer, (channels, dims) in writers.items():
         if edit == "row":
             dims = drawn(len(dims), lm.config.d_model, dims if taken is None else np.union1d(dims, taken))  # fmt: skip
         else:
             channels = drawn(len(channels), _channels(lm, layer), channels)
-        found[layer] = channels, dims
-    return touched(lm, found, edit)
+        instead[layer] = channels, dims
+    return touched(lm, instead, edit)
 
 
 def _channels(lm: LanguageModel, layer: int) -> int:

@@ -35,14 +35,14 @@ class IntoExperts(nn.Module):
         shape = (x_BxTxD.shape[-1], self.experts * F)
         kernel_DxEF = self.param("kernel", INIT, shape, self.param_dtype).astype(self.dtype)
 
-        def one(rows_BxTxRxF, e):
+        def of_expert(rows_BxTxRxF, e):
             part_DxF = jax.lax.dynamic_slice_in_dim(kernel_DxEF, e * F, F, axis=1)
             y_BxTxF = matrix_product(x_BxTxD.astype(self.dtype), part_DxF)
             here_BxTxRx1 = (chosen_BxTxR == e)[..., None]
             return jnp.where(here_BxTxRx1, y_BxTxF[:, :, None], rows_BxTxRxF), None
 
         none = jnp.zeros((*chosen_BxTxR.shape, F), self.dtype)
-        rows_BxTxRxF = jax.lax.scan(one, none, jnp.arange(self.experts))[0]
+        rows_BxTxRxF = jax.lax.scan(of_expert, none, jnp.arange(self.experts))[0]
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.experts * F,), self.param_dtype)
             rows_BxTxRxF = rows_BxTxRxF + bias.astype(self.dtype).reshape(-1, F)[chosen_BxTxR]
@@ -66,7 +66,7 @@ class OutOfExperts(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         kernel_EFxD, x_BxTxRxF = kernel.astype(self.dtype), x_BxTxRxF.astype(self.dtype)
 
-        def one(total_BxTxD, e):
+        def add_expert(total_BxTxD, e):
             here_BxTxR = chosen_BxTxR == e
             # at most one row of a token belongs to an expert
             x_BxTxF = jnp.where(here_BxTxR[..., None], x_BxTxRxF, 0).sum(2)
@@ -76,7 +76,7 @@ class OutOfExperts(nn.Module):
             return total_BxTxD + weight_BxTx1.astype(wide) * y_BxTxD, None
 
         none = jnp.zeros((*x_BxTxRxF.shape[:2], self.features), wide)
-        y_BxTxD = jax.lax.scan(one, none, jnp.arange(self.experts))[0]
+        y_BxTxD = jax.lax.scan(add_expert, none, jnp.arange(self.experts))[0]
         if self.use_bias:
             sizes = (self.experts, self.features)
             bias_ExD = self.param("bias", nn.initializers.zeros, sizes, self.param_dtype)
@@ -145,11 +145,11 @@ def by_channel(
     """(B, E·F): largest ("max") or sum ("add") over the tokens that go through an expert, of what is not negative; 0 where none does."""
     B, T, R, F = values_BxTxRxF.shape
 
-    def one(rows_TRxF, chosen_TR):
+    def of_sequence(rows_TRxF, chosen_TR):
         into = jnp.zeros((experts, F), values_BxTxRxF.dtype).at[chosen_TR]
         return (into.max if how == "max" else into.add)(rows_TRxF).reshape(-1)
 
-    return jax.vmap(one)(
+    return jax.vmap(of_sequence)(
         values_BxTxRxF.reshape(B, T * R, F),
         chosen_BxTxR.reshape(B, T * R),
     )

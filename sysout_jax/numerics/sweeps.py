@@ -50,11 +50,11 @@ def in_blocks(
     if size >= T:
         return step(start, x_BxTxC)
 
-    def one(carry, first):
+    def step_at(carry, first):
         return step(carry, jax.lax.dynamic_slice_in_dim(x_BxTxC, first, size, axis=1))
 
     even = T - T % size
-    carry, parts = jax.lax.scan(one, start, jnp.arange(0, even, size))
+    carry, parts = jax.lax.scan(step_at, start, jnp.arange(0, even, size))
     parts = jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(B, even, *a.shape[3:]), parts)
     if even < T:
         carry, last = step(carry, x_BxTxC[:, even:])

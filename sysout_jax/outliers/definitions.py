@@ -52,8 +52,13 @@ def reachable(tau: float, count: int) -> bool:
 
 
 def level_of(largest: float, tau: float) -> float:
-    """The ratio over which elements are shown: τ where the largest ratio exceeds it, else `CANDIDATE_SHARE` of the largest."""
-    return float(tau if largest > tau else CANDIDATE_SHARE * largest)
+    """The ratio over which elements are shown: τ where the largest ratio exceeds it, else that of candidates."""
+    return float(tau) if largest > tau else candidate_level(largest)
+
+
+def candidate_level(largest: float) -> float:
+    """The ratio over which elements are shown where none is an outlier: `CANDIDATE_SHARE` of the largest."""
+    return float(CANDIDATE_SHARE * largest)
 
 
 def massive_bound(median: Array) -> Array:
@@ -68,18 +73,18 @@ def attention_outliers(cumulative_HxT: Array, tau: float = TAU) -> Array:
 
 def code_outliers(cumulative_T: Array) -> Array:
     """Keys with a column sum of at least T/10, bool (..., T). With the mean over heads, the rule of the paper's published code."""
-    return cumulative_T >= code_threshold(cumulative_T.shape[-1])
+    return is_code_outlier(cumulative_T / cumulative_T.shape[-1])
 
 
-def code_threshold(length: int) -> float:
-    """Column sum from which `code_outliers` flags a key of a sequence of T tokens."""
-    return CODE_SHARE * length
+def is_code_outlier(share: Array) -> Array:
+    """The same rule on a key's share of all attention, its column sum over T."""
+    return share >= CODE_SHARE
 
 
 def sink_scores(cumulative_HxT: Array) -> Array:
     """`α_k = mean over queries i ≥ k of A_ik`, from column sums; (..., H, T). Gu et al. 2024."""
     T = cumulative_HxT.shape[-1]
-    return cumulative_HxT / (T - np.arange(T))
+    return cumulative_HxT / np.broadcast_to(T - np.arange(T), cumulative_HxT.shape)
 
 
 def even_share(length: int) -> float:
@@ -126,6 +131,11 @@ def sink_rate(cumulative_HxT: Array) -> Array:
 def is_near_zero(update: Array, stream: Array) -> Array:
     """Whether an attention update of this length changes next to nothing of a residual stream of that length, bool. Paper App. C."""
     return update < NEAR_ZERO * stream
+
+
+def value_drain(outliers: Array, others: Array) -> Array:
+    """`‖v_outlier‖ / mean ‖v_other‖` per head, from the mean length of either's values; NaN where those of the others are 0. Paper §4."""
+    return np.where(others > 0, outliers / np.where(others > 0, others, 1.0), np.nan)
 
 
 def overlap(activation_T: np.ndarray, attention_HxT: np.ndarray) -> np.ndarray:

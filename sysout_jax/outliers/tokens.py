@@ -84,7 +84,7 @@ class TokenClasses:
         def of_tokens(values) -> np.ndarray:
             return np.array(list(values))[at].reshape(tokens.shape)
 
-        found = of_tokens(self.names.index(self.of_text(text)) for text in texts)
+        classes = of_tokens(self.names.index(self.of_text(text)) for text in texts)
         opens = of_tokens(_in_word(text[:1]) for text in texts)
         closes = of_tokens(_in_word(text[-1:]) for text in texts)
         # part of a longer word: a letter joins one of the token before or after it
@@ -92,11 +92,11 @@ class TokenClasses:
         inside = closes[:, :-1] & opens[:, 1:]
         joined[:, 1:] |= inside
         joined[:, :-1] |= inside
-        found = np.where(joined, self.names.index(OTHER), found)
+        classes = np.where(joined, self.names.index(OTHER), classes)
         if tokenizer.bos_id is not None:
-            found = np.where(tokens == tokenizer.bos_id, 0, found)
-        found[:, 0] = 0
-        return found
+            classes = np.where(tokens == tokenizer.bos_id, 0, classes)
+        classes[:, 0] = 0
+        return classes
 
 
 def _in_word(character: str) -> bool:

@@ -53,12 +53,12 @@ def _inner(params: dict) -> Iterator[Any]:
 
 def find_collectives(text: str) -> tuple[Collective, ...]:
     """Kinds, numbers and result bytes of the collectives in a compiled program's text."""
-    found = []
+    collectives = []
     for kind in COLLECTIVES:
         types = re.findall(rf"= (\(?[^=\n]*?) {kind}(?:-start)?\(", text)
         if types:
-            found.append(Collective(kind, len(types), sum(map(_bytes_of, types))))
-    return tuple(found)
+            collectives.append(Collective(kind, len(types), sum(map(_bytes_of, types))))
+    return tuple(collectives)
 
 
 def _bytes_of(types: str) -> int:
@@ -73,10 +73,10 @@ def find_quadratic(text: str, model: ModelConfig, length: int) -> tuple[str, ...
     lengths = {length + extra for extra in (0, 1)}
     lengths |= {-(-length // tile) * tile for length in tuple(lengths) for tile in (128, 256, 512)}
     own = {model.d_model, model.d_ff, model.vocab_size}
-    found = {
+    buffers = {
         f"{name}[{dims}]"
         for name, dims in re.findall(r"(\w+)\[([\d,]+)\]", text)
         if len(sizes := [int(d) for d in dims.split(",")]) >= 2
         and all(size in lengths - own for size in sizes[-2:])
     }
-    return tuple(sorted(found))
+    return tuple(sorted(buffers))

@@ -117,12 +117,12 @@ def plan_analysis(config: TrainConfig, topology: str) -> Plan:
         flops = flops_per_token(one_layer, weights, length) / 3  # forward only
         step = f"analysis of one layer, {sequences} sequences at once"
         flops *= sequences * length
-        found = _plan(step, config, topology, devices, mesh, block.kernel, traced, flops)
+        of_layer = _plan(step, config, topology, devices, mesh, block.kernel, traced, flops)
     coming = sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(params)
     )
-    return dataclasses.replace(found, arguments=found.arguments + coming)
+    return dataclasses.replace(of_layer, arguments=of_layer.arguments + coming)
 
 
 @contextmanager
@@ -180,7 +180,7 @@ def _devices(topology: str) -> list:
         "ALLOW_MULTIPLE_LIBTPU_LOAD", "1"
     )  # nothing is driven, so two may be open
     try:
-        found = topologies.get_topology_desc(
+        description = topologies.get_topology_desc(
             platform="tpu",
             topology_name=topology,
             # two cores of a chip that programs see as one device
@@ -191,4 +191,4 @@ def _devices(topology: str) -> list:
         raise InputError(
             f"topology {topology}: not available ({reason}); pip install 'sysout_jax[tpu]' and check the shape"
         ) from None
-    return list(found.devices)
+    return list(description.devices)

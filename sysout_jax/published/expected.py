@@ -59,16 +59,16 @@ def _union(values: Sequence) -> tuple:
     return tuple(sorted({member for value in values for member in value}))
 
 
-def _about(found, expected: Expected) -> bool:
+def _about(measured, expected: Expected) -> bool:
     want = np.asarray(expected.want, float)
     return bool(
-        np.all(np.abs(np.asarray(found, float) - want) <= expected.tolerance * np.abs(want))
+        np.all(np.abs(np.asarray(measured, float) - want) <= expected.tolerance * np.abs(want))
     )
 
 
-def _members(found, expected: Expected) -> bool:
+def _members(measured, expected: Expected) -> bool:
     want = set(expected.want)
-    return want <= set(found) <= want | set(expected.optional)
+    return want <= set(measured) <= want | set(expected.optional)
 
 
 def _members_text(expected: Expected) -> str:
@@ -97,20 +97,20 @@ RULES: dict[str, Rule] = {
 
 def compare(expected: Sequence[Expected], measured: Mapping[str, Any]) -> tuple[Check, ...]:
     """Every expectation with its verdict: match, differs or not measured."""
-    return tuple(_check(one, measured) for one in expected)
+    return tuple(_check(expectation, measured) for expectation in expected)
 
 
 def _check(expected: Expected, measured: Mapping[str, Any]) -> Check:
     rule = RULES[expected.rule]
-    found = measured.get(expected.quantity)
-    if expected.layers and found is not None:
-        inside = max(expected.layers) < len(found)
-        found = rule.over([found[layer] for layer in expected.layers]) if inside else None
-    if found is None or (np.asarray(found).dtype.kind == "f" and np.isnan(found).any()):
+    value = measured.get(expected.quantity)
+    if expected.layers and value is not None:
+        inside = max(expected.layers) < len(value)
+        value = rule.over([value[layer] for layer in expected.layers]) if inside else None
+    if value is None or (np.asarray(value).dtype.kind == "f" and np.isnan(value).any()):
         verdict, text = NOT_MEASURED, "–"
     else:
-        verdict = MATCH if rule.holds(found, expected) else DIFFERS
-        text = _text(found)
+        verdict = MATCH if rule.holds(value, expected) else DIFFERS
+        text = _text(value)
     return Check(
         expected.quantity, expected.layers, rule.text(expected), text, verdict, expected.source
     )

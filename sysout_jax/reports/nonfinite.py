@@ -14,19 +14,19 @@ _GROUPS = {
 _ENDS = ("/kernel", "/scale", "/embedding")
 
 
-def remarks(found: Nonfinite) -> list[str]:
+def remarks(nonfinite: Nonfinite) -> list[str]:
     """One line, or none where everything is finite. Layers are counted from 1."""
-    stored = _weights(found.weights, "stored")
-    cast = _weights(found.weights, "cast")
-    activations = [*_activations(found.h), *_predictions(found)]
-    overflowed = found.overflowed if found.h.total else not found.weights
+    stored = _weights(nonfinite.weights, "stored")
+    cast = _weights(nonfinite.weights, "cast")
+    activations = [*_activations(nonfinite.h), *_predictions(nonfinite)]
+    overflowed = nonfinite.overflowed if nonfinite.h.total else not nonfinite.weights
     if stored and not overflowed:
         stored += activations
     else:
         cast += activations
     parts = [
         f"{kind}: {', '.join(pieces)}"
-        for kind, pieces in (("NaN or inf", stored), (f"{found.dtype} overflow", cast))
+        for kind, pieces in (("NaN or inf", stored), (f"{nonfinite.dtype} overflow", cast))
         if pieces
     ]
     return [f"{'; '.join(parts)}. Statistics leave them out."] if parts else []
@@ -77,7 +77,7 @@ def _share(h: Counts) -> str:
     return f"{share:.2g}%" if share >= 0.01 else "under 0.01%"
 
 
-def _predictions(found: Nonfinite) -> list[str]:
-    if not found.unpredicted:
+def _predictions(nonfinite: Nonfinite) -> list[str]:
+    if not nonfinite.unpredicted:
         return []
-    return [f"the likelihood of {found.unpredicted:,} of {found.predicted:,} next tokens"]
+    return [f"the likelihood of {nonfinite.unpredicted:,} of {nonfinite.predicted:,} next tokens"]

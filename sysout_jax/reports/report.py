@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from matplotlib.figure import Figure
 
-from sysout_jax.commands import interrupts
+from sysout_jax import interrupts
 from sysout_jax.errors import InputError, RunError
 from sysout_jax.figures.saving import SUFFIXES, save_figures
 from sysout_jax.figures.spec import FigureSpec

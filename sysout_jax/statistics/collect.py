@@ -91,7 +91,7 @@ class Stats:
     def to_dict(self) -> dict:
         """JSON-ready numbers of every layer, without what has one value per token or sequence."""
         return plain(
-            {name: STATISTICS[name].columns(found) for name, found in self.gathered.items()}
+            {name: STATISTICS[name].columns(value) for name, value in self.gathered.items()}
         )
 
 

@@ -25,15 +25,15 @@ WIDEST = 64  # values of a layer that become columns of the table; what is wider
 
 def arrays(stats: Stats) -> dict[str, np.ndarray]:
     """Every array of `stats` by its name, `h.top_values` (L, K) for one, and `tokens` (N, T) and `tau`; shapes as in the docstrings."""
-    found = {"tokens": stats.tokens, "tau": np.array(stats.tau)}
+    arrays = {"tokens": stats.tokens, "tau": np.array(stats.tau)}
     for name, gathered in stats.gathered.items():
         for field in dataclasses.fields(gathered):
             value = getattr(gathered, field.name)
             if isinstance(value, dict):
-                found |= {f"{name}.{field.name}.{key}": part for key, part in value.items()}
+                arrays |= {f"{name}.{field.name}.{key}": part for key, part in value.items()}
             elif value is not None:
-                found[f"{name}.{field.name}"] = np.asarray(value)
-    return found | {f"{name}.ratio": getattr(stats, name).ratio for name in ("h", "x_down")}
+                arrays[f"{name}.{field.name}"] = np.asarray(value)
+    return arrays | {f"{name}.ratio": getattr(stats, name).ratio for name in ("h", "x_down")}
 
 
 def table(stats: Stats) -> tuple[list[str], list[list[Any]]]:

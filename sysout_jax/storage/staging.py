@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from sysout_jax.commands import interrupts
+from sysout_jax import interrupts
 from sysout_jax.errors import InputError, RunError
 from sysout_jax.storage.places import nearest, place_of, refusal
 from sysout_jax.storage.workspaces import workspace

@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
-from sysout_jax.commands import interrupts
+from sysout_jax import interrupts
 from sysout_jax.errors import InputError
 
 MARKER = ".sysout_jax"

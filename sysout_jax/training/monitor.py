@@ -20,7 +20,7 @@ from sysout_jax.config import ModelConfig
 from sysout_jax.errors import InputError
 from sysout_jax.models import build
 from sysout_jax.numerics.order import median_of_magnitudes
-from sysout_jax.outliers.definitions import even_share, excess_kurtosis, is_sink
+from sysout_jax.outliers.definitions import even_share, excess_kurtosis, sink_rate
 from sysout_jax.sharding import BATCH, constrain
 from sysout_jax.statistics.attention import near_zero_updates
 from sysout_jax.training.forward import embedded, equal_blocks
@@ -39,40 +39,40 @@ def monitor_layer(taps: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 
     h: `h_top1`, `h_median`, `h_mean` of |h| (means over sequences), `h_kurtosis` (excess, over all elements). x_down:
     `x_down_top1`. attn_sums: `first_token_share`, the attention that the first token gets, and `sink_rate`, the share of (sequence, head)
-    that give it more than 30 % and more than even attention would, and `first_token_over_even`, the attention that it gets over what even attention would give it. q and k: `logit_max`, `logit_min` over causal pairs. attn_scale: `scale_mean`, `scale_min`. sink_mass: its mean
+    that give it more than 30 %, and `first_token_over_even`, the attention that it gets over what even attention would give it. q and k: `logit_max`, `logit_min` over causal pairs. attn_scale: `scale_mean`, `scale_min`. sink_mass: its mean
     over sequences, heads and queries, under the same name.
     attn_out and h_mid: `near_zero_updates`, the share of tokens that attention moves by less than 1 %. Pure, for use under jit.
     """
     _check_taps(taps)
-    found: dict[str, jax.Array] = {}
+    scalars: dict[str, jax.Array] = {}
     if "h" in taps:
         magnitude = jnp.abs(taps["h"].astype(jnp.float32))
-        found["h_top1"] = magnitude.max((1, 2)).mean()
-        found["h_mean"] = magnitude.mean()
+        scalars["h_top1"] = magnitude.max((1, 2)).mean()
+        scalars["h_mean"] = magnitude.mean()
         nonfinite_B = (~jnp.isfinite(magnitude)).sum((1, 2))
-        found["h_median"] = median_of_magnitudes(taps["h"], nonfinite_B).mean()
-        found["h_kurtosis"] = _excess_kurtosis(taps["h"].astype(jnp.float32))
+        scalars["h_median"] = median_of_magnitudes(taps["h"], nonfinite_B).mean()
+        scalars["h_kurtosis"] = _excess_kurtosis(taps["h"].astype(jnp.float32))
     if "x_down" in taps:
-        found["x_down_top1"] = _largest(taps["x_down"]).mean()
+        scalars["x_down_top1"] = _largest(taps["x_down"]).mean()
     if "attn_sums" in taps:
         sums_BxHxS = taps["attn_sums"].astype(jnp.float32)
         # the first token is seen by every query, so its column sum over the number of queries is its mean share
         share_BxH = sums_BxHxS[..., 0] / sums_BxHxS.shape[-1]
-        found["first_token_share"] = share_BxH.mean()
+        scalars["first_token_share"] = share_BxH.mean()
         even = even_share(sums_BxHxS.shape[-1])
-        found["first_token_over_even"] = share_BxH.mean() / even
-        found["sink_rate"] = is_sink(share_BxH, even).mean(dtype=jnp.float32)
+        scalars["first_token_over_even"] = share_BxH.mean() / even
+        scalars["sink_rate"] = sink_rate(sums_BxHxS)
     if "q" in taps and "k" in taps:
         high_B, low_B = logit_range(taps["q"], taps["k"])
-        found["logit_max"], found["logit_min"] = high_B.max(), low_B.min()
+        scalars["logit_max"], scalars["logit_min"] = high_B.max(), low_B.min()
     if "attn_scale" in taps:
         scale = taps["attn_scale"].astype(jnp.float32)
-        found["scale_mean"], found["scale_min"] = scale.mean(), scale.min()
+        scalars["scale_mean"], scalars["scale_min"] = scale.mean(), scale.min()
     if "sink_mass" in taps:
-        found["sink_mass"] = taps["sink_mass"].astype(jnp.float32).mean()
+        scalars["sink_mass"] = taps["sink_mass"].astype(jnp.float32).mean()
     if "attn_out" in taps and "h_mid" in taps:
-        found["near_zero_updates"] = near_zero_updates(taps["attn_out"], taps["h_mid"]).mean()
-    return found
+        scalars["near_zero_updates"] = near_zero_updates(taps["attn_out"], taps["h_mid"]).mean()
+    return scalars
 
 
 def _check_taps(taps: Any) -> None:
@@ -113,8 +113,8 @@ class Monitor:
 
     def __call__(self, params: dict, probe_BxT: jax.Array) -> dict[str, list[float]]:
         """Every quantity as a list over layers."""
-        found = jax.device_get(self._run(params, probe_BxT))
-        return {name: np.asarray(values, float).tolist() for name, values in found.items()}
+        scalars = jax.device_get(self._run(params, probe_BxT))
+        return {name: np.asarray(values, float).tolist() for name, values in scalars.items()}
 
     def _layers(self, params: dict, probe_BxT: jax.Array) -> dict[str, jax.Array]:
         def step_of(block):

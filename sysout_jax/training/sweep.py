@@ -161,13 +161,13 @@ def check_place(workdir: Path) -> None:
 
 def words_by_axis(given: Sequence[str]) -> dict[str, list[str]]:
     """`KEY=VALUE` words, those of one key together. InputError for what is none."""
-    found: dict[str, list[str]] = {}
+    settings: dict[str, list[str]] = {}
     for word in given:
         axis, equals, value = word.partition("=")
         if not (axis and equals and value):
             raise InputError(f"{word!r}: expected KEY=VALUE, such as seed=0")
-        found.setdefault(axis, []).append(value)
-    return found
+        settings.setdefault(axis, []).append(value)
+    return settings
 
 
 def _name(values: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 Tensors = dict[str, np.ndarray]
 _ARCHITECTURES = {
     "gemma3_text": "gemma3", "mistral": "llama", "mixtral": "llama", "phi": "phi2", "gpt_neox": "gptneox", "olmo3": "olmo2",
-    "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss",
+    "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss", "cohere": "command-r",
 }  # fmt: skip
 
 
@@ -146,6 +146,9 @@ def _add_keys(writer: gguf.GGUFWriter, config: dict) -> None:
         writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1.0)))
     if arch in ("gptneox", "stablelm"):
         writer.add_parallel_residual(config["use_parallel_residual"])
+    if arch == "command-r":
+        writer.add_logit_scale(config["logit_scale"])
+        writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
     if arch == "olmo" and config["clip_qkv"] is not None:
         writer.add_clamp_kqv(config["clip_qkv"])
     if arch == "falcon":
@@ -203,10 +206,11 @@ def write_gguf(
     permute: bool = True,
     change: Callable[[Tensors], Tensors] = lambda tensors: tensors,
     keys: dict[str, Any] | None = None,
+    blocks: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.MXFP4,
 ) -> None:
     """A whole model file; matrices whose rows are whole blocks are stored as `quantise`, everything else as float32.
 
-    What `change` makes bytes are blocks of MXFP4. `keys` are methods of the writer and what they are given; without `permute` nothing is done to tensors but naming them.
+    What `change` makes bytes are of the type `blocks`. `keys` are methods of the writer and what they are given; without `permute` nothing is done to tensors but naming them.
     """
     config = json.loads((hf / "config.json").read_text())
     writer = gguf.GGUFWriter(path, architecture(config))
@@ -221,7 +225,7 @@ def write_gguf(
     stored = dict(to_gguf(name, w, config, permute) for name, w in _stacked(tensors).items())
     for name, w in change(stored).items():
         if w.dtype == np.uint8:
-            writer.add_tensor(name, w, raw_dtype=gguf.GGMLQuantizationType.MXFP4)
+            writer.add_tensor(name, w, raw_dtype=blocks)
             continue
         w = np.ascontiguousarray(w, np.float32)
         block = gguf.GGML_QUANT_SIZES[quantise][0] if quantise is not None else 0

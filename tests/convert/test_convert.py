@@ -21,6 +21,7 @@ from sysout_jax.checkpoints.formats.hf_config import read_config
 from sysout_jax.checkpoints.formats.names import stored_names
 from sysout_jax.checkpoints.formats.safetensors import SafetensorsSource
 from sysout_jax.commands import cli
+from sysout_jax.families import LAYOUTS
 from sysout_jax.weights import expected_shapes, groups
 from tests.convert.command import (
     ROOT,
@@ -206,7 +207,7 @@ def test_reading_holds_one_tensor_beyond_what_it_returns(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(fields))
     config = read_config(fields, "test").config
     shapes = expected_shapes(config)
-    stored = stored_names("llama", shapes)
+    stored = stored_names(LAYOUTS["llama"].names, shapes)
     weights = {
         stored[ours].name: np.ones(stored[ours].form.shapes(shape, config)[0], np.float32)
         for ours, shape in shapes.items()

@@ -70,11 +70,21 @@ CHANGES = {
     "stablelm-parallel": {},
     "starcoder2": {"sliding_window": None},
     "starcoder2-no-biases": {"hidden_act": "gelu_pytorch_tanh"},
+    "cohere": {},
+    "cohere-biases": {"attention_bias": False, "tie_word_embeddings": True},
 }
 FIRST = list({CASES[name].kind: name for name in reversed(CHANGES)}.values())
 EVERY = [name if name in FIRST else pytest.param(name, marks=pytest.mark.slow) for name in CHANGES]
-#: Rows of whole blocks.
-WIDE = {"hidden_size": 64, "intermediate_size": 96, "ffn_hidden_size": 256, "head_dim": 32}
+#: Rows of whole blocks of every type.
+WIDE = {
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "intermediate_size"), 256),
+    "moe_intermediate_size": 256,
+    "shared_expert_intermediate_size": 512,
+    "ffn_hidden_size": 1024,
+    "head_dim": 64,
+}
+#: Types that the package cannot write, and where in a block of theirs the numbers lie that all others are multiplied with.
+BLOCKS = {Type.Q4_K: (0, 2), Type.Q6_K: (208,), Type.IQ4_XS: (0,)}
 
 
 def hugging_face(name: str, directory: Path, **more) -> Path:
@@ -128,25 +138,57 @@ def test_what_the_converter_changed_must_be_undone(name, tmp_path):
     assert np.abs(logits(tmp_path / "m.gguf") - logits(hf)).max() > 1
 
 
+def whole_blocks(tensors: dict[str, np.ndarray], kind: Type) -> dict[str, np.ndarray]:
+    """The matrices whose rows are whole blocks."""
+    size = gguf.GGML_QUANT_SIZES[kind][0]
+    return {n: w for n, w in tensors.items() if w.ndim >= 2 and w.shape[-1] % size == 0}
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", [Type.F16, Type.Q8_0, Type.Q4_1], ids=lambda kind: kind.name)
 @pytest.mark.parametrize("name", FIRST)
-def test_quantised_is_what_the_blocks_say(name, tmp_path):
+def test_quantised_is_what_the_blocks_say(name, kind, tmp_path):
     hf = hugging_face(name, tmp_path, **WIDE)
 
     def rounded(tensors):
-        return {
-            name: gguf.quants.dequantize(gguf.quants.quantize(w, Type.Q8_0), Type.Q8_0)
-            if w.ndim >= 2 and w.shape[-1] % 32 == 0
-            else w
-            for name, w in tensors.items()
+        return tensors | {
+            name: gguf.quants.dequantize(gguf.quants.quantize(w, kind), kind)
+            for name, w in whole_blocks(tensors, kind).items()
         }
 
-    write_gguf(hf, tmp_path / "q8.gguf", quantise=Type.Q8_0)
+    write_gguf(hf, tmp_path / "quantised.gguf", quantise=kind)
     write_gguf(hf, tmp_path / "f32.gguf", change=rounded)
-    lm = so.load(tmp_path / "q8.gguf")
+    lm = so.load(tmp_path / "quantised.gguf")
     assert equal(lm, so.load(tmp_path / "f32.gguf"))
-    if name not in ("gpt2", "mpt"):  # which are narrow here
-        assert lm.stored_as["mlp/up_proj/kernel"] == "Q8_0"
+    assert lm.stored_as["mlp/up_proj/kernel"] == kind.name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", BLOCKS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("name", FIRST)
+def test_random_blocks_are_what_the_package_reads(name, kind, tmp_path):
+    hf = hugging_face(name, tmp_path, **WIDE)
+    size, nbytes = gguf.GGML_QUANT_SIZES[kind]
+    rng, raw = np.random.default_rng(int(kind)), {}
+
+    def as_blocks(tensors):
+        for name, w in whole_blocks(tensors, kind).items():
+            count = w.shape[-1] // size
+            each = rng.integers(0, 256, (*w.shape[:-1], count, nbytes), np.uint8)
+            for at in BLOCKS[kind]:
+                scale = rng.uniform(1e-3, 1e-2, (*each.shape[:-1], 1)).astype(np.float16)
+                each[..., at : at + 2] = scale.view(np.uint8)
+            raw[name] = each.reshape(*w.shape[:-1], count * nbytes)
+        return tensors | raw
+
+    def read(tensors):
+        return tensors | {n: gguf.quants.dequantize(each, kind) for n, each in raw.items()}
+
+    write_gguf(hf, tmp_path / "blocks.gguf", change=as_blocks, blocks=kind)
+    write_gguf(hf, tmp_path / "f32.gguf", change=read)
+    lm = so.load(tmp_path / "blocks.gguf")
+    assert equal(lm, so.load(tmp_path / "f32.gguf"))
+    assert lm.stored_as["mlp/up_proj/kernel"] == kind.name
 
 
 def test_the_first_files_of_phi_2_hold_q_k_and_v_together(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import sysout_jax as so
-from sysout_jax.checkpoints.formats.names import PAPER_MODELS
+from sysout_jax.checkpoints.formats.nanogpt import PAPER_MODELS
 from tests.convert.command import assert_same_model, everything_below, refusal, run_here
 from tests.convert.nanogpt_reference import ARGS, MODEL_TYPES, logits, random_weights
 from tests.convert.torch_writer import Raw, Tensor, view, write_torch

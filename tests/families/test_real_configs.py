@@ -1,4 +1,4 @@
-"""config.json files as they are published, of the families with experts, several bases of rotary positions, or scaled ones."""
+"""config.json files as they are published, of the families that `tests/convert/test_config_in_the_wild.py` does not read."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 import pytest
 
 from sysout_jax.checkpoints.formats.hf_config import read_config
+from sysout_jax.errors import InputError
+from tests.convert import test_config_in_the_wild as in_the_wild
 
 #: directory → what our config must say
 REAL = {
@@ -24,7 +26,26 @@ REAL = {
     "gemma-3-1b-it": {"family": "gemma3", "num_layers": 26, "num_kv_heads": 1, "head_dim": 256, "rope_theta": 1e6, "local_rope_theta": 1e4, "sliding_window": 512, "attention_scale": 1 / 16, "tied_embeddings": True},
     "olmo-3.1-32b-instruct": {"family": "olmo3", "num_layers": 64, "num_heads": 40, "rope_theta": 5e5, "local_rope_theta": 5e5, "sliding_window": 4096, "vocab_size": 100278},
     "phi-3.5-mini-instruct": {"family": "phi3", "context_length": 131072, "sliding_window": 262144, "head_dim": 96, "rotary_dims": None},
+    "falcon-7b-RefinedWebModel": {"family": "falcon", "num_layers": 32, "d_model": 4544, "num_heads": 71, "num_kv_heads": 1, "head_dim": 64, "d_ff": 18176, "parallel": True, "vocab_size": 65024, "tied_embeddings": True},
+    "gemma-2-2b": {"family": "gemma2", "num_layers": 26, "d_model": 2304, "num_heads": 8, "num_kv_heads": 4, "head_dim": 256, "d_ff": 9216, "sliding_window": 4096, "softcap": 50.0, "final_softcap": 30.0, "attention_scale": 1 / 16, "tied_embeddings": True},
+    "gemma-2-9b": {"family": "gemma2", "num_layers": 42, "d_model": 3584, "num_heads": 16, "num_kv_heads": 8, "d_ff": 14336, "softcap": 50.0, "attention_scale": 1 / 16},
+    "mpt-7b-instruct-style": {"family": "mpt", "num_layers": 32, "d_model": 4096, "num_heads": 32, "d_ff": 16384, "context_length": 2048, "vocab_size": 50432, "clip_qkv": None, "alibi_max": 8},
+    "olmo-1b-hf": {"family": "olmo", "num_layers": 16, "d_model": 2048, "num_heads": 16, "d_ff": 8192, "clip_qkv": None, "norm_eps": 1e-5, "tied_embeddings": True, "rope_theta": 1e4},
+    "olmo-2-7b": {"family": "olmo2", "num_layers": 32, "d_model": 4096, "num_kv_heads": 32, "d_ff": 11008, "rope_theta": 5e5, "norm_eps": 1e-6, "tied_embeddings": False},
+    "olmo-2-32b": {"family": "olmo2", "num_layers": 64, "d_model": 5120, "num_heads": 40, "num_kv_heads": 8, "d_ff": 27648},
+    "opt-6.7b": {"family": "opt", "num_layers": 32, "d_model": 4096, "num_heads": 32, "d_ff": 16384, "activation": "relu", "tied_embeddings": True, "context_length": 2048, "vocab_size": 50272},
+    "phi-1_5-msft-old-format": {"family": "phi", "num_layers": 24, "d_model": 2048, "num_kv_heads": 32, "d_ff": 8192, "rotary_dims": 32, "activation": "gelu_tanh", "tied_embeddings": False},
+    "phi-2-msft-old-format": {"family": "phi", "num_layers": 32, "d_model": 2560, "num_kv_heads": 32, "d_ff": 10240, "rotary_dims": 32, "vocab_size": 51200},
+    "pythia-12b-deduped": {"family": "gpt_neox", "num_layers": 36, "d_model": 5120, "num_heads": 40, "d_ff": 20480, "rotary_dims": 32, "parallel": True, "activation": "gelu", "tied_embeddings": False},
+    "redpajama-incite-3b-gpt_neox": {"family": "gpt_neox", "num_layers": 32, "d_model": 2560, "d_ff": 10240, "rotary_dims": None, "parallel": False, "vocab_size": 50432},
+    "qwen3-0.6b": {"family": "qwen3", "num_layers": 28, "d_model": 1024, "num_heads": 16, "num_kv_heads": 8, "head_dim": 128, "d_ff": 3072, "rope_theta": 1e6, "sliding_window": None, "qkv_bias": False, "tied_embeddings": True},
+    "qwen3-8b": {"family": "qwen3", "num_layers": 36, "d_model": 4096, "d_ff": 12288, "context_length": 40960, "tied_embeddings": False},
+    "qwen3-32b-fp8": {"family": "qwen3", "num_layers": 64, "d_model": 5120, "num_heads": 64, "head_dim": 128, "d_ff": 25600},
+    "stablelm-3b-4e1t-style": {"family": "stablelm", "num_layers": 32, "d_model": 2560, "num_kv_heads": 32, "d_ff": 6912, "rotary_dims": 20, "parallel": False, "qkv_bias": False, "norm_eps": 1e-5},
+    "starcoder2-7b": {"family": "starcoder2", "num_layers": 32, "d_model": 4608, "num_heads": 36, "num_kv_heads": 4, "d_ff": 18432, "sliding_window": 4096, "activation": "gelu_tanh", "rope_theta": 1e6, "context_length": 16384},
 }  # fmt: skip
+#: Of families that do not load.
+REFUSED = {"deepseek-moe-16b", "deepseek-v3", "gemma-4-26b-a4b", "llama-3_3-nemotron-super-49b-deci", "qwen3.5-27b"}  # fmt: skip
 #: directory → kind, factor, original context, magnitude of its scaled positions
 SCALED = {
     "ministral3-3b-2512": ("yarn", 16.0, 16384, 1.0),
@@ -45,6 +66,20 @@ def test_values(name, shared_data):
         kind, factor, original, magnitude = SCALED[name]
         assert (scaling.kind, scaling.factor, scaling.original_context) == (kind, factor, original)
         assert scaling.magnitude == pytest.approx(magnitude, rel=1e-6)
+
+
+def test_every_file_is_read_or_of_an_unknown_family(shared_data):
+    for file in sorted((shared_data / "configs").glob("*/config.json")):
+        name, fields = file.parent.name, json.loads(file.read_text())
+        if name in REFUSED:
+            with pytest.raises(
+                InputError, match=f"architecture '{fields['model_type']}' is unknown"
+            ):
+                read_config(fields, name)
+        else:
+            read_config(fields, name)
+            classes = set(fields.get("architectures") or ())
+            assert name in REAL or name in in_the_wild.REAL or classes & in_the_wild.KNOWN, name
 
 
 def test_layers_with_a_window(shared_data):

@@ -196,8 +196,11 @@ def _quantised(
 ) -> tuple[Quantised, ...]:
     if np.shape(windows)[-1] < 2:
         return ()
-    made = [Compressor(one, calibration=calibrate(one, calibration)) for one in (lm, clean)]
+    made = [Compressor(model, calibration=calibrate(model, calibration)) for model in (lm, clean)]
     return tuple(
-        Quantised(method.label, *(perplexity(one.model(method), windows).value for one in made))
+        Quantised(
+            method.label,
+            *(perplexity(compressor.model(method), windows).value for compressor in made),
+        )
         for method in QUANTISED
     )

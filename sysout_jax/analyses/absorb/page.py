@@ -58,7 +58,7 @@ def verdict(report: Absorption) -> str:
     quantised = report.quantised[-1:]
     parts = [
         f"perplexity {digits(before.perplexity.value)} → {digits(after.perplexity.value)}",
-        *(f"{one.label} {digits(one.before)} → {digits(one.after)}" for one in quantised),
+        *(f"{pair.label} {digits(pair.before)} → {digits(pair.after)}" for pair in quantised),
     ]
     return (
         f"{report.name} with the prefix {prefix_name(report)} absorbed as {plural(len(report.prefix), 'extra key')} of every key head, "
@@ -87,14 +87,17 @@ def summary(report: Absorption) -> str:
         f"Proof     {_proof(report)}",
     ]
     waves = [
-        f"{name} {len(found)}" + (f", up to {number(max(w.ratio for w in found))}" if found else "")
-        for name, found in zip(COLUMNS[1:], (report.before.waves, report.after.waves), strict=True)
+        f"{name} {len(waves_there)}"
+        + (f", up to {number(max(w.ratio for w in waves_there))}" if waves_there else "")
+        for name, waves_there in zip(
+            COLUMNS[1:], (report.before.waves, report.after.waves), strict=True
+        )
     ]
     lines.append(f"Waves     over {TAUS[0]:g} times the mean: {'; '.join(waves)}")
     if report.after.stays:
         shown = ", ".join(
-            f"{name} ×{one.count} (up to {number(one.ratio)})"
-            for name, one in zip(_stay_names(report), report.after.stays, strict=True)
+            f"{name} ×{stay.count} (up to {number(stay.ratio)})"
+            for name, stay in zip(_stay_names(report), report.after.stays, strict=True)
         )
         lines.append(f"Stays     over τ = {TAUS[0]:g}: {shown}")
     return "\n".join(lines)
@@ -122,8 +125,8 @@ def _rows(report: Absorption) -> tuple[tuple[str, ...], ...]:
     return (
         row("perplexity", lambda r: digits(r.perplexity.value, length)),
         *(
-            (f"perplexity, {one.label}", digits(one.before), digits(one.after))
-            for one in report.quantised
+            (f"perplexity, {pair.label}", digits(pair.before), digits(pair.after))
+            for pair in report.quantised
         ),
         row("largest |h| / mean", lambda r: number(r.h_ratio.max())),
         row("largest |x_down| / mean", lambda r: number(r.x_down_ratio.max())),
@@ -205,8 +208,14 @@ def _stays(report: Absorption) -> Table | str:
     if not report.after.stays:
         return f"No element of h exceeds {TAUS[0]:g} times the mean any more."
     rows = tuple(
-        (name, one.token, one.count, number(one.ratio), in_layers(one.layers).removeprefix("in "))
-        for name, one in zip(_stay_names(report), report.after.stays, strict=True)
+        (
+            name,
+            stay.token,
+            stay.count,
+            number(stay.ratio),
+            in_layers(stay.layers).removeprefix("in "),
+        )
+        for name, stay in zip(_stay_names(report), report.after.stays, strict=True)
     )
     header = ("what stays: token", "id", "times", "largest |h| / mean", "where")
     return Table(
@@ -219,8 +228,13 @@ def _search(report: Absorption) -> tuple[str | Table, ...]:
         return " ".join(_shown(report.model, token) for token in tried.prefix) or "none"
 
     rows = tuple(
-        (name(one), number(one.ratio), digits(one.perplexity), "chosen" if one.chosen else "")
-        for one in report.search
+        (
+            name(tried),
+            number(tried.ratio),
+            digits(tried.perplexity),
+            "chosen" if tried.chosen else "",
+        )
+        for tried in report.search
     )
     text = (
         f"Every candidate was read before the text of the search ({report.calibration}; at most {WINDOWS} windows of {LENGTH} tokens of it). The smallest "

@@ -28,7 +28,7 @@ WINDOWS, LENGTH = (
     2,
     128,
 )  # of the text that is searched on, at most; a prefix takes its place from the end
-FOUND = 4  # tokens with the largest ratios of the text that are tried
+STRONGEST = 4  # tokens with the largest ratios of the text that are tried
 KEPT = 5  # of a round that the next one tries
 
 
@@ -59,36 +59,47 @@ def search(lm: LanguageModel, tokens_NxT: np.ndarray, longest: int = LONGEST) ->
     tried = [start]
     best, pool = start, candidates(lm.tokenizer, text, token_ratio_NxT)
     while pool and len(best.prefix) < min(longest, text.shape[1] - 1):
-        found = [one for one, _ in _try(lm, text, [(*best.prefix, token) for token in pool])]
-        tried += found
-        allowed = [one for one in found if one.perplexity <= WORSE * start.perplexity]
-        ranked = sorted(allowed or found, key=lambda one: (one.ratio, one.perplexity))
+        attempts = [
+            attempt for attempt, _ in _try(lm, text, [(*best.prefix, token) for token in pool])
+        ]
+        tried += attempts
+        allowed = [
+            attempt for attempt in attempts if attempt.perplexity <= WORSE * start.perplexity
+        ]
+        ranked = sorted(
+            allowed or attempts, key=lambda attempt: (attempt.ratio, attempt.perplexity)
+        )
         if best.prefix and not (allowed and ranked[0].ratio <= GAIN * best.ratio):
             break
-        best, pool = ranked[0], [one.prefix[-1] for one in ranked[:KEPT]]
+        best, pool = ranked[0], [attempt.prefix[-1] for attempt in ranked[:KEPT]]
     return tuple(
-        Tried(one.prefix, one.ratio, one.perplexity, one.prefix == best.prefix) for one in tried
+        Tried(attempt.prefix, attempt.ratio, attempt.perplexity, attempt.prefix == best.prefix)
+        for attempt in tried
     )
 
 
 def chosen(tried: Sequence[Tried]) -> Tried:
     """The prefix that a search ended with."""
-    return next(one for one in tried if one.chosen)
+    return next(attempt for attempt in tried if attempt.chosen)
 
 
 def candidates(
     tokenizer: Tokenizer | None, tokens_NxT: np.ndarray, token_ratio_NxT: np.ndarray
 ) -> list[int]:
     """BOS and the end of a text, strong delimiters, and the tokens beyond the first position with the largest ratios, once each."""
-    found: list[int | None] = []
+    tokens: list[int | None] = []
     if tokenizer is not None:
         ids = [tokenizer.encode(text) for text in LISTS["strong delimiter"]]
         ends = [tokenizer.backend.token_to_id(name) for name in END_TOKENS]
-        found += [tokenizer.bos_id, *ends, *(one[0] for one in ids if len(one) == 1)]
+        tokens += [
+            tokenizer.bos_id,
+            *ends,
+            *(token_ids[0] for token_ids in ids if len(token_ids) == 1),
+        ]
     order = np.argsort(-token_ratio_NxT[:, 1:].ravel(), kind="stable")
     strongest = dict.fromkeys(int(token) for token in tokens_NxT[:, 1:].ravel()[order])
-    found += list(strongest)[:FOUND] or [int(tokens_NxT[0, 0])]
-    return [token for token in dict.fromkeys(found) if token is not None]
+    tokens += list(strongest)[:STRONGEST] or [int(tokens_NxT[0, 0])]
+    return [token for token in dict.fromkeys(tokens) if token is not None]
 
 
 def _try(
@@ -108,9 +119,11 @@ def _try(
     prefix_R = [np.full(len(stream.tokens), count, np.int32)] * lm.num_layers
     ratio_RxT = np.max([seen for _, _, seen in stream.layers(_observe, prefix_R)], axis=0)
     nll_RxT = stream.nll()[:, count:].astype(np.float64)
-    found = []
+    attempts = []
     for i, prefix in enumerate(prefixes):
         own = slice(i * windows, (i + 1) * windows)
         nll = float(nll_RxT[own].mean()) if nll_RxT.shape[1] else float("nan")
-        found.append((Tried(prefix, float(ratio_RxT[own].max()), of_mean_nll(nll)), ratio_RxT[own]))
-    return found
+        attempts.append(
+            (Tried(prefix, float(ratio_RxT[own].max()), of_mean_nll(nll)), ratio_RxT[own])
+        )
+    return attempts

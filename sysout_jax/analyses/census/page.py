@@ -62,22 +62,22 @@ def verdict(result: Census) -> str:
 
 def worst(result: Census, edits: tuple[str, ...] = ("element", "column", "row")) -> tuple[Entry, Effect]:  # fmt: skip
     """The edit that raises the loss most; one that leaves no finite loss counts as the most of all."""
-    found = [
+    effects = [
         (entry, effect)
         for entry in result.entries
         for effect in entry.effects
         if effect.edit in edits
     ]
-    return max(found, key=lambda pair: np.nan_to_num(pair[1].loss_change.value, nan=np.inf))
+    return max(effects, key=lambda pair: np.nan_to_num(pair[1].loss_change.value, nan=np.inf))
 
 
 def agreement_sentence(result: Census) -> str:
     """That rank is not severity, with the correlations."""
-    found = [
+    correlations = [
         f"{number(a.correlation)} by {a.ranking} ({a.writers} lines, {a.edit} to zero)"
         for a in result.agreements
     ]
-    return f"{RANK_IS_NOT_SEVERITY} Rank correlation with the change of the loss: {joined(found)}."
+    return f"{RANK_IS_NOT_SEVERITY} Rank correlation with the change of the loss: {joined(correlations)}."
 
 
 def summary(result: Census) -> str:
@@ -142,11 +142,11 @@ def _size(value: float) -> str:
     return _share(abs(value)).removeprefix("+")
 
 
-def _interval(found: Interval) -> str:
-    value = _share(found.value)
-    if not np.isfinite(found.low):
+def _interval(interval: Interval) -> str:
+    value = _share(interval.value)
+    if not np.isfinite(interval.low):
         return value
-    return f"{value} [{_share(found.low)}, {_share(found.high)}]"
+    return f"{value} [{_share(interval.low)}, {_share(interval.high)}]"
 
 
 def _note(result: Census) -> str:

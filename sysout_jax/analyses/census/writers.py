@@ -60,7 +60,7 @@ def find_writers(lm: LanguageModel, stats: Stats, count: int) -> tuple[Writer, .
     rankings: list[tuple[np.ndarray, Callable]] = [
         (columns_LxF, of_column), (rows_LxD, of_row), (write_LxF, of_column),
     ]  # fmt: skip
-    found = dict.fromkeys(
+    entries = dict.fromkeys(
         entry_of(*at) for values, entry_of in rankings for at in _largest(values, count)
     )
 
@@ -78,7 +78,7 @@ def find_writers(lm: LanguageModel, stats: Stats, count: int) -> tuple[Writer, .
             write_rank=_rank(write_LxF, (layer, column)),
         )
 
-    return tuple(sorted((writer(*entry) for entry in found), key=lambda w: -w.write))
+    return tuple(sorted((writer(*entry) for entry in entries), key=lambda w: -w.write))
 
 
 @dataclass(frozen=True)

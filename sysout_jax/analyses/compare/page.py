@@ -29,15 +29,15 @@ ALIKE = 1.05  # ratios closer than this are not called different
 
 def write_comparison(out: Path, report: Comparison, settings: dict[str, Any]) -> list[Path]:
     """Write the report into `out`; `settings` come from `provenance.run_settings`. Returns all paths."""
-    found = differences(report)
+    sentences = differences(report)
     return write_report(
         out,
         NAME,
         f"Two lifecycles side by side: {report.first.name} and {report.second.name}",
-        headline=found[0],
-        payload={"models": [plain(told) for told in report.both], "differences": found},
+        headline=sentences[0],
+        payload={"models": [plain(told) for told in report.both], "differences": sentences},
         sections=[
-            Section("What differs", (*found, facts(report))),
+            Section("What differs", (*sentences, facts(report))),
             *figure_sections(FIGURES, report, _no_text, {}),
             Section("How to read this page", (counting(NAME), "A systematic outlier is a number over τ times the mean size of its sequence. A sink head gives the outlier's tokens more than 30% of its attention.")),
         ],
@@ -60,8 +60,8 @@ def _whether(report: Comparison) -> Iterator[str]:
     if a.found and b.found:
         yield f"Both {a.name} and {b.name} have systematic outliers."
     elif a.found or b.found:
-        one, other = (a, b) if a.found else (b, a)
-        yield f"{one.name} has systematic outliers, {other.name} has none at τ = {other.tau:g}."
+        having, other = (a, b) if a.found else (b, a)
+        yield f"{having.name} has systematic outliers, {other.name} has none at τ = {other.tau:g}."
     else:
         yield f"Neither {a.name} nor {b.name} has a systematic outlier."
 

@@ -78,4 +78,4 @@ def _difference(exact_BxTxD, other_BxTxD):
     token = squared.sum(2)
     size = (exact**2).sum(2)
     relative = jnp.sqrt(token / jnp.where(size > 0, size, 1.0))
-    return tuple(constrain(found, P()) for found in (relative, token, squared.sum(1)))
+    return tuple(constrain(sums, P()) for sums in (relative, token, squared.sum(1)))

@@ -29,10 +29,10 @@ _LOG_FROM = 4.0  # ratios are drawn on a log axis when the largest is this much
 
 def remark(result: Compression) -> str:
     """Says so where what the error is attributed to are no outliers."""
-    found = result.outliers
-    if found is None or found.found:
+    outliers = result.outliers
+    if outliers is None or outliers.found:
         return ""
-    return f"no outlier at τ = {found.tau:g}; elements over {number(found.level)} times the mean, shown for orientation"
+    return f"no outlier at τ = {outliers.tau:g}; elements over {number(outliers.level)} times the mean, shown for orientation"
 
 
 @style.styled
@@ -87,36 +87,44 @@ def layers(result: Compression) -> Figure:
     figure = style.new_figure(0.9 + 2.2 * len(rows), remark(result))
     grid = figure.subplots(len(rows), 3, squeeze=False)
     x = style.layers_from_one(result.num_layers)
-    for panels, found in zip(grid, rows, strict=True):
+    for panels, attribution in zip(grid, rows, strict=True):
         every = style.mark_every(len(x))
         full = result.outcomes[0].perplexity.value
-        ratio = finite_or(found.perplexity_alone / full, np.nan)
+        ratio = finite_or(attribution.perplexity_alone / full, np.nan)
         panels[0].plot(x, ratio, "o-", color=style.BLUE, markevery=every, label="perplexity")
         panels[0].axhline(1, color=style.BLACK, ls="--", lw=1)
-        panels[0].set_ylabel(f"{found.label}\nperplexity ratio")
+        panels[0].set_ylabel(f"{attribution.label}\nperplexity ratio")
         if finite_or(ratio).max() > _LOG_FROM:
             panels[0].set_yscale("log")
         else:
             panels[0].ticklabel_format(axis="y", useOffset=False)
             _widen(panels[0], ratio)
         for errors, label, look in (
-            (found.own, "of this layer alone", {"color": style.ORANGE, "ls": "-", "marker": "s"}),
-            (found.accumulated, "accumulated", {"color": style.BLACK, "ls": ":", "marker": "^"}),
+            (
+                attribution.own,
+                "of this layer alone",
+                {"color": style.ORANGE, "ls": "-", "marker": "s"},
+            ),
+            (
+                attribution.accumulated,
+                "accumulated",
+                {"color": style.BLACK, "ls": ":", "marker": "^"},
+            ),
         ):
             panels[1].plot(x, errors.relative, markevery=every, mfc="white", label=label, **look)
-        style.log_or_linear(panels[1], [found.own.relative, found.accumulated.relative])
+        style.log_or_linear(panels[1], [attribution.own.relative, attribution.accumulated.relative])
         for share, label, look in (
-            (found.own.tokens_share, "outlier tokens", {"color": style.GREEN, "marker": "o"}),
-            (found.own.dims_share, "outlier dims d*", {"color": style.PINK, "marker": "D", "ls": "--"}),
+            (attribution.own.tokens_share, "outlier tokens", {"color": style.GREEN, "marker": "o"}),
+            (attribution.own.dims_share, "outlier dims d*", {"color": style.PINK, "marker": "D", "ls": "--"}),
         ):  # fmt: skip
             panels[2].plot(x, share, markevery=every, mfc="white", label=label, **look)
         panels[2].set_ylim(-0.04, 1.04)
         for axes, title in zip(panels, _LAYER_TITLES, strict=True):
             if not any(np.isfinite(line.get_ydata()).any() for line in axes.get_lines()):
                 style.nothing_to_draw(axes)
-            if found is rows[0]:
+            if attribution is rows[0]:
                 axes.set_title(title)
-            style.layer_axis(axes, result.num_layers, label=found is rows[-1])
+            style.layer_axis(axes, result.num_layers, label=attribution is rows[-1])
             axes.set_xticks(style.layer_ticks(result.num_layers)[:: 1 + (result.num_layers > 10)])
             axes.grid(axis="y")
     for axes, columns in ((grid[-1][1], 1), (grid[-1][2], 1)):
@@ -128,13 +136,15 @@ def layers(result: Compression) -> Figure:
 @style.styled
 def kept(result: Compression) -> Figure:
     """Perplexity with outliers, or as many random others, kept in full precision: a panel per method."""
-    found = [a for a in result.attributions if a.kept]
-    figure = style.new_figure(1.6 + 0.42 * len(found[0].kept), remark(result))
-    panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
-    for axes, attribution in zip(panels, found, strict=True):
+    attributions = [a for a in result.attributions if a.kept]
+    figure = style.new_figure(1.6 + 0.42 * len(attributions[0].kept), remark(result))
+    panels = figure.subplots(1, len(attributions), sharey=True, squeeze=False)[0]
+    for axes, attribution in zip(panels, attributions, strict=True):
         _kept_panel(axes, attribution, result.outcomes[0].perplexity.value)
-    panels[0].set_yticks(range(len(found[0].kept)), [KEPT_LABELS[k.what] for k in found[0].kept])
-    panels[0].set_ylim(len(found[0].kept) - 0.5, -0.5)
+    panels[0].set_yticks(
+        range(len(attributions[0].kept)), [KEPT_LABELS[k.what] for k in attributions[0].kept]
+    )
+    panels[0].set_ylim(len(attributions[0].kept) - 0.5, -0.5)
     handles, labels = panels[0].get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=4)
@@ -147,10 +157,10 @@ def _kept_panel(axes: Axes, attribution: Attribution, full: float) -> None:
     if np.isfinite(attribution.perplexity):
         axes.axvline(attribution.perplexity, color=style.GREY, lw=3, label="nothing kept")
     values = [full, attribution.perplexity]
-    for y, one in enumerate(attribution.kept):
+    for y, outcome in enumerate(attribution.kept):
         looks = (
-            (one.perplexity, style.ORANGE, "o", -0.14, "outliers kept"),
-            (one.control, style.BLUE, "s", 0.14, "random others kept"),
+            (outcome.perplexity, style.ORANGE, "o", -0.14, "outliers kept"),
+            (outcome.control, style.BLUE, "s", 0.14, "random others kept"),
         )
         for interval, colour, marker, offset, label in looks:
             at = [y + offset] * len(interval.seeds)
@@ -225,14 +235,14 @@ def perplexity_sentence(results: Sequence[Compression]) -> str:
 def layers_sentence(result: Compression) -> str:
     """Which layer makes the largest own error."""
     parts = []
-    for found in result.attributions:
-        own = found.own.relative
+    for attribution in result.attributions:
+        own = attribution.own.relative
         if not np.isfinite(own).any():
             continue
         worst = int(np.nanargmax(own))
-        shares = found.own.tokens_share[worst], found.own.dims_share[worst]
+        shares = attribution.own.tokens_share[worst], attribution.own.dims_share[worst]
         parts.append(
-            f"{found.label}: the largest error of its own has layer {worst + 1} ({percent(own[worst])} of h), {percent(shares[0])} of it at "
+            f"{attribution.label}: the largest error of its own has layer {worst + 1} ({percent(own[worst])} of h), {percent(shares[0])} of it at "
             f"outlier tokens and {percent(shares[1])} in outlier dims"
         )
     return ("; ".join(parts) or "No error of h is finite: there is nothing to see") + "."
@@ -241,15 +251,15 @@ def layers_sentence(result: Compression) -> str:
 def kept_sentence(result: Compression) -> str:
     """What the strongest keep gives beside its control."""
     parts = []
-    for found in result.attributions:
-        if not found.kept:
+    for attribution in result.attributions:
+        if not attribution.kept:
             continue
-        best = min(found.kept, key=lambda k: finite_or(k.perplexity.value, np.inf))
+        best = min(attribution.kept, key=lambda k: finite_or(k.perplexity.value, np.inf))
         parts.append(
-            f"{found.label}: perplexity {digits(found.perplexity)} falls to {digits(best.perplexity.value)} with {best.weights:,} weights kept "
+            f"{attribution.label}: perplexity {digits(attribution.perplexity)} falls to {digits(best.perplexity.value)} with {best.weights:,} weights kept "
             f"({KEPT_LABELS[best.what]}), to {digits(best.control.value)} with as many random others"
-            if best.perplexity.value < found.perplexity
-            else f"{found.label}: nothing kept lowers the perplexity of {digits(found.perplexity)}"
+            if best.perplexity.value < attribution.perplexity
+            else f"{attribution.label}: nothing kept lowers the perplexity of {digits(attribution.perplexity)}"
         )
     full = result.outcomes[0].perplexity.value
     return f"{'; '.join(parts)}. Full precision: {digits(full)}. Ticks: seeds."

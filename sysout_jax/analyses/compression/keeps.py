@@ -23,32 +23,32 @@ KEEPS = {
 
 def shapes(config: ModelConfig) -> dict[tuple[int, str], tuple[int, int]]:
     """(layer, path) → (inputs, outputs) of every linear layer of every block."""
-    found = {}
+    sizes = {}
     for name, shape in expected_shapes(config).items():
         group, _, path = name.partition("/")
         if group.startswith("layer_") and path.endswith("/kernel"):
             layer, inputs, outputs = int(group.removeprefix("layer_")), *shape
-            found[layer, path.removesuffix("/kernel")] = (inputs, outputs)
-    return found
+            sizes[layer, path.removesuffix("/kernel")] = (inputs, outputs)
+    return sizes
 
 
 def find_keeps(life: Lifecycle, config: ModelConfig) -> dict[str, Keep]:
     """The parts of `KEEPS` that this lifecycle names; one that was traced and has a birth."""
     born = birth_weights(life.birth)
     dims = life.birth.dims
-    found: dict[str, Keep] = {}
+    keeps: dict[str, Keep] = {}
     if born:
-        found["birth_weights"] = born_weights(life, config)
-        found["channels"] = {
+        keeps["birth_weights"] = born_weights(life, config)
+        keeps["channels"] = {
             _down(config, layer): Kept(inputs=_ints(channels))
             for layer, (channels, _) in born.items()
         }
-    found["dims"] = {
+    keeps["dims"] = {
         place: Kept(outputs=dims) if _writes(config, *place) else Kept(inputs=dims)
         for place in shapes(config)
     }
-    found["columns"] = _extremal_columns(life, config)
-    return found
+    keeps["columns"] = _extremal_columns(life, config)
+    return keeps
 
 
 def born_weights(life: Lifecycle, config: ModelConfig) -> Keep:
@@ -94,7 +94,7 @@ def _extremal_columns(life: Lifecycle, config: ModelConfig) -> Keep:
         for module, column in zip(weights.modules, weights.column[layer], strict=True):
             path = config.layer(layer).matrix(module).path
             columns.setdefault((layer, path), set()).add(int(column))
-    return {place: Kept(inputs=tuple(sorted(found))) for place, found in columns.items()}
+    return {place: Kept(inputs=tuple(sorted(inputs))) for place, inputs in columns.items()}
 
 
 def _writes(config: ModelConfig, layer: int, path: str) -> bool:

@@ -253,13 +253,13 @@ class _Study:
         return final_error(self.stream, stream)
 
     def outcome(self, name: str, label: str, sparsity: float | None, lm: LanguageModel) -> Outcome:
-        stream, found = (self.stream, self.exact) if lm is self.lm else self.run(lm)
+        stream, measured = (self.stream, self.exact) if lm is self.lm else self.run(lm)
         return Outcome(
             method=name,
             label=label,
             sparsity=sparsity,
-            perplexity=self.interval([found]),
-            ratio=self.interval([found], self.exact.window_nll),
+            perplexity=self.interval([measured]),
+            ratio=self.interval([measured], self.exact.window_nll),
             error=self.error(stream),
             nonfinite=stream.nonfinite().h.total,
         )
@@ -281,11 +281,11 @@ class _Study:
                 self.lm, compressed, self.tokens, dims, marked, accumulate=accumulate
             )
 
-        stream, found = self.run(compressed)
+        stream, measured = self.run(compressed)
         return Attribution(
             method=name,
             label=named(method, made.settings),
-            perplexity=found.value,
+            perplexity=measured.value,
             error=self.error(stream),
             perplexity_alone=self._alone(method, made),
             own=errors(accumulate=False),
@@ -296,25 +296,25 @@ class _Study:
     def _alone(self, method: Method, made: Compressor) -> np.ndarray:
         """Perplexity with one layer compressed at a time; what lies before it is computed once."""
         exact = Stream(self.lm, self.windows)
-        before, found = list(exact.hidden), []
+        before, perplexities = list(exact.hidden), []
         for layer, _, _ in exact.layers(observe_nothing):
             branch = copy.copy(exact)
             branch.lm, branch.hidden = made.model(method, (layer,)), before
-            found.append(self.finish(branch, layer).value)
+            perplexities.append(self.finish(branch, layer).value)
             before = list(exact.hidden)
-        return np.array(found)
+        return np.array(perplexities)
 
     def _kept(
         self, method: Method, made: Compressor, life: Lifecycle, seeds: int, seed: int
     ) -> tuple[KeptOutcome, ...]:
-        config, found = self.lm.config, []
+        config, outcomes = self.lm.config, []
         for i, (what, keep) in enumerate(find_keeps(life, config).items()):
             controls = [
                 random_others(keep, config, np.random.default_rng([seed, i, run]))
                 for run in range(seeds)
             ]
             kept, *others = (self.run(made.model(method, keep=k)) for k in (keep, *controls))
-            found.append(
+            outcomes.append(
                 KeptOutcome(
                     what=what,
                     weights=kept_weights(keep, config),
@@ -324,4 +324,4 @@ class _Study:
                     control_error=float(np.mean([self.error(stream) for stream, _ in others])),
                 )
             )
-        return tuple(found)
+        return tuple(outcomes)

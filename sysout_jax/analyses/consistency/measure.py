@@ -203,13 +203,13 @@ def _agreement(stats: Stats, levels: dict[str, float], counts: dict[str, int]) -
     for layer in range(len(stats.h.ratio)):
         sets, before = _sets(stats, layer, levels, *before)
         layers.append(_compare(sets))
-    found = {name: np.stack([layer[name] for layer in layers], axis=1) for name in layers[0]}
+    measures = {name: np.stack([layer[name] for layer in layers], axis=1) for name in layers[0]}
     reach = np.array(
         [all(rules.reachable(levels[kind], counts[kind]) for kind in row.kinds) for row in ROWS]
     )
     for measure in MEASURES:
-        found[measure] = np.where(reach[:, None, None], found[measure], np.nan)
-    return Agreement(levels=levels, **found)
+        measures[measure] = np.where(reach[:, None, None], measures[measure], np.nan)
+    return Agreement(levels=levels, **measures)
 
 
 def _sets(
@@ -224,9 +224,9 @@ def _sets(
     weights, N = stats.weights, len(stats.tokens)
 
     def over(place: str, what: str) -> np.ndarray:
-        found = getattr(stats, place)
-        mean = found.sequence_mean[layer][:, None]
-        return np.asarray(rules.exceeds(getattr(found, what)[layer], mean, levels[place]))
+        activations = getattr(stats, place)
+        mean = activations.sequence_mean[layer][:, None]
+        return np.asarray(rules.exceeds(getattr(activations, what)[layer], mean, levels[place]))
 
     def every(lines_X: np.ndarray) -> np.ndarray:
         return np.broadcast_to(lines_X, (N, *lines_X.shape))
@@ -260,7 +260,7 @@ def _sets(
 def _extremal_columns(stats: Stats, layer: int) -> np.ndarray:
     """(F,) columns of W_down whose extremal ratio is near the largest of the layer."""
     ratios = stats.weights.down_column_ratios[layer]
-    return ratios > rules.CANDIDATE_SHARE * ratios.max()
+    return ratios > rules.candidate_level(ratios.max())
 
 
 def _compare(sets: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from sysout_jax.engine import Stream
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.numerics.pooling import Pooled, pool_lines, pool_matrix
-from sysout_jax.outliers.definitions import CANDIDATE_SHARE, TAU, level_of, ratio
+from sysout_jax.outliers.definitions import TAU, candidate_level, level_of, ratio
 from sysout_jax.printable import Told
 from sysout_jax.statistics.activations import channel_label
 from sysout_jax.statistics.collect import Stats, at_hand
@@ -257,8 +257,8 @@ def _weights(
     for start in range(0, F, CHUNK):  # never a second matrix
         mean_D += _magnitude(kernel_FxD[start : start + CHUNK]).sum(axis=0, dtype=np.float64) / F
     ratio_D = stats.weights.down_row_ratios[layer]
-    found = bool((ratio_D > tau).any())
-    if found:
+    has_outliers = bool((ratio_D > tau).any())
+    if has_outliers:
         # the largest elements are in the rows of the largest ratios
         rows = np.argsort(-ratio_D, kind="stable")[:ELEMENTS]
         w_RxF = kernel_FxD[:, rows].T.astype(np.float32)
@@ -267,7 +267,7 @@ def _weights(
         level = tau
     else:
         ratio_F = stats.weights.down_column_ratios[layer]
-        level = CANDIDATE_SHARE * float(ratio_F.max())
+        level = candidate_level(float(ratio_F.max()))
         columns = np.argsort(-ratio_F, kind="stable")[:ELEMENTS]
         w_DxC = kernel_FxD[columns].T.astype(np.float32)
         over_column_mean = ratio(_magnitude(w_DxC), _magnitude(w_DxC).mean(axis=0))
@@ -276,7 +276,7 @@ def _weights(
         )
     return Surface(
         layer=layer,
-        found=found,
+        found=has_outliers,
         level=level,
         pooled=pool_matrix(kernel_FxD.T, MATRIX_LINES, BINS),
         elements=elements,

@@ -75,7 +75,7 @@ def existence_summary(report: Existence, token_text: TokenText) -> str:
 
 def verdict(report: Existence) -> str:
     """One sentence: which places hold outliers."""
-    found = [title for title, surface in surfaces(report).items() if surface.found]
+    holding = [title for title, surface in surfaces(report).items() if surface.found]
     which = f"sequence {report.sequence} ({report.length} tokens)"
     if report.stats.nonfinite.everything:
         return nothing_measured(report.model, which)
@@ -85,9 +85,9 @@ def verdict(report: Existence) -> str:
             f"{report.model}: no activation outlier at τ = {report.tau:g} in {which}{weights}; the largest ratios are "
             f"{_largest(report.h.elements)} in h and {_largest(report.x_down.elements)} in x_down."
         )
-    calm = [title for title in SURFACES.values() if title not in found]
+    calm = [title for title in SURFACES.values() if title not in holding]
     without = f", none in {joined(calm)}" if calm else ""
-    return f"{report.model}: outliers at τ = {report.tau:g} in {joined(found)}{without}; {which}."
+    return f"{report.model}: outliers at τ = {report.tau:g} in {joined(holding)}{without}; {which}."
 
 
 def _largest(elements: tuple[Element, ...]) -> str:

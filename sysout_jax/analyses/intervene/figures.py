@@ -80,20 +80,20 @@ def _points(axes: Axes, result: Interventions, kinds: list, field: str) -> None:
         axes.axvline(baseline.value, color=style.BLACK, ls="--", lw=1.2, label="as it is")
     values = [baseline.value]
     for outcome in result.outcomes:
-        found = getattr(outcome, field)
+        interval = getattr(outcome, field)
         colour, marker, offset = _TARGETS[outcome.target]
         y = kinds.index((outcome.where, outcome.what)) + offset
-        finite = [v for v in (found.low, found.high) if np.isfinite(v)]
+        finite = [v for v in (interval.low, interval.high) if np.isfinite(v)]
         if len(finite) == 2:
-            axes.hlines(y, found.low, found.high, color=colour, lw=2)
-        if not np.isfinite(found.value):
+            axes.hlines(y, interval.low, interval.high, color=colour, lw=2)
+        if not np.isfinite(interval.value):
             where = (0.5, y)
-            text = number(found.value)
+            text = number(interval.value)
             axes.annotate(text, where, xycoords=axes.get_yaxis_transform(), va="center", fontsize=8)
             continue
-        axes.plot(found.seeds, [y] * len(found.seeds), "|", color=style.BLACK, ms=12, mew=0.8)
+        axes.plot(interval.seeds, [y] * len(interval.seeds), "|", color=style.BLACK, ms=12, mew=0.8)
         axes.plot(
-            found.value,
+            interval.value,
             y,
             marker,
             color=colour,
@@ -102,7 +102,7 @@ def _points(axes: Axes, result: Interventions, kinds: list, field: str) -> None:
             label=called_target(result, outcome.target),
             zorder=3,
         )
-        values += [found.value, *finite]
+        values += [interval.value, *finite]
     for y in range(1, len(kinds)):
         if kinds[y][0] != kinds[y - 1][0]:
             axes.axhline(y - 0.5, color=style.BAND, lw=1)

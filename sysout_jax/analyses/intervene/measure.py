@@ -158,14 +158,14 @@ def _outcome(
     kind: tuple[str, str, str],
     results: Sequence[tuple[int, Measured]],
 ) -> Outcome:
-    found = [measured for _, measured in results]
+    edited = [measured for _, measured in results]
     weights_RxN = bootstrap_weights(len(baseline.nll))
     later = np.zeros_like(sinks_LxH)
     later[birth_layer + 1 :] = True
 
     def mass(heads_LxH: np.ndarray) -> Interval:
         if not heads_LxH.any():
-            return interval(np.full((len(weights_RxN), len(found)), np.nan))
+            return interval(np.full((len(weights_RxN), len(edited)), np.nan))
         asked_RxP = weights_RxN @ baseline.queries[np.nonzero(heads_LxH)[0]].T
         known_RxP = asked_RxP > 0  # a resample may have no outlier token in the layer of a head
         shares = [
@@ -175,7 +175,7 @@ def _outcome(
                 out=np.zeros_like(asked_RxP),
                 where=known_RxP,
             )
-            for m in found
+            for m in edited
         ]
         with np.errstate(invalid="ignore"):
             return interval(np.stack([s.sum(1) / known_RxP.sum(1) for s in shares], axis=1))
@@ -183,16 +183,16 @@ def _outcome(
     def mean_nll(nll_NxS: np.ndarray) -> np.ndarray:
         return weights_RxN @ nll_NxS / len(nll_NxS)
 
-    nll_NxS = np.stack([m.nll for m in found], axis=1)
+    nll_NxS = np.stack([m.nll for m in edited], axis=1)
     return Outcome(
         *kind,
         edited=round(np.mean([count for count, _ in results])),
-        outliers=interval(weights_RxN @ np.stack([m.outliers.sum(0) for m in found], axis=1)),
-        outliers_per_layer=np.mean([m.outliers.sum(1) for m in found], axis=0),
+        outliers=interval(weights_RxN @ np.stack([m.outliers.sum(0) for m in edited], axis=1)),
+        outliers_per_layer=np.mean([m.outliers.sum(1) for m in edited], axis=0),
         mass=mass(sinks_LxH),
-        mass_per_sink=np.mean([m.mass[sinks_LxH] for m in found], axis=0),
+        mass_per_sink=np.mean([m.mass[sinks_LxH] for m in edited], axis=0),
         mass_later=mass(later),
         perplexity=interval(np.exp(mean_nll(nll_NxS))),
         ratio=interval(np.exp(mean_nll(nll_NxS - baseline.nll[:, None]))),
-        nonfinite=max(m.nonfinite.h.total for m in found),
+        nonfinite=max(m.nonfinite.h.total for m in edited),
     )

@@ -144,10 +144,10 @@ def _rows(result: Interventions) -> tuple[tuple[str, ...], list[tuple[str, ...]]
     return header, rows
 
 
-def _interval(found: Interval, show=number) -> str:
+def _interval(interval: Interval, show=number) -> str:
     """`5.47 [5.1, 5.9]`; one number where nothing can vary."""
-    low, high = show(found.low), show(found.high)
-    value = show(found.value)
+    low, high = show(interval.low), show(interval.high)
+    value = show(interval.value)
     return value if (low == high == value or low == "n/a") else f"{value} [{low}, {high}]"
 
 
@@ -198,8 +198,8 @@ def _seeds(result: Interventions) -> Table | str:
     """Spread over seeds, where chance has a part."""
     field = "mass" if result.sinks else "mass_later"
 
-    def spread(found: Interval, show=number) -> str:
-        least, most = show(min(found.seeds)), show(max(found.seeds))
+    def spread(interval: Interval, show=number) -> str:
+        least, most = show(min(interval.seeds)), show(max(interval.seeds))
         return least if least == most else f"{least} … {most}"
 
     rows = tuple(

@@ -147,8 +147,8 @@ class Bench:
             purpose = _DONORS if target == OUTLIERS else _OTHERS_DONORS
             elements = self.elements(target, run_seed)
             places.append(draw_donors(self.rng(run_seed, purpose), elements, ~self.marked))
-        found = read_elements(self.lm, self.tokens, np.concatenate(places))
-        parts = np.split(found, np.cumsum([len(p) for p in places])[:-1], axis=1)
+        values = read_elements(self.lm, self.tokens, np.concatenate(places))
+        parts = np.split(values, np.cumsum([len(p) for p in places])[:-1], axis=1)
         return dict(zip(wanted, parts, strict=True))
 
     def run(self, run: Run, donated) -> tuple[int, Measured]:
@@ -171,11 +171,11 @@ class Bench:
             values = _mean_per_dim(elements, self.values)
         if run.where == "birth":
             elements = elements.only(self.life.birth.layers)
-        found = self.unedited.edited(
+        measured = self.unedited.edited(
             write=write_elements,
             extra=edits(elements, values, self.tokens.shape),
         )
-        return int(elements.active.sum()), found
+        return int(elements.active.sum()), measured
 
     def _silence(self, run: Run) -> tuple[int, Measured]:
         shape, control = self.tokens.shape, run.target == CONTROL
@@ -189,11 +189,11 @@ class Bench:
             if control:
                 tokens_NxT = other_tokens(tokens_NxT, self.rng(run.seed, _TOKENS))
             silenced = silence_values(heads_LxH, self.num_kv_heads, tokens_NxT)
-        found = self.unedited.edited(
+        measured = self.unedited.edited(
             write=write_silence,
             extra=silenced.extra(),
         )
-        return silenced.count, found
+        return silenced.count, measured
 
     @property
     def num_kv_heads(self) -> int:
@@ -224,8 +224,8 @@ class Bench:
             return np.take_along_axis(rest, chosen, axis=0)
 
         edited = edit_down_weights(self.lm, entries, fill)
-        found = self.unedited.edited(edited)
-        return sum(len(channels) * len(dims) for channels, dims in entries.values()), found
+        measured = self.unedited.edited(edited)
+        return sum(len(channels) * len(dims) for channels, dims in entries.values()), measured
 
 
 def possible_runs(bench: Bench, runs: tuple[Run, ...]) -> tuple[tuple[Run, ...], tuple[str, ...]]:

@@ -15,7 +15,7 @@ from sysout_jax.analyses.positions.token_classes import class_look
 from sysout_jax.figures import style
 from sysout_jax.figures.select import listed, number, percent
 from sysout_jax.figures.spec import FigureSpec
-from sysout_jax.outliers.definitions import CODE_SHARE, even_share
+from sysout_jax.outliers.definitions import even_share, is_code_outlier
 from sysout_jax.outliers.tokens import TokenText
 
 MAX_LABELS = 64  # tokens whose text is readable along an axis
@@ -49,7 +49,7 @@ def sentences_attention(report: ByLength, token_text: TokenText) -> Figure:
     top = max(float(s.reading.received.max()) for s in report.sentences)
     return _strips(
         report,
-        lambda s: (s.reading.received[:, 0], s.reading.received[:, 0] >= CODE_SHARE),
+        lambda s: (s.reading.received[:, 0], is_code_outlier(s.reading.received[:, 0])),
         Normalize(0, top or 1.0),
         "share of attention",
     )

@@ -13,7 +13,7 @@ from sysout_jax.data.text import prompt_sequence
 from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import Nonfinite, pooled
-from sysout_jax.outliers.definitions import CODE_SHARE, TAU, TAUS, level_of, ratio
+from sysout_jax.outliers.definitions import TAU, TAUS, is_code_outlier, level_of, ratio
 from sysout_jax.outliers.tokens import TokenClasses
 from sysout_jax.printable import Told
 from sysout_jax.statistics.collect import collect
@@ -53,7 +53,7 @@ class Reading:
 
     def keys_of_code(self) -> np.ndarray:
         """(N, T) bool: keys that the published code's rule flags in any layer."""
-        return np.asarray((self.received >= CODE_SHARE).any(axis=0))
+        return np.asarray(is_code_outlier(self.received).any(axis=0))
 
     def share(self, mask_NxT: np.ndarray) -> np.ndarray:
         """(L,) attention on marked tokens, head mean, over queries that can see one; mean over sequences with one, else NaN."""
@@ -201,12 +201,12 @@ def by_length(
             points.append(Point(length, with_bos, read(whole[:, :length])))
     readings = [s.reading for s in texts] + [point.reading for point in points]
     largest = max(float(reading.ratio.max()) for reading in readings)
-    found = largest > tau
+    has_outliers = largest > tau
     return ByLength(
         model=lm.name,
         tau=float(tau),
         level=level_of(largest, tau),
-        found=found,
+        found=has_outliers,
         num_layers=lm.num_layers,
         bos=bos,
         classes=classes.names,

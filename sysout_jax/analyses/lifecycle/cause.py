@@ -64,7 +64,7 @@ def find_cause(
         rng = np.random.default_rng([seed, CONTROLLED.index(edit), list(CONTROLS).index(kind)])
         return under(control(lm, born, edit, kind, rng, taken))
 
-    def one(edit: str) -> Edit:
+    def edit_of(edit: str) -> Edit:
         alone = [_entries(writer) for writer in singles] if edit == "element" else []
         return Edit(
             weights=sum(len(cs) * len(ds) for cs, ds in touched(lm, born, edit).values()),
@@ -80,7 +80,7 @@ def find_cause(
         writers=writers,
         singles=singles,
         baseline=effect(unedited.measured),
-        edits={edit: one(edit) for edit in EDITS},
+        edits={edit: edit_of(edit) for edit in EDITS},
     )
 
 
@@ -95,12 +95,12 @@ def birth_weights(birth: Birth) -> Entries:
 
 def birth_writers(birth: Birth) -> tuple[BirthWriter, ...]:
     """The channels of all births, those that write most first."""
-    found = [
+    writes = [
         (channel.share * max(map(abs, event.values)), BirthWriter(event.layer, channel.index, channel.label, event.dims))
         for event in birth.events
         for channel in event.channels
     ]  # fmt: skip
-    return tuple(writer for _, writer in sorted(found, key=lambda one: -one[0]))
+    return tuple(writer for _, writer in sorted(writes, key=lambda write: -write[0]))
 
 
 def _entries(writer: BirthWriter) -> Entries:

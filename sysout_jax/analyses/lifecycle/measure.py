@@ -67,14 +67,14 @@ def lifecycle(
     check_arguments(lm, tau=tau, seed=seed)
     stats = at_hand(stats, lm, tokens, tau, same_tau=True)
     protocol = protocol_of(Windows.of(tokens))
-    found = bool(stats.h.outlier_tokens(tau).any())
-    level = tau if found else rules.level_of(float(stats.h.ratio.max()), tau)
+    has_outliers = bool(stats.h.outlier_tokens(tau).any())
+    level = tau if has_outliers else rules.level_of(float(stats.h.ratio.max()), tau)
     writes = writes_to_follow(lm.config, stats.h, tau)
     followed, unedited = None, None
     if 0 < level < np.inf:
         stream = Stream(lm, stats.tokens)
         others: list[Observer] = [] if writes.nothing else [writes]
-        if found and cause:
+        if has_outliers and cause:
             unedited = _unedited(stream, stats, tau)
             others.append(unedited)
         followed = follow(stream, stats, level, others)
@@ -103,7 +103,7 @@ def lifecycle(
             trace=trace,
         )
 
-    if found or followed is None:
+    if has_outliers or followed is None:
         return report(tau, followed)
     return report(tau, None, candidate=report(level, followed))
 

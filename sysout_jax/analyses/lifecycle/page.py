@@ -145,8 +145,8 @@ def _channels(channels: tuple[Channel, ...], most: int = 4) -> str:
 
 
 def _waves(report: Lifecycle, token_text: TokenText) -> Table | None:
-    found = report.waves
-    if not found.waves:
+    followed = report.waves
+    if not followed.waves:
         return None
     rows = tuple(
         (
@@ -158,7 +158,7 @@ def _waves(report: Lifecycle, token_text: TokenText) -> Table | None:
             _written(report, wave.deaths) or ("survives" if wave.survives else "fades"),
             _texts(wave.tokens, token_text),
         )
-        for count, wave in enumerate(found.waves[:MAX_WAVES], start=1)
+        for count, wave in enumerate(followed.waves[:MAX_WAVES], start=1)
     )
     header = (
         "wave",
@@ -169,16 +169,16 @@ def _waves(report: Lifecycle, token_text: TokenText) -> Table | None:
         "taken back in layer (share of what enters): channels",
         "tokens",
     )
-    note = f"Over {number(found.level)} times the mean, on all {plural(report.num_sequences, 'sequence')}."
-    if len(found.waves) > MAX_WAVES:
-        note += f" The first {MAX_WAVES} of {len(found.waves)} waves."
-    if found.dims_left_out:
-        note += f" {plural(found.dims_left_out, 'weaker dim')} not followed."
+    note = f"Over {number(followed.level)} times the mean, on all {plural(report.num_sequences, 'sequence')}."
+    if len(followed.waves) > MAX_WAVES:
+        note += f" The first {MAX_WAVES} of {len(followed.waves)} waves."
+    if followed.dims_left_out:
+        note += f" {plural(followed.dims_left_out, 'weaker dim')} not followed."
     return Table(header, rows, note)
 
 
 def _written(report: Lifecycle, writes: tuple[Write, ...]) -> str:
-    def one(write: Write) -> str:
+    def told(write: Write) -> str:
         if write.from_mlp < 0.5:
             by = ": attention"
         elif write.channels:
@@ -188,7 +188,7 @@ def _written(report: Lifecycle, writes: tuple[Write, ...]) -> str:
             by = ": MLP"
         return f"{write.layer + 1} ({percent(write.share)}){by}"
 
-    return "; ".join(map(one, writes))
+    return "; ".join(map(told, writes))
 
 
 def _texts(tokens: tuple[tuple[int, int], ...], token_text: TokenText) -> str:
@@ -282,14 +282,14 @@ def _oppositions(report: Lifecycle) -> Table | None:
 
 
 def _causes(report: Lifecycle) -> Table | None:
-    found = report.cause
-    if found is None:
+    causes = report.cause
+    if causes is None:
         return None
-    rows: list[tuple] = [("none", "the model as it is", 0, *_effect(report, found.baseline))]
-    for name, edit in found.edits.items():
+    rows: list[tuple] = [("none", "the model as it is", 0, *_effect(report, causes.baseline))]
+    for name, edit in causes.edits.items():
         count = edit.weights
         rows.append((name, "all writers of the births", count, *_effect(report, edit.effect)))
-        for writer, effect in zip(found.singles, edit.alone, strict=False):
+        for writer, effect in zip(causes.singles, edit.alone, strict=False):
             alone = f"channel {writer.label} of layer {writer.layer + 1} alone"
             rows.append((name, alone, len(writer.dims), *_effect(report, effect)))
         for kind, effect in edit.controls.items():
@@ -298,16 +298,16 @@ def _causes(report: Lifecycle) -> Table | None:
         "edit",
         "of",
         "weights",
-        *(f"over {tau}" for tau in found.baseline.flags),
+        *(f"over {tau}" for tau in causes.baseline.flags),
         "largest |h| over the mean",
-        f"attention on them ({plural(found.heads, 'sink head')} of the model as it is)",
+        f"attention on them ({plural(causes.heads, 'sink head')} of the model as it is)",
         "perplexity",
     )
     note = (
         f"“Over” counts tokens, summed over layers, whose largest |h| is so many times the mean. Perplexity: {report.protocol.sentence()}."
     )  # fmt: skip
-    if len(found.writers) > len(found.singles) > 0:
-        note += f" The {len(found.singles)} strongest of {len(found.writers)} writers are edited alone too."
+    if len(causes.writers) > len(causes.singles) > 0:
+        note += f" The {len(causes.singles)} strongest of {len(causes.writers)} writers are edited alone too."
     return Table(header, tuple(rows), note)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from sysout_jax.attention import AttentionSpec, attend
 from sysout_jax.nonfinite import finite_or
-from sysout_jax.outliers.definitions import over_seen_keys
+from sysout_jax.outliers.definitions import over_seen_keys, value_drain
 
 #: What `attention_sums` gives and `summed` takes.
 SUMMED = frozenset(
@@ -74,14 +74,14 @@ def summed(
     seen: dict[str, np.ndarray], holds_N: np.ndarray, kernel_IxD: np.ndarray
 ) -> dict[str, np.ndarray]:
     """What `attention_sums` gives, over all sequences; values are compared in those that hold an outlier token in this layer."""
-    found = {name: finite_or(seen[name], np.nan) for name in SUMMED}
-    queries, others = (max(found[name].sum(), 1) for name in ("queries", "others"))
-    mass = found["mass"].sum(0) / queries
+    sums = {name: finite_or(seen[name], np.nan) for name in SUMMED}
+    queries, others = (max(sums[name].sum(), 1) for name in ("queries", "others"))
+    mass = sums["mass"].sum(0) / queries
 
     def mean(name: str, kind: str) -> np.ndarray:
-        return found[f"{name}_{kind}"][holds_N].sum(0) / max(found[kind][holds_N].sum(), 1)
+        return sums[f"{name}_{kind}"][holds_N].sum(0) / max(sums[kind][holds_N].sum(), 1)
 
-    H, (K, Dh) = len(mass), found["vv_marked"].shape[1:3]
+    H, (K, Dh) = len(mass), sums["vv_marked"].shape[1:3]
     kernel_HxDhxD = kernel_IxD.astype(np.float32).reshape(H, Dh, -1)
     gram_HxDhxDh = kernel_HxDhxD @ kernel_HxDhxD.swapaxes(1, 2)
 
@@ -89,13 +89,13 @@ def summed(
         moment = np.repeat(mean("vv", kind), H // K, axis=0)
         return np.sqrt(np.maximum((gram_HxDhxDh * moment).sum((1, 2)), 0.0))
 
-    loudness = found["loudness"].sum(0) / others
+    loudness = sums["loudness"].sum(0) / others
     return {
         "mass": mass,
-        "even": found["even"].sum() / queries,
-        "drain": mean("v", "marked") / np.maximum(mean("v", "plain"), 1e-30),
-        "output_drain": output_norm("marked") / np.maximum(output_norm("plain"), 1e-30),
-        "update": found["update"].sum(0) / others,
+        "even": sums["even"].sum() / queries,
+        "drain": value_drain(mean("v", "marked"), mean("v", "plain")),
+        "output_drain": value_drain(output_norm("marked"), output_norm("plain")),
+        "update": sums["update"].sum(0) / others,
         "loudness": loudness / max(loudness.mean(), 1e-30),
-        "qk": found["qk"].sum(0) / others,
+        "qk": sums["qk"].sum(0) / others,
     }

@@ -31,7 +31,7 @@ def story(report: Lifecycle, token_text: TokenText) -> list[str]:
         return []
     if not report.found or not report.birth.events:
         return [_STREAM, _without(report, token_text)]
-    event = max(report.birth.events, key=lambda one: max(map(abs, one.values)))
+    event = max(report.birth.events, key=lambda birth: max(map(abs, birth.values)))
     return [_STREAM, _birth(report, event, token_text), *_writers(event), *_spread(report), _death(report), *_waves(report), *_cause(report)]  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def _without(report: Lifecycle, token_text: TokenText) -> str:
 
 
 def _birth(report: Lifecycle, event: BirthEvent, token_text: TokenText) -> str:
-    one = len(event.dims) == 1
+    alone = len(event.dims) == 1
     largest = max(event.values, key=abs)
     first = sum(position == 0 for _, position in event.tokens)
     texts = list(dict.fromkeys(token_text(*token) for token in event.tokens))
@@ -55,11 +55,11 @@ def _birth(report: Lifecycle, event: BirthEvent, token_text: TokenText) -> str:
         where = "the token" + "s" * (len(texts) > 1) + " " + listed((f"“{t}”" for t in texts), 4)
     subject = (
         f"One number, dim {event.dims[0]}, of {where} jumps"
-        if one
+        if alone
         else f"{_COUNTS.get(len(event.dims), len(event.dims))} numbers, {named('dim', event.dims)}, of {where} jump"
     )
     return (
-        f"{subject} to {'' if one else 'as much as '}{number(largest)} in layer {event.layer + 1}, up to {number(report.largest_h.ratio)} times the mean size "
+        f"{subject} to {'' if alone else 'as much as '}{number(largest)} in layer {event.layer + 1}, up to {number(report.largest_h.ratio)} times the mean size "
         f"of all numbers there: a systematic outlier, which is a number over τ = {report.tau:g} times that mean."
     )
 

@@ -56,17 +56,19 @@ def verdict(report: Lifecycle) -> str:
 
 
 def _largest(report: Lifecycle, token_text: TokenText) -> str:
-    def one(name, place) -> str:
+    def told(name, place) -> str:
         return (
             f"{name} {place.ratio:.4g} (layer {place.layer + 1}, token {place.token} "
             f"“{token_text(place.sequence, place.token)}”, channel {place.label})"
         )
 
-    return f"Largest ratios: {one('h', report.largest_h)}; {one('x_down', report.largest_x_down)}."
+    return (
+        f"Largest ratios: {told('h', report.largest_h)}; {told('x_down', report.largest_x_down)}."
+    )
 
 
 def _flags(report: Lifecycle) -> str:
-    def one(name: str) -> str:
+    def counted(name: str) -> str:
         return ", ".join(
             f"{sum(counts)} at {tau}"
             for tau, counts in report.flags[name].items()
@@ -74,7 +76,7 @@ def _flags(report: Lifecycle) -> str:
         )
 
     massive = sum(report.flags["h"]["massive"])
-    return f"Elements flagged: h {one('h')}; x_down {one('x_down')}; massive activations (Sun et al.) in h: {massive}."
+    return f"Elements flagged: h {counted('h')}; x_down {counted('x_down')}; massive activations (Sun et al.) in h: {massive}."
 
 
 def _candidate(candidate: Lifecycle, token_text: TokenText) -> list[str]:
@@ -89,13 +91,15 @@ def _candidate(candidate: Lifecycle, token_text: TokenText) -> list[str]:
 
 
 def _waves(report: Lifecycle, token_text: TokenText) -> list[str]:
-    found = report.waves
-    if not found.waves:
+    followed = report.waves
+    if not followed.waves:
         return []
     lines = [
-        f"Waves   {len(found.waves)} over {found.level:.3g} times the mean, of which {sum(wave.above for wave in found.waves)} over tau (*):"
+        f"Waves   {len(followed.waves)} over {followed.level:.3g} times the mean, of which {sum(wave.above for wave in followed.waves)} over tau (*):"
     ]
-    numbered = sorted(enumerate(found.waves, start=1), key=lambda one: -one[1].ratio)[:_MOST]
+    numbered = sorted(enumerate(followed.waves, start=1), key=lambda counted: -counted[1].ratio)[
+        :_MOST
+    ]
     for count, wave in sorted(numbered):
         texts = Counter(token_text(n, t) for n, t in wave.tokens)
         shown = ", ".join(f"“{text}” x{times}" for text, times in texts.most_common(3))

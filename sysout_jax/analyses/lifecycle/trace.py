@@ -189,7 +189,10 @@ class _Tracing:
             rows=self._rows,
             close_up=_close_up(layer, head, seen, self._targets.window, self._specs[layer]),
             nonfinite=self._stream.nonfinite(),
-            **{name: np.stack([found[name] for found in self._layers]) for name in self._layers[0]},
+            **{
+                name: np.stack([recorded[name] for recorded in self._layers])
+                for name in self._layers[0]
+            },
         )
 
 
@@ -211,18 +214,20 @@ class _Follow:
             return jnp.take_along_axis(at(x_BxTxD), extra["dims"][:, None, :], axis=2)
 
         followed = ("attn_out", "down", "h", "down_gain")
-        found = {name: at_dims(taps[name]) for name in followed if name in taps}
-        found |= {
+        recorded = {name: at_dims(taps[name]) for name in followed if name in taps}
+        recorded |= {
             name: at(taps[name])
             for name in ("x_down", "up", "gate", "mlp_in", "expert_weight")
             if name in taps
         }
         if "expert" in taps:
-            found["expert"] = rows(taps["expert"])
-        found["x_in"] = at_dims(x_in)
-        found["elsewhere"] = taps["mlp_in"][:, _compared(x_in.shape[1])].astype(jnp.float32)
+            recorded["expert"] = rows(taps["expert"])
+        recorded["x_in"] = at_dims(x_in)
+        recorded["elsewhere"] = taps["mlp_in"][:, _compared(x_in.shape[1])].astype(jnp.float32)
         return (
-            found | attention_sums(taps, extra["mask"], self.spec) | _window(taps, extra["window"])
+            recorded
+            | attention_sums(taps, extra["mask"], self.spec)
+            | _window(taps, extra["window"])
         )
 
 
@@ -239,10 +244,10 @@ def _window(taps, start_B):
     size = min(WINDOW, taps["q"].shape[1])
 
     def cut(name: str):
-        def one(x, start):
+        def cut_one(x, start):
             return jax.lax.dynamic_slice_in_dim(x, start, size, _WINDOWED[name])
 
-        return jax.vmap(one)(taps[name].astype(jnp.float32), start_B)
+        return jax.vmap(cut_one)(taps[name].astype(jnp.float32), start_B)
 
     return {f"window_{name}": cut(name) for name in _WINDOWED if name in taps}
 

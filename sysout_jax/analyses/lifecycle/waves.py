@@ -132,7 +132,7 @@ def lives_of(k: int, followed: Followed, level: float) -> list[Life]:
     It lives from a write, or an embedding, of at least `WRITE_SHARE` of its peak until |h| falls under `ALIVE_SHARE` of the peak, or h changes sign.
     """
     h_L, x_L = followed.h[:, k], followed.x_in[:, k]
-    found, start = [], 0
+    lives, start = [], 0
     while start < len(h_L):
         sign, largest, end = np.sign(h_L[start]), 0.0, start
         while end < len(h_L):
@@ -145,9 +145,9 @@ def lives_of(k: int, followed: Followed, level: float) -> list[Life]:
         life = _life(k, sign * (h_L - x_L), sign * x_L, sign * h_L, start, end)
         ratio = rules.ratio(np.abs(h_L[life.peak]), followed.mean[life.peak, k]) if life else 0.0
         if life and ratio > level:
-            found.append(life)
+            lives.append(life)
         start = max(end, start + 1)
-    return found
+    return lives
 
 
 def _life(k: int, write_L, before_L, after_L, start: int, end: int) -> Life | None:
@@ -223,7 +223,7 @@ def _writes(lives: Sequence[Life], followed: Followed, kind: str) -> tuple[Write
     """Per layer, but for those that write to few of the elements."""
     written = Counter(layer for life in lives for layer in getattr(life, kind))
     most = max(written.values(), default=0)
-    found = []
+    writes = []
     for layer in sorted(layer for layer, count in written.items() if count >= MINOR * most):
         here = [life for life in lives if layer in getattr(life, kind)]
         k = np.array([life.element for life in here])
@@ -235,8 +235,8 @@ def _writes(lives: Sequence[Life], followed: Followed, kind: str) -> tuple[Write
         dims = Counter(int(followed.places[i, 2]) for i in k)
         channels = followed.channels[layer].get((kind, dims.most_common(1)[0][0]), ())
         share = float(np.mean(write / whole))
-        found.append(Write(layer, share, float(parts), len(k), channels))
-    return tuple(found)
+        writes.append(Write(layer, share, float(parts), len(k), channels))
+    return tuple(writes)
 
 
 def _counted(waves: Sequence[Wave]) -> tuple[int, int, int]:

@@ -123,14 +123,14 @@ def _observe(x_in, taps, extra):
 def _strongest(kernel_FxD: np.ndarray, dims: np.ndarray, seen: dict[str, np.ndarray]) -> Carried:
     """Of the births and of the deaths of each dim."""
     met_2xPxF, total_2xP = seen["met"].sum(0), seen["total"].sum(0)
-    found = {}
+    carriers = {}
     for side, p in np.argwhere(total_2xP[:, : len(dims)] > 0):
         column_F = finite_or(kernel_FxD[:, dims[p]].astype(np.float32))
         share_F = met_2xPxF[side, p] * column_F / total_2xP[side, p]
         order = np.argsort(-share_F, kind="stable")[:KEPT_CHANNELS]
         carried = np.cumsum(share_F[order])
         enough = int(np.searchsorted(carried, rules.MAIN_SHARE)) + 1
-        found[("births", "deaths")[side], int(dims[p])] = tuple(
+        carriers[("births", "deaths")[side], int(dims[p])] = tuple(
             (int(c), float(share_F[c])) for c in order[:enough] if share_F[c] >= LEAST_SHARE
         )
-    return found
+    return carriers

@@ -25,7 +25,7 @@ from sysout_jax.figures.select import (
 )
 from sysout_jax.figures.spec import FigureSpec
 from sysout_jax.nonfinite import finite_or
-from sysout_jax.outliers.definitions import code_threshold
+from sysout_jax.outliers.definitions import CODE_SHARE
 from sysout_jax.outliers.tokens import TokenText
 
 MAX_NAMED = 3  # channels named in a panel
@@ -62,10 +62,10 @@ def channels(report: Positions, token_text: TokenText) -> Figure:
     panels = figure.subplots(2, 1, sharex=True)
     for axes, (name, place) in zip(panels, _places(report).items(), strict=True):
         ratio_LxC = getattr(report.stats, name).channel_ratio
-        layers, found = np.nonzero(place.channels)
-        size = 14 + 30 * np.log10(np.maximum(ratio_LxC[layers, found] / place.level, 1.0))
+        layers, columns = np.nonzero(place.channels)
+        size = 14 + 30 * np.log10(np.maximum(ratio_LxC[layers, columns] / place.level, 1.0))
         axes.scatter(
-            layers + 1, found, s=size, color=style.BLUE, edgecolors=style.BLACK, lw=0.6, zorder=3
+            layers + 1, columns, s=size, color=style.BLUE, edgecolors=style.BLACK, lw=0.6, zorder=3
         )
         C = ratio_LxC.shape[1]
         axes.set_ylim(-0.04 * C, 1.04 * C)
@@ -224,7 +224,7 @@ def keys(report: Positions, token_text: TokenText) -> Figure:
         (report.keys.median, style.GREY, ":", "x", "median"),
     ):
         axes.plot(x, values / T, color=colour, ls=line, marker=marker, markevery=every, label=name)
-    axes.axhline(code_threshold(T) / T, color=style.GREEN, lw=1, label="code's rule, T / 10")
+    axes.axhline(CODE_SHARE, color=style.GREEN, lw=1, label="code's rule, T / 10")
     if report.keys.rule != "candidate":
         axes.fill_between([], [], color=style.BAND, label="has outliers")
     axes.set_ylim(0, max(1.08 * report.keys.top.max() / T, 0.12))
@@ -239,23 +239,23 @@ def keys(report: Positions, token_text: TokenText) -> Figure:
 
 def keys_sentence(report: Positions, token_text: TokenText) -> str:
     """Where attention gathers, and which rule flags it."""
-    found, T = report.keys, report.length
-    layer = int(found.top[:, 0].argmax())
+    keys, T = report.keys, report.length
+    layer = int(keys.top[:, 0].argmax())
     start = (
-        f"In layer {layer + 1} the largest key of a sequence gets {percent(found.top[layer, 0] / T)} of all attention, the second "
-        f"{percent(found.top[layer, 1] / T)}, the median {percent(found.median[layer] / T)}; "
+        f"In layer {layer + 1} the largest key of a sequence gets {percent(keys.top[layer, 0] / T)} of all attention, the second "
+        f"{percent(keys.top[layer, 1] / T)}, the median {percent(keys.median[layer] / T)}; "
     )
     most = number(report.stats.attention.ratio.max())
-    if found.rule == "paper":
-        return f"{start}some head exceeds τ = {report.tau:g} {in_layers(found.layers)} (largest ratio {most})."
+    if keys.rule == "paper":
+        return f"{start}some head exceeds τ = {report.tau:g} {in_layers(keys.layers)} (largest ratio {most})."
     limit = (
         f" (with {T:,} tokens a column sum is at most {T:,} times the mean)"
         if report.tau >= T
         else ""
     )
     start += f"no head's column sum exceeds τ = {report.tau:g} times its mean{limit}, the largest ratio is {most}"
-    if found.rule == "code":
-        return f"{start}; the published code's rule flags keys {in_layers(found.layers)}."
+    if keys.rule == "code":
+        return f"{start}; the published code's rule flags keys {in_layers(keys.layers)}."
     return f"{start}, and no head mean reaches T / 10."
 
 

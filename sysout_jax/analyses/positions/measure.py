@@ -196,12 +196,12 @@ class _Counter:
 
 
 def _place(stats: ActivationStats, tau: float, count: _Counter) -> Place:
-    found = bool((stats.ratio > tau).any())
+    has_outliers = bool((stats.ratio > tau).any())
     level = level_of(float(stats.ratio.max()), tau)
     tokens = stats.outlier_tokens(level)
     layers = tuple(int(l) for l in np.flatnonzero(tokens.any(axis=(1, 2))))
     return Place(
-        found=found,
+        found=has_outliers,
         level=level,
         layers=layers,
         tokens=count(tokens),

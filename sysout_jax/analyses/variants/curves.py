@@ -39,21 +39,21 @@ def loss(report: SideBySide, token_text: TokenText) -> Figure:
         panels[1].axhline(0, color=style.GREY, lw=0.8)
         first = style.label_text(report.recorded[0][1], 26)
         panels[1].set_ylabel(f"validation loss\nminus {first}")
-    for one in panels:
-        one.grid(axis="y")
+    for axes in panels:
+        axes.grid(axis="y")
     panels[-1].set_xlabel("step")
     return figure
 
 
 def _differences(report: SideBySide) -> list[tuple[int, np.ndarray, np.ndarray]]:
     """Place, steps and validation loss minus the first record's, at the steps that both have."""
-    found = []
+    differences = []
     for i, _, record in report.recorded[1:]:
         first = report.recorded[0][2]
         steps, here, there = np.intersect1d(record.val_steps, first.val_steps, return_indices=True)
         if len(steps):
-            found.append((i, steps, record.val_loss[here] - first.val_loss[there]))
-    return found
+            differences.append((i, steps, record.val_loss[here] - first.val_loss[there]))
+    return differences
 
 
 def loss_sentence(report: SideBySide, token_text: TokenText) -> str:

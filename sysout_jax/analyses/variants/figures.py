@@ -97,8 +97,8 @@ def layers_sentence(report: SideBySide, token_text: TokenText) -> str:
 
 
 def _scale(profile: VariantProfile) -> list[tuple[str, Scale]]:
-    found = [("implicit", profile.implicit)]
-    return found + ([("explicit", profile.explicit)] if profile.explicit is not None else [])
+    scales = [("implicit", profile.implicit)]
+    return scales + ([("explicit", profile.explicit)] if profile.explicit is not None else [])
 
 
 @style.styled
@@ -108,24 +108,24 @@ def scale(report: SideBySide, token_text: TokenText) -> Figure:
     figure = style.new_figure(0.9 + 2.5 * -(-count // 2))
     panels = grid(figure, count, sharey=True)
     top = max(
-        float(np.nanmax([1.0, *one.quantiles.ravel(), *one.at_sinks.mean(axis=1)]))
+        float(np.nanmax([1.0, *scale.quantiles.ravel(), *scale.at_sinks.mean(axis=1)]))
         for p in report.profiles
-        for _, one in _scale(p)
+        for _, scale in _scale(p)
     )
     looks = {"implicit": (style.BLACK, "o", "-"), "explicit": (style.ORANGE, "s", "--")}
     for i, (axes, name, profile) in enumerate(
         zip(panels, report.names, report.profiles, strict=True)
     ):
-        found = _scale(profile)
-        for kind, one in found:
+        scales = _scale(profile)
+        for kind, scale in scales:
             colour, marker, line = looks[kind]
-            shift = 0.0 if len(found) == 1 else {"implicit": -0.12, "explicit": 0.12}[kind]
+            shift = 0.0 if len(scales) == 1 else {"implicit": -0.12, "explicit": 0.12}[kind]
             x = style.layers_from_one(profile.num_layers) + shift
-            low, middle, high = one.quantiles.T
+            low, middle, high = scale.quantiles.T
             axes.vlines(x, low, high, color=colour, lw=2.2, alpha=0.45)
             axes.plot(x, middle, color=colour, marker=marker, ls=line, lw=1)
             if kind == "explicit":  # the implicit one is 0 at the first token by definition
-                axes.plot(x, one.at_sinks.mean(axis=1), **AT_SINKS)
+                axes.plot(x, scale.at_sinks.mean(axis=1), **AT_SINKS)
         style.layer_axis(axes, profile.num_layers)
         axes.axhline(1, color=style.GREY, lw=0.8, ls=":")
         axes.set_ylim(0, 1.06 * top)
@@ -155,9 +155,9 @@ def scale_sentence(report: SideBySide, token_text: TokenText) -> str:
     parts = []
     for name, profile in zip(report.names, report.profiles, strict=True):
         kinds = [
-            f"{kind} {number(float(np.nanmean(one.heads)))}"
-            for kind, one in _scale(profile)
-            if np.isfinite(one.heads).any()
+            f"{kind} {number(float(np.nanmean(scale.heads)))}"
+            for kind, scale in _scale(profile)
+            if np.isfinite(scale.heads).any()
         ]
         parts.append(f"{name}: {', '.join(kinds) or 'no query that is no sink'}")
     attentions = dict.fromkeys(profile.attention for profile in report.profiles)

@@ -122,7 +122,7 @@ def variant_profile(
     for _, _, seen in stream.layers(observes, [sinks_NxT] * lm.num_layers):
         for name, value in seen.items():
             rows.setdefault(name, []).append(_reduced(name, value, sinks_NxT))
-    found = {name: np.stack(values) for name, values in rows.items() if name not in SCALES}
+    arrays = {name: np.stack(values) for name, values in rows.items() if name not in SCALES}
     implicit, explicit = (_joined(rows.get(name)) for name in SCALES)
     assert implicit is not None
     return VariantProfile(
@@ -135,8 +135,8 @@ def variant_profile(
         implicit=implicit,
         explicit=explicit,
         record=training_record(lm.name),
-        near_zero=found.pop("near_zero", None),
-        **found,
+        near_zero=arrays.pop("near_zero", None),
+        **arrays,
     )
 
 
@@ -183,13 +183,13 @@ class _Scales:
         )
         left = attend(q, k, rest_BxTxKx1, kernel="blockwise", spec=self.spec).out
         high, low = logit_range(q, k, self.spec)
-        found = {
+        reduced = {
             "implicit": left[..., 0].transpose(0, 2, 1),
             "logit_max": high,
             "logit_min": low,
         }
         if "h_mid" in taps:
-            found["near_zero"] = near_zero_updates(taps["attn_out"], taps["h_mid"])
+            reduced["near_zero"] = near_zero_updates(taps["attn_out"], taps["h_mid"])
         if "attn_scale" in taps:
-            found["explicit"] = taps["attn_scale"].astype(jnp.float32)
-        return found
+            reduced["explicit"] = taps["attn_scale"].astype(jnp.float32)
+        return reduced

@@ -77,33 +77,33 @@ def _nonfinite(report: SideBySide) -> list[str]:
 
 def rows(report: SideBySide) -> tuple[tuple[str, ...], ...]:
     """One per model, under `HEADER`."""
-    found = []
+    table = []
     for name, p in _pairs(report):
         ratio = p.stats.h.ratio
         explicit = "–" if p.explicit is None else number(_mean(p.explicit.heads))
         near_zero = "–" if p.near_zero is None else percent(float(p.near_zero.mean()))
         record = p.record
         loss = nats(record.val_loss[-1]) if record is not None and len(record.val_loss) else "–"
-        found.append((
+        table.append((
             name, p.attention, number(float(ratio.max())), str(int(ratio.argmax()) + 1), percent(float(p.first_token_share.max())),
             percent(float(p.sink_rate.mean())), number(float(p.logit_max.max())), near_zero,
             number(_mean(p.implicit.heads)), explicit, loss,
         ))  # fmt: skip
-    return tuple(found)
+    return tuple(table)
 
 
 def scale_table(report: SideBySide) -> Table:
     """Each model's scales layer by layer, at tokens that are no sinks and at sinks."""
-    found: list[tuple[str | int, ...]] = []
+    table: list[tuple[str | int, ...]] = []
     for name, p in _pairs(report):
-        for kind, one in (("implicit", p.implicit), ("explicit", p.explicit)):
-            if one is not None:
-                for layer, values in enumerate(one.quantiles):
-                    columns = (_mean(one.heads[layer]), *values, _mean(one.at_sinks[layer]))
-                    found.append((name, kind, layer + 1, *(number(float(v)) for v in columns)))
+        for kind, scale in (("implicit", p.implicit), ("explicit", p.explicit)):
+            if scale is not None:
+                for layer, values in enumerate(scale.quantiles):
+                    columns = (_mean(scale.heads[layer]), *values, _mean(scale.at_sinks[layer]))
+                    table.append((name, kind, layer + 1, *(number(float(v)) for v in columns)))
     header = ("model", "scale", "layer", "mean", "5 %", "median", "95 %", "mean at sinks")
     caption = "Over sequences, queries and heads. Quantiles and mean: queries that are no sinks."
-    return Table(header, tuple(found), caption)
+    return Table(header, tuple(table), caption)
 
 
 def _mean(values: np.ndarray) -> float:

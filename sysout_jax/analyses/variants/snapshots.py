@@ -19,7 +19,7 @@ from sysout_jax.checkpoints.run_checkpoints import RUN, whole_steps
 from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.loading import FORMATS
-from sysout_jax.outliers.definitions import even_share
+from sysout_jax.outliers.definitions import even_share, value_drain
 from sysout_jax.statistics.collect import Stats, collect
 from sysout_jax.storage.serialise import plain
 from sysout_jax.training.record import Record, training_record
@@ -101,19 +101,19 @@ def checkpoints_of(directory: Path) -> list[tuple[int, Path]]:
     directory = Path(directory).expanduser()
     if home_of(directory) and (directory / RUN).is_dir():
         folder = directory / RUN
-        found = [(step, folder / str(step)) for step in whole_steps(folder)]
+        numbered = [(step, folder / str(step)) for step in whole_steps(folder)]
     else:
         entries = directory.iterdir() if directory.is_dir() else ()
-        found = [
+        numbered = [
             (int(numbers[-1]), path)
             for path in entries
             if (numbers := _NUMBER.findall(path.name)) and any(f.recognises(path) for f in FORMATS)
         ]
-    if not found:
+    if not numbered:
         raise InputError(
             f"{directory}: holds no checkpoints; name a training run, or a folder of checkpoints with their step in the name"
         )
-    return sorted(found)
+    return sorted(numbered)
 
 
 def runs_of(directory: Path, over: str) -> tuple[dict[str, list[Path]], list[str]]:
@@ -148,23 +148,22 @@ def equals(snapshots: Sequence[Snapshot]) -> list[int]:
 def over_runs(snapshots: Sequence[Snapshot]) -> dict[str, Mean]:
     """Mean and interval of each quantity that all of them have."""
     names = [n for n in QUANTITIES if all(n in each.values for each in snapshots)]
-    found = {}
+    means = {}
     for name in names:
         values_RxL = np.stack([each.values[name] for each in snapshots])
         count = len(values_RxL)
         half = np.full(values_RxL.shape[1], np.nan)
         if count > 1:
             half = float(stdtrit(count - 1, 0.975)) * values_RxL.std(0, ddof=1) / math.sqrt(count)
-        found[name] = Mean(values_RxL.mean(0), half, count)
-    return found
+        means[name] = Mean(values_RxL.mean(0), half, count)
+    return means
 
 
 def _values(stats: Stats) -> dict[str, np.ndarray]:
     length = stats.tokens.shape[1]
     share_L = np.asarray(stats.attention.cumulative)[:, :, 0].mean(1) / length
     norm_LxNxT = stats.values.norm
-    others = norm_LxNxT[:, :, 1:].mean(-1)
-    drain = norm_LxNxT[:, :, 0] / np.where(others > 0, others, np.nan)
+    drain = value_drain(norm_LxNxT[:, :, 0], norm_LxNxT[:, :, 1:].mean(-1))
     modules = list(stats.weights.modules)
     return {
         "first_token_share": share_L,
@@ -182,9 +181,9 @@ def _recorded(record: Record | None, step: int | None) -> dict[str, np.ndarray]:
     if record is None:
         return {}
     last = math.inf if step is None else step
-    found = {}
+    values = {}
     if (seen := record.val_steps <= last).any():
-        found["val_loss"] = record.val_loss[seen][-1:]
+        values["val_loss"] = record.val_loss[seen][-1:]
     if (seen := record.monitor_steps <= last).any():
-        found |= {n: record.monitor[n][seen][-1] for n in GRADIENTS if n in record.monitor}
-    return found
+        values |= {n: record.monitor[n][seen][-1] for n in GRADIENTS if n in record.monitor}
+    return values

@@ -144,9 +144,9 @@ def sweep_summary(groups: Mapping[str, Sequence[Snapshot]], over: str) -> str:
             (
                 setting or "all",
                 str(len(groups[setting])),
-                *(_layers(found[n].mean, _digits(n)) if n in found else "–" for n in names),
+                *(_layers(each[n].mean, _digits(n)) if n in each else "–" for n in names),
             )
-            for setting, found in means.items()
+            for setting, each in means.items()
         ]
         return text_table(("setting", "runs", *(SHORT[n] for n in names)), rows)
 
@@ -166,17 +166,17 @@ def sweep_markdown(groups: Mapping[str, Sequence[Snapshot]]) -> str:
 def sweep_figure(groups: Mapping[str, Sequence[Snapshot]]) -> Figure:
     """A row for each setting, a mark for each layer: mean over its runs and 95 % interval."""
     means = {setting: over_runs(snapshots) for setting, snapshots in groups.items()}
-    names = [n for n in MAIN if any(n in found for found in means.values())]
+    names = [n for n in MAIN if any(n in each for each in means.values())]
     rows = 0.6 + 0.24 * len(groups)
     figure = style.new_figure(0.7 + rows * -(-len(names) // 2))
     panels = grid(figure, len(names), sharey=True)
     for axes, name in zip(panels, names, strict=True):
-        for row, found in enumerate(means.values()):
-            if name not in found:
+        for row, each in enumerate(means.values()):
+            if name not in each:
                 continue
-            layers = len(found[name].mean)
+            layers = len(each[name].mean)
             for layer, (mean, half) in enumerate(
-                zip(found[name].mean, found[name].half_width, strict=True)
+                zip(each[name].mean, each[name].half_width, strict=True)
             ):
                 at = row + 0.5 * ((layer + 0.5) / layers - 0.5)
                 looks = look(layer) | {"ls": "none"}
@@ -254,8 +254,8 @@ def _layers(values: np.ndarray, digits: int) -> str:
     return " ".join(f"{v:.{digits}g}" for v in values)
 
 
-def _with_interval(found: Mean, digits: int) -> str:
-    if not np.isfinite(found.half_width).all():
-        return _layers(found.mean, digits)
-    pairs = zip(found.mean, found.half_width, strict=True)
+def _with_interval(averaged: Mean, digits: int) -> str:
+    if not np.isfinite(averaged.half_width).all():
+        return _layers(averaged.mean, digits)
+    pairs = zip(averaged.mean, averaged.half_width, strict=True)
     return " ".join(f"{m:.{digits}g}±{w:.2g}" for m, w in pairs)

@@ -70,7 +70,7 @@ def _snapshot(stored: dict[str, Any]) -> Snapshot:
 
 def _numbers(values: list[Any]) -> np.ndarray:
     """NaN and inf are stored as null and words."""
-    found = np.array([np.nan if value is None else float(value) for value in values], np.float64)
-    if found.ndim != 1 or not found.size:
+    numbers = np.array([np.nan if value is None else float(value) for value in values], np.float64)
+    if numbers.ndim != 1 or not numbers.size:
         raise ValueError(values)
-    return found
+    return numbers

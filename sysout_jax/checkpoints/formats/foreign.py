@@ -36,14 +36,14 @@ class Held(NamedTuple):
 class ForeignSource:
     """Weights in somebody else's names and forms; subclasses say how one tensor is read.
 
-    On construction the headers are compared with what the config implies; missing, unexpected, misshapen and quantised
+    `names` are our parameter paths and their tensors. On construction the headers are compared with what the config implies; missing, unexpected, misshapen and quantised
     tensors are listed in one InputError. `read` copies one tensor after another.
     """
 
     def __init__(
         self,
         path: Path,
-        layout: str,
+        names: Mapping[str, Stored],
         config: ModelConfig,
         held: Mapping[str, Held],
         base_prefix: str = "",
@@ -55,7 +55,7 @@ class ForeignSource:
             )
         self.path, self._config = path, config
         self._shapes = shapes = expected_shapes(config)
-        self._stored = stored_names(layout, shapes)
+        self._stored = stored_names(names, shapes)
         if base_prefix and held and not any(name.startswith(base_prefix) for name in held):
             # a base model saved without its language-model class lacks the prefix
             self._stored = {

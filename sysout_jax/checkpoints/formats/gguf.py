@@ -5,7 +5,7 @@ Everything in the architecture's namespace is computed with, known to change not
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from sysout_jax.containers.gguf_file import PLAIN, UNREADABLE, GgufFile, is_gguf
 from sysout_jax.errors import InputError
 from sysout_jax.families import ARCHITECTURES
 from sysout_jax.families.fields import Fields, naming
+from sysout_jax.families.forms import Stored
 from sysout_jax.families.gguf_reading import EMBEDDING, ROPE_TENSORS
 
 #: Keys of an architecture that say nothing about its mathematics.
@@ -29,14 +30,20 @@ _HARMLESS = frozenset({"vocab_size", "rope.scaling.finetuned"})
 class GgufSource(ForeignSource):
     """Weights in a GGUF file, dequantised tensor by tensor."""
 
-    def __init__(self, file: GgufFile, layout: str, config: ModelConfig, used: frozenset[str]):
+    def __init__(
+        self,
+        file: GgufFile,
+        names: Mapping[str, Stored],
+        config: ModelConfig,
+        used: frozenset[str],
+    ):
         self._file = file
         held = {
             name: Held(tensor.shape, _held_dtype(tensor.type))
             for name, tensor in file.tensors.items()
             if name not in used
         }
-        super().__init__(file.path, layout, config, held)
+        super().__init__(file.path, names, config, held)
 
     @property
     def stored_as(self) -> dict[str, str]:
@@ -80,11 +87,11 @@ def open_gguf(path: Path, accept: Collection[str] = ()) -> OpenedGguf:
     if EMBEDDING not in file.tensors:
         raise InputError(f"{path}: holds no {EMBEDDING}; expected a whole language model")
     fields = _fields(file, str(name), accept)
-    family = [family for family, gguf in families.items() if gguf.when(fields)][-1]
+    stores = [gguf for gguf in families.values() if gguf.when(fields)][-1]
     with naming(path):
-        config = families[family].read(file, fields)
+        config = stores.read(file, fields)
         fields.check_nothing_left()
-    source = GgufSource(file, f"gguf-{name}-{family}", config, ROPE_TENSORS)
+    source = GgufSource(file, stores.names, config, ROPE_TENSORS)
     return OpenedGguf(config, source, file.fields, tuple(fields.accepted))
 
 

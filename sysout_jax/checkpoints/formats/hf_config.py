@@ -19,7 +19,7 @@ _CLASSES = {name: kind for kind, layout in LAYOUTS.items() for name in layout.cl
 class ReadConfig(NamedTuple):
     """What a config.json says."""
 
-    layout: str  # the name table to use (`names.TABLES`)
+    layout: str  # of `LAYOUTS`
     config: ModelConfig
     accepted: tuple[str, ...]  # unknown settings that the user accepts
 

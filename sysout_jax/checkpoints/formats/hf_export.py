@@ -151,8 +151,8 @@ def _plan(config: ModelConfig, export: Export) -> dict[str, list[_Planned]]:
     """The tensors of each group."""
     shapes = expected_shapes(config)
     tensors: dict[str, dict[str, _Planned]] = {group: {} for group in groups(config)}
-    layout = next(iter(FAMILIES[config.family].layouts))
-    for path, stored in stored_names(layout, shapes).items():
+    layout = next(iter(FAMILIES[config.family].layouts.values()))
+    for path, stored in stored_names(layout.names, shapes).items():
         if stored.otherwise and export.otherwise(config):
             stored = stored.otherwise
         held = tensors[path.partition("/")[0]]

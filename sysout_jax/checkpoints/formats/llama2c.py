@@ -22,11 +22,25 @@ from sysout_jax.checkpoints.formats.llama2c_tokenizer import read_tokenizer_bin
 from sysout_jax.checks import check
 from sysout_jax.config import RULES
 from sysout_jax.errors import InputError, RunError
-from sysout_jax.families.forms import Shape
+from sysout_jax.families.forms import PAIRED_LINEAR, Shape, Stored, linear
 from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.models.layers import rotary_frequencies
 
-LAYOUT = "meta"
+#: Meta's own names, in which llama2.c's files are described. Its rotary positions turn neighbouring pairs.
+NAMES: dict[str, Stored] = {
+    "embed/embedding": Stored("tok_embeddings.weight"),
+    "layer_{l}/attn_norm/scale": Stored("layers.{l}.attention_norm.weight"),
+    "layer_{l}/attn/q_proj/kernel": Stored("layers.{l}.attention.wq.weight", PAIRED_LINEAR),
+    "layer_{l}/attn/k_proj/kernel": Stored("layers.{l}.attention.wk.weight", PAIRED_LINEAR),
+    "layer_{l}/attn/v_proj/kernel": linear("layers.{l}.attention.wv.weight"),
+    "layer_{l}/attn/o_proj/kernel": linear("layers.{l}.attention.wo.weight"),
+    "layer_{l}/mlp_norm/scale": Stored("layers.{l}.ffn_norm.weight"),
+    "layer_{l}/mlp/gate_proj/kernel": linear("layers.{l}.feed_forward.w1.weight"),
+    "layer_{l}/mlp/down_proj/kernel": linear("layers.{l}.feed_forward.w2.weight"),
+    "layer_{l}/mlp/up_proj/kernel": linear("layers.{l}.feed_forward.w3.weight"),
+    "final_norm/scale": Stored("norm.weight"),
+    "lm_head/kernel": linear("output.weight"),
+}
 MAGIC = struct.pack("<I", 0x616B3432)
 BOS_ID = 1  # sentencepiece's, which run.c puts before every prompt
 _FLOAT = np.dtype("<f4")
@@ -44,7 +58,7 @@ _FIELDS = {
 ANGLES = 1 << 16  # of the rotary tables that are checked at once
 _REAL, _IMAG = "freq_cis_real", "freq_cis_imag"
 
-# The files' order of tensors, in the names of `names.META`. What has an {l} is there for all layers before the next begins.
+# The files' order of tensors, in Meta's names. What has an {l} is there for all layers before the next begins.
 _ATTENTION = [f"layers.{{l}}.attention.{name}.weight" for name in ("wq", "wk", "wv", "wo")]
 _MLP = [f"layers.{{l}}.feed_forward.{name}.weight" for name in ("w1", "w2", "w3")]
 _NORM_1, _NORM_2 = "layers.{l}.attention_norm.weight", "layers.{l}.ffn_norm.weight"
@@ -66,7 +80,7 @@ class Llama2cSource(ForeignSource):
     def __init__(self, path: Path, config: LlamaConfig, sections: dict[str, _Section]):
         self._sections = sections
         held = {name: Held(section.shape, "float32") for name, section in sections.items()}
-        super().__init__(path, LAYOUT, config, held)
+        super().__init__(path, NAMES, config, held)
 
     def _tensor(self, name: str) -> np.ndarray:
         return _read(self.path, self._sections[name])

@@ -12,18 +12,26 @@ import numpy as np
 from sysout_jax.checkpoints.formats.foreign import ForeignSource, Held
 from sysout_jax.checkpoints.formats.format import Format, Opened, tokenizer_beside
 from sysout_jax.checkpoints.formats.hf_config import read_config
-from sysout_jax.checkpoints.formats.names import PAPER_MODELS
 from sysout_jax.checks import shown
 from sysout_jax.config import AttentionName
 from sysout_jax.containers.torch_file import TorchFile, TorchTensor, is_torch_file
 from sysout_jax.errors import InputError
+from sysout_jax.families import LAYOUTS
 from sysout_jax.families.gpt2 import Gpt2Config
 from sysout_jax.printable import printable_name, some
 
-LAYOUT = "nanogpt"
 COMPILED = "_orig_mod."  # torch.compile puts it before every name
 EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
 
+#: The paper's model files, by the `model_type` that its train.py records in every checkpoint, and our name for each.
+PAPER_MODELS: dict[str, AttentionName] = {
+    "gpt2_default": "default",
+    "gpt2_vbias": "fixed_bias",
+    "gpt2_cabias": "context_bias",
+    "gpt2_attn_bias": "attention_bias",
+    "gpt2_ca_softmax": "context_scale",
+    "gpt2_sigmoid": "sigmoid",
+}
 #: Which variant the extra tensors of a layer show when the checkpoint does not name its model file.
 _BY_EXTRAS: dict[frozenset[str], AttentionName] = {
     frozenset(): "default",
@@ -39,7 +47,7 @@ class NanoGptSource(ForeignSource):
     def __init__(self, file: TorchFile, tensors: dict[str, TorchTensor], config: Gpt2Config):
         self._file, self._tensors = file, tensors
         held = {name: Held(tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-        super().__init__(file.path, LAYOUT, config, held)
+        super().__init__(file.path, LAYOUTS["nanogpt"].names, config, held)
 
     def _tensor(self, name: str) -> np.ndarray:
         return self._file.read(self._tensors[name])
@@ -51,9 +59,9 @@ def open_nanogpt(path: Path) -> tuple[Gpt2Config, NanoGptSource]:
     root = file.root if isinstance(file.root, dict) else {}
     state, model_args = root.get("model"), root.get("model_args")
     if not isinstance(state, dict) or not isinstance(model_args, dict):
-        found = some(map(str, root)) or type(file.root).__name__
+        held = some(map(str, root)) or type(file.root).__name__
         raise InputError(
-            f"{path}: not a nanoGPT checkpoint (found: {found}); expected a dict with model and model_args"
+            f"{path}: not a nanoGPT checkpoint (found: {held}); expected a dict with model and model_args"
         )
     for name, value in model_args.items():
         if not isinstance(value, str | int | float | None):

@@ -10,18 +10,18 @@ from sysout_jax.checkpoints.formats.format import Format, Opened, tokenizer_besi
 
 
 def open_orbax(path: Path, accept: Collection[str]) -> Opened:
-    found = checkpoint.locate(path)
-    assert found is not None
+    place = checkpoint.locate(path)
+    assert place is not None
     held, written = None, None
-    if found.is_of_run:
-        found, held, written = checkpoint.open_run(path)
-    config, bos_id = checkpoint.read_config(found.home)
-    if found.is_of_run:
-        source = checkpoint.OrbaxSource(found.params, config, written, held)
+    if place.is_of_run:
+        place, held, written = checkpoint.open_run(path)
+    config, bos_id = checkpoint.read_config(place.home)
+    if place.is_of_run:
+        source = checkpoint.OrbaxSource(place.params, config, written, held)
     else:
-        source = checkpoint.open_converted(found.home, config)
-    accepted = checkpoint.read_accepted(found.home)
-    return Opened(config, source, bos_id, tokenizer_beside(found.home, bos_id), accepted)
+        source = checkpoint.open_converted(place.home, config)
+    accepted = checkpoint.read_accepted(place.home)
+    return Opened(config, source, bos_id, tokenizer_beside(place.home, bos_id), accepted)
 
 
 FORMAT = Format(

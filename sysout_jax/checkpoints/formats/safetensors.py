@@ -43,7 +43,8 @@ class SafetensorsSource(ForeignSource):
     def __init__(self, directory: Path, layout: str, config: ModelConfig):
         self._lies = _tensors(directory)
         held = {name: lies.held for name, lies in self._lies.items()}
-        super().__init__(directory, layout, config, held, LAYOUTS[layout].base_prefix)
+        there = LAYOUTS[layout]
+        super().__init__(directory, there.names, config, held, there.base_prefix)
 
     def _tensor(self, name: str) -> np.ndarray:
         path = self._lies[name].file
@@ -60,8 +61,8 @@ def _tensors(directory: Path) -> dict[str, _Lies]:
     """Every tensor of the directory, in the file that the index names for it."""
     if os.path.lexists(directory / INDEX):
         named = _read_index(directory)
-        found = _headers(dict.fromkeys(named.values()))
-        absent = sorted(set(named) - set(found))
+        tensors = _headers(dict.fromkeys(named.values()))
+        absent = sorted(set(named) - set(tensors))
         if absent:
             raise InputError(
                 f"{directory / INDEX}: names tensors that no file holds: {some(absent)}; download the files again"
@@ -69,14 +70,14 @@ def _tensors(directory: Path) -> dict[str, _Lies]:
         elsewhere = [
             f"{printable_name(name)} in {path.name}"
             for name, path in sorted(named.items())
-            if found[name].file != path
+            if tensors[name].file != path
         ]
         if elsewhere:
             raise InputError(
                 f"{directory / INDEX}: names tensors in files that do not hold them: {some(elsewhere)}; "
                 "download the files again"
             )
-        return found
+        return tensors
     single = directory / SINGLE
     if not single.is_file():
         inside = some(sorted(p.name for p in directory.iterdir())) or "nothing"

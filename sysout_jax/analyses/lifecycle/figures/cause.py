@@ -20,12 +20,12 @@ _SPREAD = 30.0  # perplexities over each other from which on their axis is logar
 def cause(report: Lifecycle, token_text: TokenText) -> Figure:
     """Perplexity under each edit; by layer the largest |h| and the attention on the outlier tokens."""
     assert report.cause is not None
-    found = report.cause
+    causes = report.cause
     figure = style.new_figure(7.2)
     upper, middle, lower = figure.subplots(3, 1, height_ratios=[1.3, 1, 1])
-    _perplexities(upper, found)
+    _perplexities(upper, causes)
     x, every = style.layers_from_one(report.num_layers), style.mark_every(report.num_layers)
-    curves = [("as it is", found.baseline, (style.BLACK, "")), *((edit, found.edits[edit].effect, look) for edit, look in EDIT_LOOKS.items())]  # fmt: skip
+    curves = [("as it is", causes.baseline, (style.BLACK, "")), *((edit, causes.edits[edit].effect, look) for edit, look in EDIT_LOOKS.items())]  # fmt: skip
     for axes, field in ((middle, "ratio_per_layer"), (lower, "mass_per_layer")):
         for name, effect, (colour, marker) in curves:
             values = getattr(effect, field)
@@ -43,10 +43,10 @@ def cause(report: Lifecycle, token_text: TokenText) -> Figure:
     return figure
 
 
-def _perplexities(axes: Axes, found: Cause) -> None:
+def _perplexities(axes: Axes, causes: Cause) -> None:
     """A line per edit: all writers at once, each alone, and controls; the model as it is as a dashed line."""
     rows = list(EDIT_LOOKS)
-    drawn = [found.baseline.perplexity]
+    drawn = [causes.baseline.perplexity]
 
     def point(y: float, effect: Effect, **look) -> None:
         if np.isfinite(effect.perplexity):
@@ -55,13 +55,13 @@ def _perplexities(axes: Axes, found: Cause) -> None:
 
     for y, edit in enumerate(rows):
         colour, marker = EDIT_LOOKS[edit]
-        for kind, effect in found.edits[edit].controls.items():
+        for kind, effect in causes.edits[edit].controls.items():
             point(y + 0.2, effect, color=style.GREY, marker=CONTROL_LOOKS[kind], ms=8, label=f"control: {kind}")  # fmt: skip
-        for effect in found.edits[edit].alone:
+        for effect in causes.edits[edit].alone:
             point(y - 0.25, effect, color=colour, marker=marker, mfc="white", ms=5, label="one writer alone")  # fmt: skip
-        point(y, found.edits[edit].effect, color=colour, marker=marker, ms=8, mec=style.BLACK)
-    if np.isfinite(found.baseline.perplexity):
-        axes.axvline(found.baseline.perplexity, color=style.BLACK, ls="--", lw=1.2, label="as it is")  # fmt: skip
+        point(y, causes.edits[edit].effect, color=colour, marker=marker, ms=8, mec=style.BLACK)
+    if np.isfinite(causes.baseline.perplexity):
+        axes.axvline(causes.baseline.perplexity, color=style.BLACK, ls="--", lw=1.2, label="as it is")  # fmt: skip
     if max(drawn) > _SPREAD * min(drawn):
         style.log_axis(axes, "x")
     axes.set_yticks(range(len(rows)), rows)
@@ -74,20 +74,20 @@ def _perplexities(axes: Axes, found: Cause) -> None:
 
 def cause_sentence(report: Lifecycle, token_text: TokenText) -> str:
     """What each edit leaves, named, beside its controls."""
-    found = report.cause
-    assert found is not None
+    causes = report.cause
+    assert causes is not None
 
     def told(effect: Effect) -> str:
         return f"{digits(effect.perplexity, report.length)} ({left(report, effect)})"
 
-    edits = {name: edit.effect for name, edit in found.edits.items()}
-    weights = plural(found.edits["element"].weights, "birth weight")
+    edits = {name: edit.effect for name, edit in causes.edits.items()}
+    weights = plural(causes.edits["element"].weights, "birth weight")
     controls = [
         f"{kind} {digits(effect.perplexity, report.length)}"
-        for kind, effect in found.edits["column"].controls.items()
+        for kind, effect in causes.edits["column"].controls.items()
     ]
     return (
-        f"Perplexity is {told(found.baseline)}. With the {weights} W_down[d*, c*] at zero it is {told(edits['element'])}, halved {told(edits['half'])}, "
+        f"Perplexity is {told(causes.baseline)}. With the {weights} W_down[d*, c*] at zero it is {told(edits['element'])}, halved {told(edits['half'])}, "
         f"with the whole columns at zero {told(edits['column'])}, with the whole rows {told(edits['row'])}; "
         f"controls of the columns: {joined(controls)}."
     )

@@ -99,14 +99,14 @@ def activations_sentence(report: Lifecycle, token_text: TokenText) -> str:
         f"|h| is largest against its mean in layer {largest.layer + 1}: {number(largest.value)}, "
         f"{number(largest.ratio)} times the mean, at token {largest.token} “{text}”, dim {largest.channel}"
     )
-    found = [
+    places = [
         f"{in_layers(outlier_layers(report, place))} for {place}"
         for place in _PLACES
         if len(outlier_layers(report, place))
     ]
-    if not found:
+    if not places:
         return f"{peak}; nothing in h or x_down exceeds τ = {report.tau:g} times the mean."
-    return f"{peak}; outliers at τ = {report.tau:g} are {' and '.join(found)}."
+    return f"{peak}; outliers at τ = {report.tau:g} are {' and '.join(places)}."
 
 
 @style.styled

@@ -33,7 +33,7 @@ _COUNTS: Any = (
 def drawn(report: Lifecycle) -> list[tuple[int, Wave]]:
     """The strongest waves with their numbers, which count from 1 in the order of birth."""
     numbered = list(enumerate(report.waves.waves, start=1))
-    strongest = sorted(numbered, key=lambda one: -one[1].ratio)[:MOST]
+    strongest = sorted(numbered, key=lambda counted: -counted[1].ratio)[:MOST]
     return sorted(strongest)
 
 
@@ -75,17 +75,17 @@ def waves(report: Lifecycle, token_text: TokenText) -> Figure:
 
 def waves_sentence(report: Lifecycle, token_text: TokenText) -> str:
     """How many there are, where the strongest lives, and what the marks mean."""
-    found = report.waves
-    strongest = max(found.waves, key=lambda wave: wave.ratio)
-    above = [i for i, wave in enumerate(found.waves, start=1) if wave.above]
+    followed = report.waves
+    strongest = max(followed.waves, key=lambda wave: wave.ratio)
+    above = [i for i, wave in enumerate(followed.waves, start=1) if wave.above]
     said = (
         f"of which {named('wave', above)} {'exceeds' if len(above) == 1 else 'exceed'}"
         if above
         else "of which none exceeds"
     )
-    left = f" The {MOST} strongest are drawn." if len(found.waves) > MOST else ""
+    left = f" The {MOST} strongest are drawn." if len(followed.waves) > MOST else ""
     return (
-        f"{plural(len(found.waves), 'wave')} over {number(found.level)} times the mean, {said} τ = {report.tau:g}; the strongest, "
+        f"{plural(len(followed.waves), 'wave')} over {number(followed.level)} times the mean, {said} τ = {report.tau:g}; the strongest, "
         f"{number(strongest.ratio)} times, is {course_of(strongest)}. A line is thick where the wave lives; ▲ a layer that writes it, "
         f"▼ one that takes it back; horizontal lines are thresholds, the black one is τ.{left}"
     )

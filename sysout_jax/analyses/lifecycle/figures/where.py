@@ -96,18 +96,18 @@ def rows(report: Lifecycle) -> tuple[Row, ...]:
 @style.styled
 def where(report: Lifecycle, token_text: TokenText) -> Figure:
     """Layers × places, filled where an outlier was found."""
-    found = rows(report)
+    places = rows(report)
     figure = style.new_figure(4.4)
     sketch, grid = figure.subplots(1, 2, sharey=True, width_ratios=[1.5, 6])
-    _sketch(sketch, found)
-    _grid(grid, report, found)
+    _sketch(sketch, places)
+    _grid(grid, report, places)
     return figure
 
 
-def _grid(axes: Axes, report: Lifecycle, found: tuple[Row, ...]) -> None:
+def _grid(axes: Axes, report: Lifecycle, places: tuple[Row, ...]) -> None:
     L = report.num_layers
     gap = 0.92 if L <= 40 else 1.0
-    for y, row in enumerate(reversed(found)):
+    for y, row in enumerate(reversed(places)):
         for layer in range(L):
             colour = _FOUND if layer in row.layers else _EMPTY
             corner = (layer + 1 - gap / 2, y - 0.36)
@@ -123,12 +123,12 @@ def _grid(axes: Axes, report: Lifecycle, found: tuple[Row, ...]) -> None:
             annotation_clip=False,
         )
     style.layer_axis(axes, L)
-    axes.set_ylim(-0.6, len(found) - 0.4)
+    axes.set_ylim(-0.6, len(places) - 0.4)
     axes.tick_params(axis="y", left=False, labelleft=False)
     axes.spines["left"].set_visible(False)
     axes.scatter([], [], marker="s", s=70, color=_FOUND, label=f"found (τ = {report.tau:g})")
     axes.scatter([], [], marker="s", s=70, color=_EMPTY, label="none")
-    if any(row.carriers for row in found):
+    if any(row.carriers for row in places):
         axes.scatter([], [], **_STAR, label="carries a birth")
     style.legend_above(axes, 3, handletextpad=0.2)
 
@@ -136,16 +136,16 @@ def _grid(axes: Axes, report: Lifecycle, found: tuple[Row, ...]) -> None:
 _STAR: Any = {"marker": "*", "s": 110, "color": "white", "edgecolors": "black", "linewidths": 1}
 
 
-def _sketch(axes: Axes, found: tuple[Row, ...]) -> None:
+def _sketch(axes: Axes, places: tuple[Row, ...]) -> None:
     """One layer, read upwards along the residual stream; each box stands beside its rows of the grid."""
     axes.set_axis_off()
     axes.set_xlim(0, 10)
     axes.plot([0.7, 0.7], [-0.55, 5], color=style.BLACK, lw=1.4)
     heights: dict[str, list[int]] = {}
-    for y, row in enumerate(reversed(found)):
+    for y, row in enumerate(reversed(places)):
         heights.setdefault(row.place, []).append(y)
     for place, ys in heights.items():
-        filled = any(len(row.layers) for row in found if row.place == place)
+        filled = any(len(row.layers) for row in places if row.place == place)
         axes.add_patch(
             FancyBboxPatch(
                 (3, ys[0] - 0.3),

@@ -196,7 +196,7 @@ def _is_command() -> bool:
     if command is None:
         return False
     package = sys.modules.get(command["package"])  # half imported: it is what imports us
-    beside = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+    beside = os.path.dirname(os.path.dirname(__file__))
     return os.path.dirname(os.path.dirname(getattr(package, "__file__", None) or "")) == beside
 
 

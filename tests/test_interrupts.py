@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sysout_jax.commands import interrupts
+from sysout_jax import interrupts
 
 GUARDED = f"""
 import importlib.util, os, signal, sys, threading, time
@@ -248,7 +248,7 @@ def test_files_do_not_take_the_numbers_of_closed_streams(tmp_path):
 def test_only_our_own_commands_are_guarded(argv, original, package, command, monkeypatch):
     monkeypatch.setattr(sys, "argv", argv)
     monkeypatch.setattr(sys, "orig_argv", original)
-    beside = Path(interrupts.__file__).parents[2]
+    beside = Path(interrupts.__file__).parents[1]
     for name in ("analyze", "train"):
         module = type(sys)(name)
         where = beside if package == name else Path("/somewhere/else")

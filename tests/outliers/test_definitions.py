@@ -1,0 +1,91 @@
+"""The rules by hand on a few numbers, what they say where nothing is to be compared with, and that the library asks them."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sysout_jax as so
+from sysout_jax.outliers import definitions
+
+LIBRARY = Path(so.__file__).parent
+RULES = [name for name, _ in inspect.getmembers(definitions, inspect.isfunction)]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_has_a_caller(name):
+    """In another file, or in another rule that has one."""
+    for path in LIBRARY.rglob("*.py"):
+        text = path.read_text()
+        called = re.findall(rf"(?<!def )\b{name}\(", text)
+        if called and path.name == "definitions.py":
+            called = re.findall(rf"(?<!def )(?<!\.)\b{name}\(", text)
+        if called:
+            return
+    pytest.fail(f"nobody calls {name}")
+
+
+@pytest.mark.parametrize("xp", [np, jnp])
+def test_ratio_and_kurtosis_of_nothing_are_0(xp):
+    zero = xp.zeros(2)
+    np.testing.assert_array_equal(definitions.ratio(xp.ones(2), zero), 0)
+    np.testing.assert_array_equal(definitions.ratio(xp.ones(2), xp.full(2, 0.25)), 4)
+    np.testing.assert_array_equal(definitions.excess_kurtosis(zero, zero), 0)
+    np.testing.assert_array_equal(definitions.excess_kurtosis(xp.full(2, 8.0), xp.full(2, 2.0)), -1)
+
+
+def test_levels():
+    assert definitions.level_of(2000.0, 1000.0) == 1000.0
+    assert definitions.level_of(400.0, 1000.0) == definitions.candidate_level(400.0) == 300.0
+    assert definitions.reachable(7.0, 8) and not definitions.reachable(8.0, 8)
+
+
+@pytest.mark.parametrize("xp", [np, jnp])
+def test_sinks(xp):
+    """α of the first token is its column sum over T, and that of a later one over the queries that see it."""
+    cumulative_NxHxT = xp.asarray([[[1.3, 0.9, 0.9, 0.9], [1.1, 2.0, 0.6, 0.3]]])
+    alpha = definitions.sink_scores(cumulative_NxHxT)
+    np.testing.assert_allclose(alpha[0, 1], [0.275, 2 / 3, 0.3, 0.3], rtol=1e-6)
+    assert float(definitions.sink_rate(cumulative_NxHxT)) == 0.5
+    # of four tokens even attention gives the first one more than half
+    assert definitions.even_share(4) == pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 4) / 4)
+    assert not definitions.is_sink(alpha[0, 0, 0], definitions.even_share(4))
+
+
+@pytest.mark.parametrize("xp", [np, jnp])
+def test_the_rule_of_the_published_code(xp):
+    """A tenth of all attention counts."""
+    cumulative_T = xp.asarray([0.5, 0.39, 0.4, 2.71])
+    np.testing.assert_array_equal(
+        definitions.code_outliers(cumulative_T), [True, False, True, True]
+    )
+    np.testing.assert_array_equal(definitions.is_code_outlier(xp.asarray([0.09, 0.5])), [0, 1])
+
+
+def test_drain():
+    found = definitions.value_drain(np.array([1.0, 0.0, 3.0]), np.array([4.0, 2.0, 0.0]))
+    np.testing.assert_array_equal(found, [0.25, 0.0, np.nan])
+
+
+def test_overlap_and_union():
+    activation_NxT = np.array([[True, True, False], [False, False, False]])
+    attention_NxHxT = np.array(
+        [[[True, False, True], [True, True, False]], [[True, False, False]] * 2]
+    )
+    overlap = definitions.overlap(activation_NxT, attention_NxHxT)
+    union = definitions.intersection_over_union(activation_NxT, attention_NxHxT)
+    np.testing.assert_allclose(overlap, [[1 / 2, 1], [np.nan, np.nan]])
+    np.testing.assert_allclose(union, [[1 / 3, 1], [0, 0]])
+
+
+def test_massive_activations():
+    """Over 100 and over 1000 times the median, both."""
+    np.testing.assert_array_equal(
+        definitions.massive_bound(np.array([0.01, 0.2])), np.array([100.0, 200.0])
+    )
+    assert definitions.exceeds(10.0, 0.009, 1000.0) and not definitions.exceeds(10.0, 0.01, 1000.0)
