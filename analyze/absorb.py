@@ -10,7 +10,7 @@ import numpy as np
 
 import sysout_jax as so
 from analyze.analysis import Found, finish, say_notes
-from analyze.limits import check_count
+from analyze.limits import MOST, check_count
 from analyze.prefix import prefix_tokens
 from analyze.source import Prepared, Source, check_out, prepare, progress
 from sysout_jax.analyses.absorb.page import prefix_name, summary, verdict, write_absorb_report
@@ -48,6 +48,7 @@ def main() -> None:
     args = parse(Args, "python -m analyze.absorb")
     out = check_out(args.out)
     check_count("--longest", args.longest, 64)
+    check_count("--num-seqs", args.num_seqs, MOST - CALIBRATION)
     if args.save is not None:
         try:
             staging.check_out(args.save, new=True)
