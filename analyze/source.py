@@ -95,7 +95,12 @@ class Expects:
 
     def expected(self) -> tuple[Expected, ...]:
         """What is expected, before anything is computed; InputError for an unknown name."""
-        return published(self.expect) if self.expect is not None else ()
+        if self.expect is None:
+            return ()
+        try:
+            return published(self.expect)
+        except so.InputError as error:
+            raise so.InputError(f"--expect {error}") from None
 
     def held_against(self, measured: Mapping[str, Any]) -> Expectation | None:
         """The report held against it."""

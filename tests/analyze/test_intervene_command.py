@@ -100,5 +100,5 @@ def test_lifecycle_held_against_published_values(tmp_path, monkeypatch, capsys):
     (tmp_path / "other").mkdir()
     assert call(monkeypatch, lifecycle, "--expect", "gpt3", "--out", tmp_path / "other") == 2
     error = capsys.readouterr().err
-    assert "gpt3: has no published values" in error and error.count("\n") == 1
+    assert "error: --expect gpt3: has no published values" in error and error.count("\n") == 1
     assert not list((tmp_path / "other").iterdir())
