@@ -69,6 +69,10 @@ def test_no_outlier_is_said_plainly(tmp_path, monkeypatch, capsys):
     [
         (["--seeds", 0], "at least 1"),
         (["--what"], "names nothing"),
+        (
+            ["--what", "mean", "--where", "birth", "row", "--ckpt", "/nowhere"],
+            "row can only be set to zero",
+        ),
         (["--expect", "lama-2-7b"], "did you mean llama-2-7b?"),
         (["--tau", 0], "positive threshold"),
         (["--ckpt", "/nowhere"], "no such file or directory"),
