@@ -68,7 +68,7 @@ def test_two_models_side_by_side(tmp_path, monkeypatch, capsys, shared_data):
     assert "rows joined by '\\n\\n'" in words(capsys.readouterr().out)
     models = json.loads((out / "compression.json").read_text())["models"]
     assert len(models) == 2 and models[0]["outcomes"] == models[1]["outcomes"]
-    assert models[0]["calibration"] == "3 windows of 64 tokens, other windows"
+    assert models[0]["calibration"] == "3 windows of 64 tokens, the analysed windows themselves"
     assert {p.name for p in (out / "figures").iterdir()} == {"perplexity.png", "perplexity.pdf"}
 
 
