@@ -87,3 +87,6 @@ def test_bad_flags_write_nothing(flags, said, model, tmp_path, monkeypatch, caps
 def test_an_export_that_is_there_is_refused(model, tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, model, "--save", model, "--out", tmp_path / "out") == 2
     assert "--save" in capsys.readouterr().err
+    assert call(monkeypatch, model, "--save", model / "clean", "--out", tmp_path / "out") == 2
+    assert "lies inside" in capsys.readouterr().err
+    assert not (model / "clean").exists() and not (tmp_path / "out").exists()
