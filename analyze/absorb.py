@@ -10,7 +10,7 @@ import numpy as np
 
 import sysout_jax as so
 from analyze.analysis import Analysed, finish, say_notes
-from analyze.limits import check_count
+from analyze.limits import MOST, check_count
 from analyze.prefix import prefix_tokens
 from analyze.source import Prepared, Source, check_out, prepare, progress
 from sysout_jax.analyses.absorb.page import prefix_name, summary, verdict, write_absorb_report
@@ -48,11 +48,9 @@ def main() -> None:
     args = parse(Args, "python -m analyze.absorb")
     out = check_out(args.out)
     check_count("--longest", args.longest, 64)
+    check_count("--num-seqs", args.num_seqs, MOST - CALIBRATION)
     if args.save is not None:
-        try:
-            staging.check_out(args.save, new=True)
-        except so.InputError as error:
-            raise so.InputError(f"--save {error}") from None
+        _check_save(args.save, args.ckpt)
     if args.calibration is not None:
         read_text(args.calibration)  # a missing file should not show after minutes
     prepared = prepare(args if args.prompt is not None else _with_more(args))
@@ -111,6 +109,15 @@ def _divided(args: Args, prepared: Prepared, taken: int) -> tuple[Prepared, np.n
         tokens, calibration = tokens[:count], tokens[count : count + CALIBRATION]
     windows = Windows(tokens, windows.bos, windows.joined_by)
     return dataclasses.replace(prepared, windows=windows), calibration
+
+
+def _check_save(out: Path, ckpt: str | None) -> None:
+    """Refuse what cannot be written before anything is read, and a place inside the model that is read."""
+    read = () if ckpt is None or not Path(ckpt).is_dir() else (Path(ckpt),)
+    try:
+        staging.check_out(out, new=True, apart=read)
+    except so.InputError as error:
+        raise so.InputError(f"--save {error}") from None
 
 
 def _save(out: Path, report: so.Absorption) -> None:

@@ -28,6 +28,7 @@ from sysout_jax.compress.methods import METHODS, USUAL_METHODS, Settings
 from sysout_jax.data.demo import demo_text
 from sysout_jax.data.text import read_text, text_windows
 from sysout_jax.perplexity import ROWS_JOINED_BY, joined_rows
+from sysout_jax.printable import printable_name
 
 FOLLOWING = 2  # windows that scales are calibrated on
 SEARCH, ALL, NONE = "search", "all", "none"
@@ -71,7 +72,7 @@ def main() -> None:
     args = parse(Args, "python -m analyze.compression")
     out = check_out(args.out)
     args.expected()
-    if args.methods == (ALL,):
+    if ALL in args.methods:
         args = dataclasses.replace(args, methods=tuple(METHODS))
     if args.attribute == (NONE,):
         args = dataclasses.replace(args, attribute=())
@@ -174,12 +175,15 @@ def _absorbed(given: str, prepared: Prepared, calibration: np.ndarray | None) ->
 
 def _check(args: Args) -> None:
     """InputError for flags that cannot work."""
-    for flag, names in (("--methods", args.methods), ("--attribute", args.attribute)):
+    for flag, names, known in (
+        ("--methods", args.methods, (*METHODS, ALL)),
+        ("--attribute", args.attribute, tuple(METHODS)),
+    ):
         for name in names:
             if name not in METHODS:
-                near = difflib.get_close_matches(name, METHODS, 1, 0.0)[0]
+                near = difflib.get_close_matches(name.lower(), known, 1, 0.0)[0]
                 raise so.InputError(
-                    f"{flag} {name}: unknown; did you mean {near}? Known are {', '.join(METHODS)}"
+                    f"{flag} {printable_name(name)}: unknown; did you mean {near}? Known are {', '.join(known)}"
                 )
     if not args.methods:
         raise so.InputError("--methods: names nothing; give at least one")

@@ -11,6 +11,7 @@ from analyze.analysis import Analysed, Shared, run_alone
 from analyze.limits import MOST_SEEDS, check_count
 from analyze.source import Expects, Prepared, Source
 from sysout_jax.analyses.intervene.page import summary, verdict, write_interventions_report
+from sysout_jax.analyses.intervene.runs import plan
 from sysout_jax.analyses.measured import measured_by_interventions
 from sysout_jax.commands.arguments import parse
 from sysout_jax.commands.cli import run
@@ -58,6 +59,7 @@ def main() -> None:
         if not values:
             raise so.InputError(f"{flag}: names nothing; give at least one")
     check_count("--seeds", args.seeds, MOST_SEEDS)
+    plan(args.what, args.where, args.seeds)  # what cannot be planned should not show after minutes
     run_alone(args, analyse, cause=False)
 
 

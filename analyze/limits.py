@@ -23,18 +23,18 @@ def short(value: int) -> str:
     return printable_name(str(value))
 
 
-def prompt_text(prompt: str) -> str:
-    """The prompt as UTF-8, whatever the terminal's encoding; InputError where it is none."""
+def flag_text(flag: str, given: str) -> str:
+    """Text that a flag gives as UTF-8, whatever the terminal's encoding; InputError where it is none."""
     try:
-        prompt.encode()
-        return prompt
+        given.encode()
+        return given
     except (
         UnicodeEncodeError
     ):  # bytes that the terminal's encoding does not know came as halves of surrogate pairs
         pass
     try:
-        return os.fsencode(prompt).decode()
+        return os.fsencode(given).decode()
     except UnicodeError:
         raise so.InputError(
-            f"--prompt {printable_name(prompt)}: not UTF-8 text; expected some words"
+            f"{flag} {printable_name(given)}: not UTF-8 text; expected some words"
         ) from None

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 import sysout_jax as so
-from analyze.limits import LEAST_TAU, MOST, MOST_TAU, check_count, prompt_text, short
+from analyze.limits import LEAST_TAU, MOST, MOST_TAU, check_count, flag_text, short
 from sysout_jax.commands import compilations
 from sysout_jax.commands.cli import say
 from sysout_jax.config import ModelConfig, config_to_dict
@@ -95,7 +95,12 @@ class Expects:
 
     def expected(self) -> tuple[Expected, ...]:
         """What is expected, before anything is computed; InputError for an unknown name."""
-        return published(self.expect) if self.expect is not None else ()
+        if self.expect is None:
+            return ()
+        try:
+            return published(self.expect)
+        except so.InputError as error:
+            raise so.InputError(f"--expect {error}") from None
 
     def held_against(self, measured: Mapping[str, Any]) -> Expectation | None:
         """The report held against it."""
@@ -148,7 +153,7 @@ def prepare(
     if source.data is not None:
         tokens, bos = _data_windows(source, source.data, lm.config)
     elif source.prompt is not None:
-        tokens = prompt_sequence(lm.tokenizer, prompt_text(source.prompt), source.bos)
+        tokens = prompt_sequence(lm.tokenizer, flag_text("--prompt", source.prompt), source.bos)
     else:
         if text is None:
             text = demo_text()

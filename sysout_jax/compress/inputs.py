@@ -118,6 +118,15 @@ class Calibrating:
         self.calibration.append({name: value.max(axis=0) for name, value in seen.items()})
 
 
+def calibrated_on(read_NxT: np.ndarray, analysed_NxT: np.ndarray) -> str:
+    """What a report says of the windows that scales come from: whether they are apart from those that are analysed with them."""
+    analysed = {tuple(window) for window in analysed_NxT.tolist()}
+    same = sum(tuple(window) in analysed for window in read_NxT.tolist())
+    count, length = read_NxT.shape
+    which = {0: "other windows", count: "the analysed windows themselves"}
+    return f"{count} windows of {length} tokens, {which.get(same, f'{same} of them analysed too')}"
+
+
 @dataclass(frozen=True)
 class _Observe:
     """Largest magnitude (B, I) of every channel over the tokens that count, (B, T)."""

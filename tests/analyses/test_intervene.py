@@ -520,6 +520,7 @@ def test_plan():
     for bad in (
         ((), ("all",), 1),
         (("mean",), ("head", "row"), 1),
+        (("mean", "resample"), ("birth", "row"), 1),  # birth would run, row would not
         (("zero",), ("here",), 1),
         (("zero",), ("all",), 0),
     ):

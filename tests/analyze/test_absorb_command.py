@@ -66,6 +66,11 @@ def test_search_is_told(model, tmp_path, monkeypatch, capsys):
     [
         (["--prefix", "300"], "--prefix 300: the model's vocabulary has 300 entries"),
         (["--prefix", ""], "--prefix: gives no token"),
+        (["--prefix=-1"], "--prefix -1: neither token ids nor a text"),
+        (["--prefix", "0,"], "--prefix 0,: neither"),
+        (["--prefix", "1" * 5000], ": neither"),
+        (["--prefix", "\udcff"], "--prefix \\udcff: not UTF-8 text"),
+        (["--num-seqs", "0"], "--num-seqs 0: expected at least 1"),
         (["--longest", "0"], "--longest 0: expected at least 1"),
         (["--seq-len", "64"], "exceed the model's context of 64"),
         (["--calibration", "nowhere.txt"], "nowhere.txt"),
@@ -82,3 +87,6 @@ def test_bad_flags_write_nothing(flags, said, model, tmp_path, monkeypatch, caps
 def test_an_export_that_is_there_is_refused(model, tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, model, "--save", model, "--out", tmp_path / "out") == 2
     assert "--save" in capsys.readouterr().err
+    assert call(monkeypatch, model, "--save", model / "clean", "--out", tmp_path / "out") == 2
+    assert "lies inside" in capsys.readouterr().err
+    assert not (model / "clean").exists() and not (tmp_path / "out").exists()

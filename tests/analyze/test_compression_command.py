@@ -68,7 +68,7 @@ def test_two_models_side_by_side(tmp_path, monkeypatch, capsys, shared_data):
     assert "rows joined by '\\n\\n'" in words(capsys.readouterr().out)
     models = json.loads((out / "compression.json").read_text())["models"]
     assert len(models) == 2 and models[0]["outcomes"] == models[1]["outcomes"]
-    assert models[0]["calibration"] == "3 windows of 64 tokens, other windows"
+    assert models[0]["calibration"] == "3 windows of 64 tokens, the analysed windows themselves"
     assert {p.name for p in (out / "figures").iterdir()} == {"perplexity.png", "perplexity.pdf"}
 
 
@@ -76,6 +76,7 @@ def test_two_models_side_by_side(tmp_path, monkeypatch, capsys, shared_data):
     "flags, expected",
     [
         (["--methods", "w8_tensr"], "did you mean w8_tensor?"),
+        (["--methods", "ALL"], "did you mean all?"),
         (["--attribute", "w5"], "--attribute w5: unknown"),
         (["--methods"], "names nothing"),
         (["--sparsity", 1.5], "share from 0 to 1"),
@@ -122,7 +123,8 @@ def test_a_prefix_is_searched_for(tmp_path, monkeypatch):
 
 def test_all_methods_and_its_own_windows(tmp_path, monkeypatch):
     out = tmp_path / "out"
-    assert call(monkeypatch, "--seq-len", 32, "--methods", "all", "--out", out) == 0
+    methods = ("w8_tensor", "all")  # with another name all are all
+    assert call(monkeypatch, "--seq-len", 32, "--methods", *methods, "--out", out) == 0
     (model,) = json.loads((out / "compression.json").read_text())["models"]
     assert {o["method"] for o in model["outcomes"]} >= set(METHODS) - {"w4_group_kept"}
     assert model["protocol"]["windows"] == compression.Args.NUM_SEQS == 2

@@ -69,6 +69,10 @@ def test_no_outlier_is_said_plainly(tmp_path, monkeypatch, capsys):
     [
         (["--seeds", 0], "at least 1"),
         (["--what"], "names nothing"),
+        (
+            ["--what", "mean", "--where", "birth", "row", "--ckpt", "/nowhere"],
+            "row can only be set to zero",
+        ),
         (["--expect", "lama-2-7b"], "did you mean llama-2-7b?"),
         (["--tau", 0], "positive threshold"),
         (["--ckpt", "/nowhere"], "no such file or directory"),
@@ -100,5 +104,5 @@ def test_lifecycle_held_against_published_values(tmp_path, monkeypatch, capsys):
     (tmp_path / "other").mkdir()
     assert call(monkeypatch, lifecycle, "--expect", "gpt3", "--out", tmp_path / "other") == 2
     error = capsys.readouterr().err
-    assert "gpt3: has no published values" in error and error.count("\n") == 1
+    assert "error: --expect gpt3: has no published values" in error and error.count("\n") == 1
     assert not list((tmp_path / "other").iterdir())

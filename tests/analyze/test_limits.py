@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import analyze.source
-from analyze.limits import prompt_text
+from analyze.limits import flag_text
 from analyze.source import Source, prepare, tell
 from sysout_jax.errors import InputError, RunError
 
@@ -38,12 +38,14 @@ def test_refused_before_a_device_is_touched(flags, says, monkeypatch):
 
 
 def test_a_prompt_is_utf8_whatever_the_terminal():
-    assert prompt_text("Grüße\x00 τ") == "Grüße\x00 τ"
-    assert prompt_text("Gr\udcc3\udcbc\udcc3\udc9fe") == "Grüße"  # as an ASCII terminal hands it on
+    assert flag_text("--prompt", "Grüße\x00 τ") == "Grüße\x00 τ"
+    assert (
+        flag_text("--prompt", "Gr\udcc3\udcbc\udcc3\udc9fe") == "Grüße"
+    )  # as an ASCII terminal hands it on
     with pytest.raises(InputError, match="--prompt a.udcff: not UTF-8"):
-        prompt_text("a\udcff")
+        flag_text("--prompt", "a\udcff")
     with pytest.raises(InputError, match="not UTF-8"):
-        prompt_text("\ud800")
+        flag_text("--prompt", "\ud800")
 
 
 def test_a_report_is_written_before_its_summary_is_shown(tmp_path, capsys):

@@ -9,7 +9,7 @@ import pytest
 from tests.analyze.command import call, tree
 
 ANALYSES = [
-    "absorb", "all", "census", "census", "compression", "consistency", "existence", "intervene", "length", "lifecycle", "positions", "variants",
+    "absorb", "all", "census", "compression", "consistency", "existence", "intervene", "length", "lifecycle", "positions", "variants",
 ]  # fmt: skip
 PROBLEMS = {
     "dangling": "leads nowhere",

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +14,7 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
+from sysout_jax import weights
 from sysout_jax.checkpoints import checkpoint
 from sysout_jax.checkpoints.formats.hf_config import read_config
 from sysout_jax.compress.absorption import absorbed, prefix_keys, refusal
@@ -19,6 +24,7 @@ from sysout_jax.weights import InMemory
 from tests.families.cases import CASES
 from tests.random_models import random_params
 
+ROOT = Path(__file__).parents[2]
 PREFIX = (5, 0, 7)
 T = 20  # windows of the cases are of 6
 REFUSED = {"ministral3", "phi3-longrope", "phi3-longrope-long", "qwen2-dynamic"}
@@ -115,6 +121,43 @@ def test_is_saved_and_loads_again(tmp_path):
     assert again.config.context_length == lm.config.context_length - 3
     tokens = np.arange(12)[None]
     np.testing.assert_array_equal(so.capture(again, tokens)[0], so.capture(clean, tokens)[0])
+
+
+SAVES_AND_DIES = """
+import os, signal, sys
+from pathlib import Path
+from sysout_jax.checkpoints import checkpoint
+from tests.compress.test_absorb import PREFIX, absorbed, model, prefix_keys
+
+writes, step, out = checkpoint.write_group, int(sys.argv[1]), Path(sys.argv[2])
+
+def write(*args):
+    global step
+    found = writes(*args)
+    step -= 1
+    if not step:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return found
+
+checkpoint.write_group = write
+lm = model("gpt2")
+clean = absorbed(lm, prefix_keys(lm, PREFIX))
+checkpoint.save(out, clean.config, clean.source, "float32", beside={"prefix": b"x"})
+"""
+
+
+@pytest.mark.slow
+def test_killed_while_it_is_saved_leaves_nothing_half(tmp_path):
+    """SIGKILL with layers written and others not: no model is there, and the next one takes the place and clears the rest."""
+    groups = len(weights.groups(model("gpt2").config))
+    for step in (groups - 1, groups + 1):  # the second one is never reached
+        arguments = [sys.executable, "-c", SAVES_AND_DIES, str(step), str(tmp_path / "clean")]
+        ended = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+        whole = step > groups
+        assert ended.returncode == (0 if whole else -signal.SIGKILL), ended.stderr
+        assert (tmp_path / "clean").exists() == whole
+        assert len(list(tmp_path.iterdir())) == 1
+    assert so.load(tmp_path / "clean").config.extra_keys == len(PREFIX)
 
 
 def test_kernels_agree_where_keys_leave_a_window():

@@ -8,7 +8,7 @@ import pytest
 
 import sysout_jax as so
 from sysout_jax.compress.cache import SHARED, rounded
-from sysout_jax.compress.inputs import calibrate
+from sysout_jax.compress.inputs import calibrate, calibrated_on
 from sysout_jax.compress.methods import METHODS, Compressor, Settings, named
 from sysout_jax.compress.quantise import absmax_weights
 from tests.random_models import random_model
@@ -78,6 +78,15 @@ def test_calibration_without_some_tokens(lm):
             np.testing.assert_allclose(whole[layer][path], size.max((0, 1)), rtol=1e-6)
     with pytest.raises(so.InputError, match="no token that counts"):
         calibrate(lm, TOKENS, np.zeros(TOKENS.shape, bool))
+
+
+def test_what_is_calibrated_on_is_named_by_what_it_is():
+    """Whoever gives the analysed windows as calibration is not told that they are others."""
+    read = np.arange(12).reshape(3, 4)
+    assert calibrated_on(read, read + 1) == "3 windows of 4 tokens, other windows"
+    assert calibrated_on(read, read) == "3 windows of 4 tokens, the analysed windows themselves"
+    assert calibrated_on(read, read[1:2]) == "3 windows of 4 tokens, 1 of them analysed too"
+    assert calibrated_on(read[:, :2], read) == "3 windows of 2 tokens, other windows"
 
 
 def test_an_exempted_weight_in_the_scale():

@@ -50,8 +50,12 @@ def test_training_goes_on_from_an_absorbed_model(config, clean, tmp_path):
     assert again.config == clean.config
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), again.params, clean.params)
     assert min(jax.tree.leaves(moved)) > 0
-    # resumed, it goes on from its own checkpoint
-    assert fit(dataclasses.replace(config, steps=5), tmp_path / "run").step == 5
+    # resumed, it goes on from its own checkpoint, bit for bit as if it had never stopped
+    config = dataclasses.replace(config, steps=5)
+    ends = [fit(config, tmp_path / place).step for place in ("run", "whole")]
+    assert ends == [5, 5]
+    resumed, whole = (so.load(tmp_path / place).params for place in ("run", "whole"))
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
 
 
 def test_another_model_is_refused(config, clean, tmp_path):

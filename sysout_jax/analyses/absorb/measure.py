@@ -18,7 +18,7 @@ from sysout_jax.attention.logits import first_key_weights
 from sysout_jax.calls import check_arguments, check_list
 from sysout_jax.checks import Whole
 from sysout_jax.compress.absorption import absorbed, check_absorbable, prefix_keys, refusal
-from sysout_jax.compress.inputs import calibrate
+from sysout_jax.compress.inputs import calibrate, calibrated_on
 from sysout_jax.compress.methods import Compressor, Method
 from sysout_jax.data.text import Windows
 from sysout_jax.engine import Stream, observe_nothing
@@ -64,8 +64,7 @@ def absorb(
     if reason := refusal(lm.config):
         raise InputError(f"{lm.name}: no prefix can be absorbed, {reason}")
     windows = Windows.of(tokens)
-    own = calibration_tokens is None
-    calibration = lm.check_tokens(tokens if own else calibration_tokens)
+    calibration = lm.check_tokens(tokens if calibration_tokens is None else calibration_tokens)
     if prefix is not None:
         prefix = check_list("prefix", prefix, Whole(0))
         check_absorbable(lm, prefix)
@@ -82,8 +81,6 @@ def absorb(
     clean = absorbed(lm, keys)
     before, _ = _read(lm, windows, tau)
     after, stream = _read(clean, windows, tau)
-    where = "the analysed windows themselves" if own else "other windows"
-    count, each = calibration.shape
     tokenizer = lm.tokenizer
     return Absorption(
         model=clean,
@@ -101,7 +98,7 @@ def absorb(
         after=after,
         search=tried,
         quantised=_quantised(lm, clean, windows, calibration),
-        calibration=f"{count} windows of {each} tokens, {where}",
+        calibration=calibrated_on(calibration, stream.tokens),
     )
 
 

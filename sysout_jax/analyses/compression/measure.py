@@ -25,7 +25,7 @@ from sysout_jax.analyses.compression.results import (
 from sysout_jax.analyses.lifecycle.measure import lifecycle
 from sysout_jax.analyses.lifecycle.results import Lifecycle
 from sysout_jax.calls import check_arguments, check_kind, check_list, check_words
-from sysout_jax.compress.inputs import Calibrating, Calibration, recording
+from sysout_jax.compress.inputs import Calibrating, Calibration, calibrated_on, recording
 from sysout_jax.compress.methods import (
     METHODS,
     SHARE,
@@ -85,11 +85,9 @@ def compression(
     calibrated = "not needed"
     needing = [m for m in chosen if m.inputs == "static" or m.smooth]
     if needing:
-        own = calibration_tokens is None
-        read = lm.check_tokens(tokens if own else calibration_tokens)
+        read = lm.check_tokens(tokens if calibration_tokens is None else calibration_tokens)
         calibrations = _calibrations(lm, read, tau, {method.left_out for method in needing})
-        where = "the analysed windows themselves" if own else "other windows"
-        calibrated = f"{len(read)} windows of {read.shape[1]} tokens, {where}"
+        calibrated = calibrated_on(read, study.tokens)
 
     def compressor(method: Method, sparsity: float) -> Compressor:
         calibration = calibrations.get(method.left_out)

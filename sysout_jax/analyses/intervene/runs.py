@@ -80,11 +80,15 @@ class Run:
 def plan(what: Sequence[str], where: Sequence[str], seeds: int) -> tuple[Run, ...]:
     """Every pass: controls and resamples once per seed, what has no chance in it once.
 
-    Places in `ONLY_ZERO` have no other passes. Raises InputError for unknown names, and where no pass is left.
+    Places in `ONLY_ZERO` have no other passes. Raises InputError for unknown names, and for a place that has no pass.
     """
     check("seeds", seeds, RULES["seeds"])
     what, where = check_words("what", what, WHAT), check_words("where", where, WHERE)
-    runs = tuple(
+    if idle := [place for place in where if place in ONLY_ZERO and "zero" not in what]:
+        raise InputError(
+            f"{' and '.join(idle)} can only be set to zero, not to {' or '.join(what)}; name zero, or another place"
+        )
+    return tuple(
         Run(place, kind, target, seed)
         for place in dict.fromkeys(where)
         for kind in dict.fromkeys(what)
@@ -92,11 +96,6 @@ def plan(what: Sequence[str], where: Sequence[str], seeds: int) -> tuple[Run, ..
         for target in (OUTLIERS, CONTROL)
         for seed in range(seeds if kind == "resample" or target == CONTROL else 1)
     )
-    if not runs:
-        raise InputError(
-            f"{' and '.join(where)} can only be set to zero, not to {' or '.join(what)}; name zero, or another place"
-        )
-    return runs
 
 
 class Bench:
