@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import pathlib
 import struct
 import zlib
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -13,6 +13,7 @@ from matplotlib.backend_bases import FigureCanvasBase, RendererBase
 from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.backends.backend_pdf import PdfFile, RendererPdf
 from matplotlib.figure import Figure
+from matplotlib.path import Path
 from matplotlib.transforms import (
     Affine2D,
     IdentityTransform,
@@ -26,7 +27,7 @@ from sysout_jax.figures import fonts
 POINTS = 72  # of a PDF in an inch
 
 
-def draw(figure: Figure, stem: Path, settings: dict[Any, Any], dpi: float) -> None:
+def draw(figure: Figure, stem: pathlib.Path, settings: dict[Any, Any], dpi: float) -> None:
     """Write `stem`.png and `stem`.pdf under matplotlib's `settings`."""
     width, height = figure.get_size_inches()
     canvas, engine, own_dpi = figure.canvas, figure.get_layout_engine(), figure.dpi
@@ -109,6 +110,13 @@ class _Both(RendererBase):
         same = (paths, all_transforms, offsets)
         self.agg.draw_path_collection(gc, master_transform, *same, offset_trans, *looks, **more)
         other, gc, to = self._other(gc)
+        if _is_one_stroke(gc, all_transforms, offset_trans.transform(offsets), *looks):
+            _, (colour,), (width,), (dashes,), *_ = looks
+            gc.set_foreground(colour, isRGBA=True)
+            gc.set_linewidth(width)
+            gc.set_dashes(*dashes)
+            other.draw_path(gc, Path.make_compound_path(*paths), master_transform + to)
+            return
         other.draw_path_collection(
             gc, master_transform + to, *same, offset_trans + to, *looks, **more
         )
@@ -163,6 +171,18 @@ class _Both(RendererBase):
         if id(clip) not in self._clips:
             self._clips[id(clip)] = clip, transformed(clip, self._to_points)
         return self._clips[id(clip)][1]
+
+
+def _is_one_stroke(gc, transforms, offsets, faces, edges, widths, dashes, *_) -> bool:
+    """Whether paths of a collection, such as a thousand upright lines, look the same drawn as one, which is much quicker."""
+    return (
+        not len(transforms)
+        and not np.any(offsets)
+        and not len(faces)
+        and len(edges) == len(widths) == len(dashes) == 1
+        and edges[0][3] == 1  # strokes of one path do not show through each other
+        and gc.get_hatch() is None
+    )
 
 
 def _in_points(clip: TransformedPath, to_points: Affine2D) -> TransformedPath:
