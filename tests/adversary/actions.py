@@ -83,14 +83,14 @@ def values_after(command: list[str]) -> str | None:
 
 def make_fast() -> None:
     """What costs most and is no reading of input is done once, or not: compiled training programs are kept, figures are drawn but not rendered."""
-    from matplotlib.figure import Figure
-
+    from sysout_jax.figures import drawing, saving
     from sysout_jax.training import loop
 
-    def savefig(self: Any, path: Any, *_: Any, **__: Any) -> None:
-        Path(path).write_bytes(b"figure")
+    def draw(figure: Any, stem: Path, *_: Any) -> None:
+        for suffix in saving.SUFFIXES:
+            stem.with_name(f"{stem.name}.{suffix}").write_bytes(b"figure")
 
-    Figure.savefig = savefig  # type: ignore[method-assign,assignment]
+    drawing.draw = draw
     make_program = loop.make_program
     kept = functools.lru_cache(8)(lambda config, mesh: make_program(config, mesh))
 

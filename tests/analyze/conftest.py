@@ -13,11 +13,7 @@ def model(tmp_path: Path) -> Path:
     return write_model(tmp_path / "model")
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def coarse_figures(monkeypatch):
-    """Every figure is drawn to both of its files, in this process, in few pixels and with outlines for text: a second process
-    and fonts cut down for each PDF take most of the time of a small model's report. The tests of figures are about these.
-    """
+    """Every figure is drawn to both of its files, in few pixels. The tests of figures are about these."""
     monkeypatch.setattr(saving, "DPI", 20)
-    monkeypatch.setitem(saving.STYLE, "pdf.fonttype", 3)
-    monkeypatch.setattr(saving, "FEW", 1000)

@@ -17,7 +17,7 @@ from sysout_jax.analyses.length.measure import SENTENCES
 from sysout_jax.testing import demo_plant
 from tests.analyze.command import call, tree, words
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("coarse_figures")]
+pytestmark = pytest.mark.slow
 
 PROMPT = "Summer is warm. Winter is cold.\n"
 

@@ -12,7 +12,7 @@ from sysout_jax.testing import demo_plant
 from tests.analyze import command
 from tests.analyze.command import words
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("coarse_figures")]
+pytestmark = pytest.mark.slow
 
 SMALL = ["--bos", "--seq-len", "96", "--num-seqs", "2"]
 

@@ -19,7 +19,7 @@ from sysout_jax.analyses.length.measure import SENTENCES
 from tests.analyze.command import call, words
 from tests.parameters import mostly_endurance
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("coarse_figures")]
+pytestmark = pytest.mark.slow
 
 COMMANDS = "lifecycle positions consistency existence length compression intervene variants".split()
 MORE = {

@@ -112,7 +112,7 @@ def test_a_second_run_replaces_and_drops_what_it_no_longer_draws(tmp_path):
 
 
 class Broken(Figure):
-    def savefig(self, *args, **kwargs):
+    def draw(self, renderer):
         raise RuntimeError("the disk is full")
 
 
