@@ -53,6 +53,18 @@ def shared_data() -> Path:
     return data
 
 
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The demo's file, fetched where it is not in the user's cache."""
+    from sysout_jax.data.demo_checkpoint import demo_checkpoint
+    from sysout_jax.errors import InputError
+
+    try:
+        return demo_checkpoint()
+    except InputError as error:
+        pytest.skip(str(error))
+
+
 @pytest.fixture
 def hf_copy(tmp_path: Path) -> Callable[[str], Path]:
     """Copies the Hugging Face directory of a parity case to a place where a test may damage it."""

@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
-from sysout_jax.data.demo_checkpoint import demo_checkpoint
 from sysout_jax.data.text import read_text, text_windows
-from sysout_jax.errors import InputError
 from tests.analyze.command import write_model
 from tests.convert.command import run_here
 from tests.convert.gguf_writer import write_gguf
@@ -33,15 +31,6 @@ def test_reports_of_a_small_model_are_equal(tmp_path, monkeypatch):
     tokens = np.random.default_rng(0).integers(0, 256, (2, 48), dtype=np.int32)
     first, *others = (report_of(path, tokens, tau=4.0) for path in (hf, file, orbax))
     assert all(other == first for other in others)
-
-
-@pytest.fixture(scope="module")
-def smollm2() -> Path:
-    """The demo's file, fetched where it is not in the user's cache."""
-    try:
-        return demo_checkpoint()
-    except InputError as error:
-        pytest.skip(str(error))
 
 
 @pytest.mark.slow
