@@ -115,10 +115,14 @@ class Fields:
         for name in names:
             value = self.take_any(name, {})
             if not isinstance(value, dict):
-                raise InputError(f"{name} is {shown(value)}; expected an object")
+                raise InputError(f"{self._prefix}{name} is {shown(value)}; expected an object")
             if value:
                 fields, given = fields | value, name
-        nested = Fields(fields, f"{self._prefix}{given}.", self._accept)
+        return self.inside(given, fields)
+
+    def inside(self, name: str, fields: Mapping[str, Any]) -> Fields:
+        """Those of an object of that name; what is accepted here is accepted there."""
+        nested = Fields(fields, f"{self._prefix}{name}.", self._accept)
         nested.accepted = self.accepted
         return nested
 

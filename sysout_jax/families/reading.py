@@ -166,10 +166,12 @@ def read_local_theta(fields: Fields, name: str | None, default: float) -> float:
     """`local_rope_theta`, from field `name` or `rope_parameters` by kind of layer; those of the others become its `rope_parameters`."""
     parts = fields.narrow("rope_parameters", "full_attention")
     given = fields.take(name, RULES["rope_theta"], default) if name else default
-    local = Fields(parts.pop("sliding_attention", None) or {}, "rope_parameters.sliding_attention.")
+    by_kind = fields.inside("rope_parameters", parts)
+    local = by_kind.take_fields("sliding_attention")
     local.must_be("rope_type", "default")
     theta = local.take("rope_theta", RULES["rope_theta"], given)
     local.check_nothing_left()
+    by_kind.check_nothing_left()
     return float(theta)
 
 

@@ -18,11 +18,10 @@ def final_hidden(model, params: dict, tokens_BxT, remat: bool = False) -> jax.Ar
     blocks = equal_blocks(model, lambda block: jax.jit(applied(block, remat)))
     for layer, block in enumerate(blocks):
         x_BxTxD = constrain(block(params[f"layer_{layer}"], x_BxTxD), BATCH)
-    return model.apply(
-        {"params": {"final_norm": params["final_norm"]}},
-        x_BxTxD,
-        method=lambda m, x: m.final_norm(x),
-    )
+    if model.cfg.ends().final_norm is None:
+        return x_BxTxD
+    held = {name: params[name] for name in ("final_norm",) if name in params}  # some have none
+    return model.apply({"params": held}, x_BxTxD, method=lambda m, x: m.final_norm(x))
 
 
 def embedded(model, params: dict, tokens_BxT) -> jax.Array:
@@ -48,8 +47,18 @@ def applied(block: Any, remat: bool) -> Callable[[dict, jax.Array], jax.Array]:
     return jax.checkpoint(apply) if remat else apply
 
 
-def head_weights(model, params: dict) -> jax.Array:
-    """(V, D) output embedding."""
+def before_head(model, params: dict, x_BxTxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Hidden states and (V, D) output embedding whose products are the logits, but for a cap: with a scale in the states, and a bias
+    as what one more of them, 1, is multiplied with."""
+    ends = model.cfg.ends()
     if model.cfg.tied_embeddings:
-        return params["embed"]["embedding"]
-    return params["lm_head"]["kernel"].T
+        head_VxD = params["embed"]["embedding"]
+    else:
+        head_VxD = params["lm_head"]["kernel"].T
+        if ends.head_bias:
+            bias_Vx1 = params["lm_head"]["bias"][:, None]
+            head_VxD = jnp.concatenate([head_VxD, bias_Vx1], axis=1)
+            x_BxTxD = jnp.concatenate([x_BxTxD, jnp.ones_like(x_BxTxD[..., :1])], axis=2)
+    if ends.head_scale is not None:
+        x_BxTxD = x_BxTxD * jnp.asarray(ends.head_scale, x_BxTxD.dtype)
+    return x_BxTxD, head_VxD

@@ -25,35 +25,40 @@ def next_token_loss(
     chunk: int,
     z_loss: float = 0.0,
     masked: bool = False,
+    softcap: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Mean negative log-likelihood in nats, and that plus `z_loss · mean lse²` (the one to differentiate), both float32.
 
     `x` are final-normed hidden states in the compute dtype, `head` the float32 output embedding, which is rounded to that dtype for the products;
     logits are float32. At most `chunk` positions per sequence are held as logits at once. With `masked` the mean is over the targets that
-    are not `NONE`, of which there must be one; without, all of them are there.
+    are not `NONE`, of which there must be one; without, all of them are there. With `softcap` logits stay within ± it.
     """
     axis = "tensor" if current_mesh() is not None else None
 
     def local(x, head, targets):
-        return _loss(x, head, targets, chunk, z_loss, axis, masked)
+        return _loss(x, head, targets, chunk, z_loss, axis, masked, softcap)
 
     run = per_device(local, (BATCH, P("tensor"), BATCH), (P(), P()))
     return run(x_BxTxD, head_VxD, targets_BxT)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
-def _loss(x_BxTxD, head_VxD, targets_BxT, chunk, z_loss, axis, masked):
-    nll, z, _, _ = _sweep(x_BxTxD, head_VxD, targets_BxT, chunk, z_loss, axis, masked, False)
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6, 7))
+def _loss(x_BxTxD, head_VxD, targets_BxT, chunk, z_loss, axis, masked, softcap):
+    nll, z, _, _ = _sweep(
+        x_BxTxD, head_VxD, targets_BxT, chunk, z_loss, axis, masked, softcap, False
+    )
     return _means(nll, z, _count(targets_BxT, axis, masked), z_loss, axis)
 
 
-def _forward(x_BxTxD, head_VxD, targets_BxT, chunk, z_loss, axis, masked):
-    nll, z, dx, dhead = _sweep(x_BxTxD, head_VxD, targets_BxT, chunk, z_loss, axis, masked, True)
+def _forward(x_BxTxD, head_VxD, targets_BxT, chunk, z_loss, axis, masked, softcap):
+    nll, z, dx, dhead = _sweep(
+        x_BxTxD, head_VxD, targets_BxT, chunk, z_loss, axis, masked, softcap, True
+    )
     count = _count(targets_BxT, axis, masked)
     return _means(nll, z, count, z_loss, axis), (dx, dhead, count)
 
 
-def _backward(chunk, z_loss, axis, masked, residuals, cotangents):
+def _backward(chunk, z_loss, axis, masked, softcap, residuals, cotangents):
     dx, dhead, count = residuals
     # the plain mean is for reading only: its cotangent is not propagated (see next_token_loss)
     # one device's share of the cotangent is divided by all devices, but those along the vocabulary add up to one gradient
@@ -89,7 +94,7 @@ def _picked(logits_MxV, targets_M, hit_MxV):
     return jnp.where(here_M, jnp.take_along_axis(logits_MxV, at, axis=1)[:, 0], 0.0)
 
 
-def _sweep(x_BxTxD, head_VxD, targets_BxT, chunk, z_loss, axis, masked, gradients: bool):
+def _sweep(x_BxTxD, head_VxD, targets_BxT, chunk, z_loss, axis, masked, softcap, gradients: bool):
     """Sums of nll and lse² over all positions that count, and with `gradients` those of nll + z_loss · lse²."""
     B, T, D = x_BxTxD.shape
     V = head_VxD.shape[0]
@@ -118,6 +123,8 @@ def _sweep(x_BxTxD, head_VxD, targets_BxT, chunk, z_loss, axis, masked, gradient
         nll, z, dhead = carry
         x, targets = piece[0].reshape(B * size, D), piece[1].reshape(B * size)
         logits_MxV = jnp.matmul(x, head.T, preferred_element_type=jnp.float32)
+        if softcap is not None:
+            logits_MxV = softcap * jnp.tanh(logits_MxV / softcap)
         top = over_vocabulary(jax.lax.pmax, logits_MxV.max(-1))
         total = over_vocabulary(jax.lax.psum, jnp.exp(logits_MxV - top[:, None]).sum(-1))
         lse = top + jnp.log(total)
@@ -128,7 +135,10 @@ def _sweep(x_BxTxD, head_VxD, targets_BxT, chunk, z_loss, axis, masked, gradient
         if not gradients:
             return (nll, z, dhead), None
         slope = (1.0 + 2.0 * z_loss * lse)[:, None] * jnp.exp(logits_MxV - lse[:, None])
-        slope = kept(slope - hit_MxV, targets[:, None]).astype(x.dtype)
+        slope = kept(slope - hit_MxV, targets[:, None])
+        if softcap is not None:
+            slope = slope * (1.0 - (logits_MxV / softcap) ** 2)
+        slope = slope.astype(x.dtype)
         # this device's part of the vocabulary only: the parts are summed once, behind the loop
         dx = jnp.matmul(slope, head, preferred_element_type=jnp.float32)
         dhead = dhead + jnp.matmul(slope.T, x, preferred_element_type=jnp.float32)

@@ -16,7 +16,7 @@ from sysout_jax.config import ModelConfig
 from sysout_jax.models import build, parameter_shapes
 from sysout_jax.sharding import BATCH_AXES, check_divisible, lay, parameter_specs, place
 from sysout_jax.training.config import TrainConfig
-from sysout_jax.training.forward import final_hidden, head_weights
+from sysout_jax.training.forward import before_head, final_hidden
 from sysout_jax.training.loss import next_token_loss
 from sysout_jax.training.optimizer import make_optimizer, optimizer_specs, schedule
 
@@ -67,12 +67,12 @@ def make_program(config: TrainConfig, mesh: Mesh) -> Program:
             inputs_BxT = jnp.maximum(inputs_BxT, 0)
         hidden = final_hidden(model, params, inputs_BxT, config.remat)
         nll, loss = next_token_loss(
-            hidden,
-            head_weights(model, params),
+            *before_head(model, params, hidden),
             tokens_BxT1[:, 1:],
             config.loss_chunk,
             config.z_loss,
             masked,
+            config.model.ends().softcap,
         )
         return loss, nll
 

@@ -12,6 +12,7 @@ from sysout_jax.checkpoints.formats.hf_config import read_config
 from sysout_jax.convert import __main__ as convert
 from sysout_jax.errors import InputError, UnknownSettings
 from tests.analyze.command import call
+from tests.families.cases import CASES
 from tests.parity_cases import FIXTURES
 
 LLAMA = {"LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM"}
@@ -197,3 +198,28 @@ def test_accepted_settings(hf_copy, tmp_path):
     file.write_text(json.dumps(fields | {"hidden_act": "gelu"}))
     with pytest.raises(InputError, match="hidden_act = 'gelu' is not implemented"):
         so.load(directory, accept=("hidden_act",))
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        ({"odd": 1.5}, "not handled: rope_parameters.odd=1.5"),
+        (
+            {"sliding_attention": "x"},
+            "rope_parameters.sliding_attention is 'x'; expected an object",
+        ),
+        ({"sliding_attention": {"odd": 2}}, "not handled: rope_parameters.sliding_attention.odd=2"),
+    ],
+)
+def test_rotary_settings_by_kind_of_layer(parts, says):
+    config = CASES["gemma3"]
+    whole = {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}
+    fields = config.settings | {"model_type": config.kind, "rms_norm_eps": 1e-6}
+    read_config(fields | {"rope_parameters": whole}, "c")
+    with pytest.raises(InputError, match=says):
+        read_config(fields | {"rope_parameters": whole | parts}, "c")
+    if "odd" in parts:
+        _, _, accepted = read_config(
+            fields | {"rope_parameters": whole | parts}, "c", ["rope_parameters.odd"]
+        )
+        assert accepted == ("rope_parameters.odd",)

@@ -14,8 +14,10 @@ from sysout_jax.training.loss import next_token_loss
 pytestmark = pytest.mark.optimised
 
 
-def plain(x, head, targets, z_loss):
+def plain(x, head, targets, z_loss, softcap=None):
     logits = jnp.einsum("btd,vd->btv", x, head)
+    if softcap is not None:
+        logits = softcap * jnp.tanh(logits / softcap)
     lse = jax.nn.logsumexp(logits, axis=-1)
     picked = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
     nll = (lse - picked).mean()
@@ -23,8 +25,8 @@ def plain(x, head, targets, z_loss):
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 7, 12, 100])
-@pytest.mark.parametrize("z_loss", [0.0, 1e-2])
-def test_loss_and_gradients_equal_those_of_all_logits(chunk, z_loss):
+@pytest.mark.parametrize(("z_loss", "softcap"), [(0.0, None), (1e-2, None), (1e-2, 1.5)])
+def test_loss_and_gradients_equal_those_of_all_logits(chunk, z_loss, softcap):
     rng = np.random.default_rng()
     x = jnp.asarray(rng.standard_normal((3, 12, 5)), jnp.float32)
     head = jnp.asarray(rng.standard_normal((17, 5)), jnp.float32)
@@ -35,8 +37,8 @@ def test_loss_and_gradients_equal_those_of_all_logits(chunk, z_loss):
             jax.value_and_grad(lambda x, h: loss(x, h)[::-1], argnums=(0, 1), has_aux=True)
         )(x, head)
 
-    got = both(lambda x, h: next_token_loss(x, h, targets, chunk, z_loss))
-    want = both(lambda x, h: plain(x, h, targets, z_loss))
+    got = both(lambda x, h: next_token_loss(x, h, targets, chunk, z_loss, softcap=softcap))
+    want = both(lambda x, h: plain(x, h, targets, z_loss, softcap))
     for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-6)
 
