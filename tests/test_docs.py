@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from analyze.commands import COMMANDS
+from sysout_jax.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -42,6 +43,12 @@ def test_builds_without_a_warning(tmp_path):
     assert not re.search(
         r"(src|href)=\"https?://(?!arxiv|squidfunk|www\.mkdocs)[^\"]*\.(js|css|woff2?)\"", api
     )
+
+
+def test_readme_names_every_family():
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("## Analyses")[0]
+    for name in FAMILIES:
+        assert f"`{name}`" in text, name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

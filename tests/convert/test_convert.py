@@ -232,6 +232,56 @@ def test_reading_holds_one_tensor_beyond_what_it_returns(tmp_path):
     assert peak <= returned + largest + slack
 
 
+@pytest.mark.endurance
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak from /proc")
+@pytest.mark.parametrize("kind", ["orbax", "hf"])
+def test_command_holds_two_tensors_and_500_mb(tmp_path, kind):
+    """Of a model of 2.5 GB in holes on disk; memory is what the process itself asked for, without the pages of files."""
+    fields = {
+        "model_type": "llama",
+        "vocab_size": 30_000,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 16,
+        "max_position_embeddings": 64,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    config = read_config(fields, "test").config
+    stored = stored_names(LAYOUTS["llama"].names, expected_shapes(config))
+    header, end, largest = {}, 0, 0
+    for ours, shape in expected_shapes(config).items():
+        size = 4 * int(np.prod(shape))
+        shape = stored[ours].form.shapes(shape, config)[0]
+        place = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + size]}
+        header[stored[ours].name] = place
+        end, largest = end + size, max(largest, size)
+    written = json.dumps(header).encode()
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write(len(written).to_bytes(8, "little") + written)
+        file.truncate(8 + len(written) + end)
+    limit = 2 * largest + 500 * 10**6
+    assert end > 3 * limit  # what holds the model fails
+    program = (
+        "import sys; from sysout_jax.commands import cli; from sysout_jax.convert import __main__ as convert;"
+        "from pathlib import Path; import threading, time; most = [0]\n"
+        "def held(): return int(Path('/proc/self/status').read_text().split('RssAnon:')[1].split()[0]) * 1024\n"
+        "def watch():\n while True: most[0] = max(most[0], held()); time.sleep(0.005)\n"
+        "threading.Thread(target=watch, daemon=True).start(); before = held()\n"
+        "convert.main(); print(most[0] - before)"
+    )
+    flags = ("--src", tmp_path, "--out", tmp_path / "out", "--format", kind)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, flags)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.splitlines()[-1]) < limit
+
+
 # --- how a command ends
 
 
