@@ -11,6 +11,7 @@ import copy
 import functools
 from collections.abc import Iterable, Iterator
 
+import matplotlib
 from fontTools.ttLib import TTFont, newTable
 from matplotlib.backends import _backend_pdf_ps
 
@@ -18,10 +19,15 @@ from matplotlib.backends import _backend_pdf_ps
 _TABLES = ("head", "hhea", "maxp", "cvt ", "fpgm", "prep")
 
 
+def known() -> bool:
+    """Whether this release of matplotlib asks for its fonts as the releases do that were tried."""
+    return matplotlib.__version__.startswith("3.11.")
+
+
 @contextlib.contextmanager
 def cut_quickly() -> Iterator[None]:
-    """Within, matplotlib's PDFs get their fonts from here. A matplotlib that asks otherwise does it by itself, as ever."""
-    if not hasattr(_backend_pdf_ps, "SubsetResults"):  # before 3.11
+    """Within, matplotlib's PDFs get their fonts from here. Other releases than those tried do it by themselves, as ever."""
+    if not known():
         yield
         return
     theirs = _backend_pdf_ps.get_glyphs_subset
