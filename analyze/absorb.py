@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,8 +69,6 @@ def main() -> None:
             calibration_tokens=calibration,
             longest=args.longest,
         )
-    if args.save is not None:
-        _save(args.save, report)
     analysed = Analysed(
         headline=verdict(report),
         summary=summary(report),
@@ -78,7 +77,8 @@ def main() -> None:
         ),
     )
     finish(analysed, args, prepared, out)
-    if args.save is not None:
+    if args.save is not None:  # the report stays where there is no room for the model
+        _save(args.save, report)
         say(
             f"Model   {args.save}: {report.family} with {prefix_name(report)} absorbed, in {report.proof.dtype}"
         )
@@ -113,7 +113,8 @@ def _divided(args: Args, prepared: Prepared, taken: int) -> tuple[Prepared, np.n
 
 def _check_save(out: Path, ckpt: str | None) -> None:
     """Refuse what cannot be written before anything is read, and a place inside the model that is read."""
-    read = () if ckpt is None or not Path(ckpt).is_dir() else (Path(ckpt),)
+    model = None if ckpt is None else Path(os.path.expanduser(ckpt))  # as `so.load` finds it
+    read = () if model is None or not model.is_dir() else (model,)
     try:
         staging.check_out(out, new=True, apart=read)
     except so.InputError as error:

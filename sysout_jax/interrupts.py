@@ -21,7 +21,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+WORDS = {
+    signal.SIGINT: "interrupted",
+    signal.SIGTERM: "terminated",
+    signal.SIGHUP: "the terminal is gone",
+}
 PATIENCE = 1.2  # seconds that clean-ups, and what must not be cut short, may take
 COMMANDS = re.compile(r"(-\w*m)?(?P<package>analyze|train|sysout_jax(?=\.convert))(\.\w+)*")
 
@@ -38,7 +42,7 @@ _status: int | None = None  # of a main function that has returned
 
 
 def guard() -> None:
-    """Answer SIGINT and SIGTERM in this process from now on; a signal that whoever started it ignores stays ignored."""
+    """Answer SIGINT, SIGTERM and SIGHUP in this process from now on; a signal that whoever started it ignores stays ignored."""
     global _wake
     if _wake is not None:
         return
@@ -47,10 +51,12 @@ def guard() -> None:
     os.set_blocking(_wake, False)
     signal.set_wakeup_fd(_wake, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(read,), name="interrupts", daemon=True).start()
-    for number, default in (
+    defaults: tuple[tuple[signal.Signals, object], ...] = (
         (signal.SIGINT, signal.default_int_handler),
         (signal.SIGTERM, signal.SIG_DFL),
-    ):
+        (signal.SIGHUP, signal.SIG_DFL),
+    )
+    for number, default in defaults:
         if signal.getsignal(number) == default:
             signal.signal(number, _stand_still)
     os.register_at_fork(before=_hold, after_in_parent=_go_on, after_in_child=_release)

@@ -21,7 +21,11 @@ interrupts.guard()
 def ready():
     os.write(1, b"ready\\n")
 """
-ENDS = [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, "terminated\n")]
+ENDS = [
+    (signal.SIGINT, 130, "interrupted\n"),
+    (signal.SIGTERM, 143, "terminated\n"),
+    (signal.SIGHUP, 129, "the terminal is gone\n"),
+]
 LIMIT = 60  # seconds; nothing here takes one of them
 
 

@@ -108,6 +108,23 @@ def test_an_absurd_header_length(hf_copy):
     assert "not a whole safetensors file" in refusal(path.parent)
 
 
+def test_a_header_that_would_take_minutes(hf_copy):
+    path = hf_copy("llama-mha") / "model.safetensors"
+    path.write_bytes((100 << 20).to_bytes(8, "little"))
+    with path.open("r+b") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(so.InputError, match="a header of 104,857,600 bytes, expected at most"):
+        so.load(path.parent)
+
+
+def test_an_index_that_would_take_minutes(hf_copy):
+    path = hf_copy("llama-mha") / "model.safetensors.index.json"
+    with path.open("wb") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(so.InputError, match="at most"):
+        so.load(path.parent)
+
+
 def test_missing_shard_is_named(hf_copy):
     directory = hf_copy("llama-gqa-sharded")
     (directory / "model-00002-of-00003.safetensors").unlink()

@@ -26,6 +26,8 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MOST_DIMS = 4
 MOST_NAME_BYTES = 1024  # the format itself allows 64
+#: Each costs time in Python. The largest models have some ten thousand tensors, and vocabularies and merges of a million strings.
+MOST_TENSORS, MOST_KEYS, MOST_STRINGS = 100_000, 10_000, 2_000_000
 MOST_HEADER_BYTES = 1 << 30  # a vocabulary of 260,000 tokens and their merges takes some 12 MiB
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 #: The format's numbers of scalar types, as numpy writes them.
@@ -159,8 +161,9 @@ class _Header:
                 if swapped
                 else f"version {version}, expected {' or '.join(map(str, VERSIONS))}"
             )
-        self._tensor_count = self._count("tensors", 24)
-        self._field_count = self._count("keys", 13)
+        self._tensor_count = self._count("tensors", 24, MOST_TENSORS)
+        self._field_count = self._count("keys", 13, MOST_KEYS)
+        self._strings = 0  # in arrays
 
     def _take(self, count: int, what: str) -> bytes:
         if count > min(self._size, MOST_HEADER_BYTES) - self._at:
@@ -171,11 +174,13 @@ class _Header:
     def _number(self, form: str, what: str) -> int:
         return struct.unpack(form, self._take(struct.calcsize(form), what))[0]
 
-    def _count(self, what: str, least: int) -> int:
-        """A number of things that take at least so many bytes each."""
+    def _count(self, what: str, least: int, most: int | None = None) -> int:
+        """A number of things that take at least so many bytes each, and `most` of them."""
         count = self._number("<Q", f"the number of {what}")
         if count * least > self._size - self._at:
             raise _Damaged(f"{count:,} {what}, more than its {self._size:,} bytes can hold")
+        if most is not None and count > most:
+            raise _Damaged(f"{count:,} {what}, expected at most {most:,}")
         return count
 
     def _text(self, what: str, most: int | None = None) -> str:
@@ -200,7 +205,9 @@ class _Header:
         if kind == _ARRAY:
             inner = self._number("<I", "a type")
             if inner == _STRING:
-                return [self._text(f"a value of {key}") for _ in range(self._count(key, 8))]
+                count = self._count(f"strings of {key}", 8, MOST_STRINGS - self._strings)
+                self._strings += count
+                return [self._text(f"a value of {key}") for _ in range(count)]
             dtype = self._dtype(inner, key)
             count = self._count(key, dtype.itemsize)
             return np.frombuffer(self._take(count * dtype.itemsize, key), dtype)

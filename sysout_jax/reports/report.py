@@ -74,6 +74,8 @@ def figure_sections(
 def check_out(out: Path) -> None:
     """InputError, before any work is done, when `write_report` could not write to `out`."""
     staging.check_out(out, new=False, name=WORKSPACE)
+    if (out / FIGURES).is_symlink():
+        raise InputError(f"{out}: {FIGURES} in it is a link; name another directory")
     if os.path.lexists(out / FIGURES):
         staging.check_out(out / FIGURES, new=False, name=WORKSPACE)
     for file in [out / PAGE, *out.glob("*.json")]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 import sysout_jax as so
+from sysout_jax.analyses.census.page import _reading
 from sysout_jax.analyses.census.writers import find_writers
 from sysout_jax.analyses.measured import measured_by_census
 from sysout_jax.interventions.weights import CONTROLLED, CONTROLS, EDITS
+from sysout_jax.numerics.intervals import Interval
 from sysout_jax.testing import planted_llama
 from sysout_jax.weights import InMemory
 
@@ -125,6 +128,23 @@ def test_ranks_are_those_of_the_matrices(masked):
         assert writer.column_ratio == pytest.approx(columns[writer.layer, writer.column], rel=1e-5)
         assert writer.column_rank == 1 + (columns > columns[writer.layer, writer.column]).sum()
         assert writer.row_rank == 1 + (rows > rows[writer.layer, writer.row]).sum()
+
+
+def test_a_reading_needs_an_interval():
+    """Together 253 %, alone 51 % in all; with one sequence nothing is said to stand in for the other."""
+
+    def reading(low: float, high: float) -> str:
+        together = SimpleNamespace(loss_change=SimpleNamespace(value=2.53))
+        return _reading(SimpleNamespace(together=together, excess=Interval(2.02, low, high, ())))
+
+    assert reading(1.5, 2.5) == "+51% as the sum of both alone: each stands in for the other"
+    assert reading(np.nan, np.nan) == reading(-1.0, 5.0) == "+51% as the sum of both alone"
+
+
+def test_a_window_of_one_token_is_refused_before_any_pass(masked):
+    lm = masked[0].with_passes(on_layer=lambda: pytest.fail("a pass was made"))
+    with pytest.raises(so.InputError, match="windows of one token"):
+        so.census(lm, [[1], [2]])
 
 
 @pytest.mark.parametrize("count", [0, -1, 1.5, 10**6])

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 import sysout_jax as so
 from analyze import absorb
+from sysout_jax.errors import RunError
 from tests.analyze import command
 from tests.analyze.command import words, write_model
 
@@ -89,4 +90,19 @@ def test_an_export_that_is_there_is_refused(model, tmp_path, monkeypatch, capsys
     assert "--save" in capsys.readouterr().err
     assert call(monkeypatch, model, "--save", model / "clean", "--out", tmp_path / "out") == 2
     assert "lies inside" in capsys.readouterr().err
+    monkeypatch.setenv("HOME", str(model.parent))  # the loader finds it there as well
+    named = f"~/{model.name}"
+    assert call(monkeypatch, named, "--save", model / "clean", "--out", tmp_path / "out") == 2
+    assert "lies inside" in capsys.readouterr().err
     assert not (model / "clean").exists() and not (tmp_path / "out").exists()
+
+
+def test_a_model_without_room_costs_no_report(model, tmp_path, monkeypatch, capsys):
+    def full(*args, **kwargs):
+        raise RunError("no room")
+
+    monkeypatch.setattr(absorb.checkpoint, "save", full)
+    flags = ("--prompt", "Summer", "--prefix", "s", "--save", tmp_path / "clean")
+    assert call(monkeypatch, model, *flags, "--out", tmp_path / "out") == 1
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert not (tmp_path / "clean").exists() and "no room" in capsys.readouterr().err

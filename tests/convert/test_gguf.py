@@ -268,6 +268,38 @@ def test_bad_headers_are_one_line(name, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (_header(tensor_count=1_000_000), "1,000,000 tensors, expected at most"),
+        (_header(kv_count=1_000_000), "1,000,000 keys, expected at most"),
+        (
+            _header(_text(b"k") + struct.pack("<IIQ", 9, 8, 10_000_000), 1),
+            "10,000,000 strings of k, expected at most",
+        ),
+        (
+            _header(
+                _text(b"a")
+                + struct.pack("<IIQ", 9, 8, 100)
+                + b"\0" * 800
+                + _text(b"b")
+                + struct.pack("<IIQ", 9, 8, 2_000_000 - 99),
+                2,
+            ),
+            "1,999,901 strings of b, expected at most 1,999,900",
+        ),
+    ],
+)
+def test_a_file_of_holes_costs_no_time(content, says, tmp_path):
+    """It claims what its size allows, at the price of seconds or minutes in Python."""
+    path = tmp_path / "holes.gguf"
+    path.write_bytes(content)
+    with path.open("r+b") as file:
+        file.truncate(10**9)
+    with within(), memory_below(), pytest.raises(so.InputError, match=says):
+        so.load(path)
+
+
+@pytest.mark.parametrize(
     ("change", "says"),
     [
         ({"blk.0.attn_q.weight": None}, "missing tensors: blk.0.attn_q.weight"),

@@ -18,7 +18,7 @@ from sysout_jax.errors import InputError, RunError
 from sysout_jax.provenance import run_settings, versions_and_device
 from sysout_jax.reports import report as report_module
 from sysout_jax.reports.page import Picture, Section, Table, page
-from sysout_jax.reports.report import write_report
+from sysout_jax.reports.report import check_out, write_report
 from sysout_jax.storage import workspaces
 from tests.figures.test_figures import CASES, report_of
 
@@ -182,6 +182,16 @@ def test_links_in_the_output_are_replaced_and_not_followed(tmp_path):
     write(out)
     assert not (out / "report.html").is_symlink()
     assert (tmp_path / "report.html").read_text() == "elsewhere"
+
+
+def test_a_link_in_the_place_of_the_figures_is_refused(tmp_path):
+    out, mine = tmp_path / "out", tmp_path / "mine"
+    for folder in (out, mine):
+        folder.mkdir()
+    (out / "figures").symlink_to(mine)
+    with pytest.raises(InputError, match="figures in it is a link"):
+        check_out(out)
+    assert not list(mine.iterdir())
 
 
 @pytest.mark.parametrize("name", ["report.html", "thing.json", "figures"])

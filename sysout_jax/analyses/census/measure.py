@@ -56,10 +56,10 @@ def census(
     """
     check_arguments(lm, tau=tau, seeds=seeds, seed=seed)
     check("count", scalar(count), Whole(1, MOST_WRITERS))
+    if lm.check_tokens(tokens).shape[1] < 2:
+        raise InputError("windows of one token predict nothing; expected at least 2 tokens each")
     lm = lm.reading_once()
     stats = at_hand(stats, lm, tokens, tau)
-    if stats.tokens.shape[1] < 2:
-        raise InputError("windows of one token predict nothing; expected at least 2 tokens each")
     writers = find_writers(lm, stats, count)
     bench = _Bench(lm, stats, tau, writers, seed)
     entries = tuple(bench.entry(writer, seeds) for writer in writers)

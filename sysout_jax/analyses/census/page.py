@@ -52,8 +52,8 @@ def verdict(result: Census) -> str:
     entry, effect = worst(result)
     change = _share(effect.loss_change.value)
     what = f"{effect.edit} of {figures.called(entry)}"
-    if not effect.loss_change.value > 0:
-        return f"{result.model}: none of {plural(len(result.entries), 'writer')} raises the loss when it is taken away."
+    if not effect.loss_change.value > 0 or effect.loss_change.low <= 0:
+        return f"{result.model}: none of {plural(len(result.entries), 'writer')} raises the loss beyond chance when it is taken away."
     return (
         f"{result.model}: of {plural(len(result.entries), 'writer')}, the {what} matters most: set to zero, the loss changes by {change} "
         f"(perplexity {digits(result.perplexity.value)} → {digits(effect.perplexity.value)})."
@@ -115,18 +115,14 @@ def _named(result: Census, pair: Pair) -> str:
 
 
 def _reading(pair: Pair) -> str:
-    """What the two say about each other, where the interval excludes chance."""
+    """What the two say about each other; in words only where the interval excludes chance."""
     excess = pair.excess
-    known = np.isfinite([excess.low, excess.high]).all()
-    more = excess.low > 0 if known else excess.value > 0
-    less = excess.high < 0 if known else excess.value < 0
-    if more:
-        return (
-            f"{_size(excess.value)} more than the sum of both alone: each stands in for the other"
-        )
-    if less:
-        return f"{_size(excess.value)} less than the sum of both alone: one undoes or repeats the other"
-    return "as the sum of both alone"
+    added = _share(pair.together.loss_change.value - excess.value)
+    if excess.low > 0:  # NaN where there is one sequence
+        return f"{added} as the sum of both alone: each stands in for the other"
+    if excess.high < 0:
+        return f"{added} as the sum of both alone: one undoes or repeats the other"
+    return f"{added} as the sum of both alone"
 
 
 def _share(value: float) -> str:
@@ -135,11 +131,6 @@ def _share(value: float) -> str:
         return number(value)
     text = f"{100 * value:+,.0f}%" if abs(value) >= 0.1 else f"{100 * value:+.2f}%"
     return text.replace("-", "−")
-
-
-def _size(value: float) -> str:
-    """Without its sign, which the words say."""
-    return _share(abs(value)).removeprefix("+")
 
 
 def _interval(interval: Interval) -> str:

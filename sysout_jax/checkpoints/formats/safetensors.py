@@ -23,6 +23,9 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 AGAIN = "copy or download it again"
 
+#: Of a header, which names the tensors of one file, and of an index: each tensor costs time. The largest public index has 9 MiB.
+MOST_HEADER_BYTES, MOST_INDEX_BYTES = 16 << 20, 32 << 20
+
 #: numpy's names for the format's.
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -90,7 +93,7 @@ def _tensors(directory: Path) -> dict[str, _Lies]:
 
 def _read_index(directory: Path) -> dict[str, Path]:
     """The file of each tensor that the index names; all of them lie in this directory."""
-    index = directory / INDEX
+    index = check_readable(directory / INDEX, AGAIN, MOST_INDEX_BYTES)
     weight_map = read_json_object(index, "download it again").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(
@@ -114,6 +117,12 @@ def _headers(paths: Iterable[Path]) -> dict[str, _Lies]:
     lies: dict[str, _Lies] = {}
     for path in paths:
         check_readable(path, AGAIN)
+        with open(path, "rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+        if MOST_HEADER_BYTES < length < path.stat().st_size:
+            raise InputError(
+                f"{path}: a header of {length:,} bytes, expected at most {MOST_HEADER_BYTES:,}; {AGAIN}"
+            )
         try:
             with safe_open(path, framework="numpy") as file:
                 for name in file.keys():  # noqa: SIM118  safe_open is no mapping
