@@ -53,13 +53,14 @@ def _birth(report: Lifecycle, event: BirthEvent, token_text: TokenText) -> str:
         where = "the first token"
     else:
         where = "the token" + "s" * (len(texts) > 1) + " " + listed((f"“{t}”" for t in texts), 4)
+    mean = " on average" if len(event.tokens) > 1 else ""
     subject = (
         f"One number, dim {event.dims[0]}, of {where} jumps"
         if alone
         else f"{_COUNTS.get(len(event.dims), len(event.dims))} numbers, {named('dim', event.dims)}, of {where} jump"
     )
     return (
-        f"{subject} to {'' if alone else 'as much as '}{number(largest)} in layer {event.layer + 1}, up to {number(report.largest_h.ratio)} times the mean size "
+        f"{subject} to {'' if alone else 'as much as '}{number(largest)}{mean} in layer {event.layer + 1}, up to {number(report.largest_h.ratio)} times the mean size "
         f"of all numbers there: a systematic outlier, which is a number over τ = {report.tau:g} times that mean."
     )
 

@@ -194,12 +194,12 @@ def _cause(report: Lifecycle) -> list[str]:
         return digits(effect.perplexity, report.length) + bad
 
     def row(name: str, effect: Effect, controls: Mapping[str, Effect]) -> tuple[str, ...]:
-        flags = " / ".join(str(count) for count in effect.flags.values())
+        flags = "/".join(str(count) for count in effect.flags.values())
         beside = (perplexity(controls.get(kind)) for kind in CONTROLS)
         return name, flags, f"{effect.ratio:,.0f}", _percent(effect.mass), perplexity(effect), *beside  # fmt: skip
 
     table = text_table(
-        ("edit", f"tokens over {' / '.join(cause.baseline.flags)}", "largest |h|", "attention*", "perplexity", *CONTROLS),
+        ("edit", f"tokens > {'/'.join(cause.baseline.flags)}", "largest |h|", "attention*", "perplexity", *CONTROLS),
         [
             row("none", cause.baseline, {}),
             *(row(name, edit.effect, edit.controls) for name, edit in cause.edits.items()),
