@@ -1,7 +1,7 @@
 """The row on GGUF of the targets: a pass of `so.collect` over a GGUF file beside the same weights as float32 safetensors.
 
     pip install -e . && python benchmarks/loading.py                   # the demo's model, fetched once (98 MB)
-    python benchmarks/loading.py --model other.gguf --length 512
+    python benchmarks/loading.py --model other.gguf --length 2048
 
 Every contestant opens its file in a process of its own, goes through the model once so that everything is compiled, and then
 opens it again for the pass that is timed. Memory is the peak resident size of the whole process.
@@ -36,7 +36,7 @@ class Args:
     model: Path | None = None
     """A GGUF file; None: the demo's."""
     num_seqs: int = 2
-    length: int = 512
+    length: int = 1024
     rounds: int = 3
     child: str | None = None
     opened: Path | None = None
