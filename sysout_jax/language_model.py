@@ -27,7 +27,9 @@ from sysout_jax.weights import InMemory, ReadOnce, WeightSource, groups
 DTypeName = Literal["float32", "bfloat16", "float16"]
 #: Number formats that weights may be read and computed in.
 DTYPES: tuple[str, ...] = get_args(DTypeName)
-MOST_HELD = 2**30
+MOST_HELD = (
+    2**30
+)  # bytes of weights that a study of many passes keeps; larger models stream layer by layer, as in one pass
 
 
 @dataclass(frozen=True)

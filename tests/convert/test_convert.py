@@ -194,16 +194,20 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
     assert not everything_below(tmp_path)
 
 
-def test_reading_holds_one_tensor_beyond_what_it_returns(tmp_path):
-    fields = {
+def llama_fields(*, hidden_size: int, **sizes: int) -> dict[str, str | int]:
+    """A config.json of heads 64 wide and an MLP four times as wide as the model."""
+    return {
         "model_type": "llama",
-        "vocab_size": 64,
-        "hidden_size": 256,
-        "intermediate_size": 1024,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
+        "hidden_size": hidden_size,
+        "intermediate_size": 4 * hidden_size,
+        "num_attention_heads": hidden_size // 64,
         "max_position_embeddings": 64,
+        **sizes,
     }
+
+
+def test_reading_holds_one_tensor_beyond_what_it_returns(tmp_path):
+    fields = llama_fields(vocab_size=64, hidden_size=256, num_hidden_layers=1)
     (tmp_path / "config.json").write_text(json.dumps(fields))
     config = read_config(fields, "test").config
     shapes = expected_shapes(config)
@@ -237,16 +241,10 @@ def test_reading_holds_one_tensor_beyond_what_it_returns(tmp_path):
 @pytest.mark.parametrize("kind", ["orbax", "hf"])
 def test_command_holds_two_tensors_and_500_mb(tmp_path, kind):
     """Of a model of 2.5 GB in holes on disk; memory is what the process itself asked for, without the pages of files."""
-    fields = {
-        "model_type": "llama",
-        "vocab_size": 30_000,
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 16,
-        "max_position_embeddings": 64,
-    }
-    (tmp_path / "config.json").write_text(json.dumps(fields))
+    fields = llama_fields(vocab_size=30_000, hidden_size=1024, num_hidden_layers=32)
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(fields))
     config = read_config(fields, "test").config
     stored = stored_names(LAYOUTS["llama"].names, expected_shapes(config))
     header, end, largest = {}, 0, 0
@@ -257,7 +255,7 @@ def test_command_holds_two_tensors_and_500_mb(tmp_path, kind):
         header[stored[ours].name] = place
         end, largest = end + size, max(largest, size)
     written = json.dumps(header).encode()
-    with (tmp_path / "model.safetensors").open("wb") as file:
+    with (model / "model.safetensors").open("wb") as file:
         file.write(len(written).to_bytes(8, "little") + written)
         file.truncate(8 + len(written) + end)
     limit = 2 * largest + 500 * 10**6
@@ -270,7 +268,7 @@ def test_command_holds_two_tensors_and_500_mb(tmp_path, kind):
         "threading.Thread(target=watch, daemon=True).start(); before = held()\n"
         "convert.main(); print(most[0] - before)"
     )
-    flags = ("--src", tmp_path, "--out", tmp_path / "out", "--format", kind)
+    flags = ("--src", model, "--out", tmp_path / "out", "--format", kind)
     done = subprocess.run(
         [sys.executable, "-c", program, *map(str, flags)],
         cwd=ROOT,
