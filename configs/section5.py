@@ -48,6 +48,4 @@ def config(steps: int, variant: str, seed: int) -> TrainConfig:
     )
 
 
-sweep = Sweep(
-    axes={"steps": (500, 4000), "seed": range(3), "variant": ATTENTION}, config=config
-)
+sweep = Sweep(axes={"steps": (500, 4000), "seed": range(3), "variant": ATTENTION}, config=config)

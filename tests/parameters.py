@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
 
-def mostly_endurance(cases: Iterable[Any], usual: Collection[Any]) -> list[Any]:
+def mostly_endurance(cases: Iterable[Any], usual: Iterable[Any]) -> list[Any]:
     """All cases for `pytest.mark.parametrize`; those that are not in `usual` are marked endurance."""
-    cases = list(cases)
+    cases, usual = list(cases), list(usual)
     unknown = [case for case in usual if case not in cases]
     assert not unknown, unknown
     return [case if case in usual else _later(case) for case in cases]

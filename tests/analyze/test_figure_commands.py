@@ -16,6 +16,7 @@ import sysout_jax as so
 from sysout_jax.analyses.length.measure import SENTENCES
 from sysout_jax.testing import demo_plant
 from tests.analyze.command import call, tree, words
+from tests.parameters import mostly_endurance
 
 pytestmark = pytest.mark.slow
 
@@ -52,6 +53,9 @@ COMMANDS = {
     ),
 }
 
+#: Reading a text at every length takes longest.
+QUICK = mostly_endurance(COMMANDS, usual=[name for name in COMMANDS if name != "length"])
+
 
 @pytest.fixture(params=COMMANDS)
 def name(request, monkeypatch) -> str:
@@ -75,6 +79,7 @@ def check_outputs(out: Path, name: str, figures: frozenset[str] | None = None) -
     return report
 
 
+@pytest.mark.parametrize("name", QUICK, indirect=True)
 def test_a_model_without_outliers(name, model, tmp_path, monkeypatch, capsys):
     out, command = tmp_path / "out", COMMANDS[name]
     flags = [] if name == "length" else ["--prompt", PROMPT]
@@ -202,6 +207,7 @@ def test_missing_tokenizer(name, model, tmp_path, monkeypatch, capsys):
     assert tree(tmp_path) == before
 
 
+@pytest.mark.parametrize("name", QUICK, indirect=True)
 def test_the_real_model(name, shared_data, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     flags = ["--ckpt", shared_data / "aidreams-260k", "--out", out, "--seq-len", 32]

@@ -22,6 +22,7 @@ from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.models import build, decoder, parameter_shapes
 from sysout_jax.platform import compiling_for, target_platform
 from sysout_jax.sharding import make_mesh
+from tests.parameters import mostly_endurance
 
 pytestmark = pytest.mark.optimised
 
@@ -198,7 +199,13 @@ def square_arrays(text: str) -> set[str]:
     return {s for s in shapes if sum(int(d) >= LENGTH for d in s.split(",")) >= 2}
 
 
-@pytest.mark.parametrize("attention", ["reference", *ATTENTION])
+@pytest.mark.parametrize(
+    "attention",
+    mostly_endurance(
+        ["reference", *ATTENTION],
+        usual=["reference", "default", "attention_bias", "sigmoid", "softpick"],
+    ),
+)
 def test_no_map_in_memory_on_a_tpu(attention, monkeypatch):
     """Compiled ahead of time; `reference` shows that a map would be seen."""
     if not importlib.util.find_spec("libtpu"):

@@ -23,6 +23,7 @@ from sysout_jax.families.sizes import MODEL_SIZES
 from sysout_jax.models import build, layers, parameter_shapes
 from sysout_jax.platform import compiling_for
 from sysout_jax.training.forward import applied
+from tests.parameters import mostly_endurance
 
 SIZES = {"vocab_size": 31, "context_length": 16, "d_model": 24, "d_ff": 40, "num_layers": 1}
 CONFIGS = {
@@ -226,7 +227,11 @@ def test_splash_equals_the_formula(variant, monkeypatch):
     assert_equal_gradients(found, wanted, 2e-4, "splash")
 
 
-@pytest.mark.parametrize(("family", "variant", "names"), CASES + OTHER_CASES, ids=case_name)
+@pytest.mark.parametrize(
+    ("family", "variant", "names"),
+    mostly_endurance(CASES, usual=[case for case in CASES if case[0] == "llama"]) + OTHER_CASES,
+    ids=case_name,
+)
 def test_no_position_reads_the_future(family, variant, names):
     rng = np.random.default_rng()
     config = dataclasses.replace(CONFIGS[family], attention=variant)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -21,6 +22,7 @@ from sysout_jax.errors import RunError
 from sysout_jax.weights import InMemory
 from tests.analyze import command
 from tests.convert.command import ROOT, assert_same_model, everything_below, run_here
+from tests.parameters import mostly_endurance
 from tests.parity_cases import FIXTURES
 
 SRC = FIXTURES / "gpt2"
@@ -205,8 +207,14 @@ NAMES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("place", ["itself", "parent"])
-@pytest.mark.parametrize("name", NAMES, ids=lambda name: ascii(name)[:20])
+@pytest.mark.parametrize(
+    ("name", "place"),
+    mostly_endurance(
+        itertools.product(NAMES, ["itself", "parent"]),
+        usual=zip(NAMES, itertools.cycle(["itself", "parent"])),
+    ),
+    ids=lambda value: ascii(value)[:20],
+)
 def test_a_place_of_any_name_is_read_again_or_refused(name, place, tmp_path, monkeypatch, capfd):
     (tmp_path / "sandbox").mkdir()
     out = tmp_path / "sandbox" / name if place == "itself" else tmp_path / "sandbox" / name / "out"

@@ -15,6 +15,7 @@ from tests.convert.command import run_here
 from tests.convert.gguf_writer import write_gguf
 from tests.families.cases import CASES, save, transformers_model
 from tests.families.test_families import FIRST
+from tests.parameters import mostly_endurance
 from tests.parity_cases import FIXTURES
 
 SOURCE = FIXTURES / "llama-mha"
@@ -44,7 +45,9 @@ def test_the_command_prints_the_differences(form, tmp_path, monkeypatch, capsys)
 
 @pytest.mark.slow
 @pytest.mark.parity
-@pytest.mark.parametrize("name", FIRST)
+@pytest.mark.parametrize(
+    "name", mostly_endurance(FIRST, usual=["llama", "gpt2", "phi", "gemma2", "mixtral"])
+)
 def test_every_family(name, tmp_path, monkeypatch, capsys):
     pytest.importorskip("transformers")
     src = save(transformers_model(CASES[name], 0), tmp_path / "src")

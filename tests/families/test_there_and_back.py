@@ -13,7 +13,8 @@ from sysout_jax.checkpoints.formats.hf_export import check_exportable, save_hugg
 from sysout_jax.families import FAMILIES
 from tests.convert.gguf_writer import hf_tensors
 from tests.families.cases import CASES, random_tokens, save, transformers_model
-from tests.families.test_families import EVERY, config_of
+from tests.families.test_families import FIRST, config_of
+from tests.parameters import mostly_endurance
 
 
 def export(lm: so.LanguageModel, out: Path) -> Path:
@@ -52,7 +53,7 @@ def test_what_transformers_computes_otherwise_is_refused(name, changes):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", mostly_endurance(CASES, usual=FIRST))
 def test_there_and_back(name, tmp_path):
     """With another base of the rotary positions where there are some, so that a setting without a reader in transformers shows."""
     transformers = pytest.importorskip("transformers")

@@ -19,6 +19,7 @@ from sysout_jax.commands.cli import BAD_INPUT, CANNOT_GO_ON, run
 from sysout_jax.data import tokenizers
 from sysout_jax.errors import InputError
 from sysout_jax.storage import staging
+from tests.parameters import mostly_endurance
 from train.prepare import main
 
 pytestmark = pytest.mark.slow
@@ -262,7 +263,12 @@ def runs(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the process tree of Linux")
-@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "kind",
+    mostly_endurance(
+        [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], usual=[signal.SIGKILL, signal.SIGINT]
+    ),
+)
 def test_interrupted_run_leaves_nothing(kind, tmp_path):
     """Killed in the midst of writing: no --out, no process left behind, and the next run works."""
     source, out = books(tmp_path, count=3000, characters=4000), tmp_path / "out"

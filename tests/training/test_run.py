@@ -124,7 +124,7 @@ def wait_for_steps(workdir: Path, steps: int) -> None:
     raise AssertionError("the run did not start")
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.endurance)])
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.endurance)])
 def test_killed_at_random_moments_and_resumed(config_file, tmp_path, kills):
     """SIGKILL, also while a checkpoint is written (every step saves): the final weights are those of an undisturbed run."""
     steps = ("--steps", str(10 + 7 * kills), "--save-every", "1")
