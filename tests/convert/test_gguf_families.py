@@ -17,7 +17,7 @@ from sysout_jax.families.fields import Fields
 from tests.convert.gguf_writer import architecture, write_gguf
 from tests.convert.test_gguf import equal
 from tests.families import other_layouts
-from tests.families.cases import CASES, Case, random_tokens, save, transformers_model
+from tests.families.cases import CASES, OTHERS, Case, random_tokens, save, transformers_model
 from tests.families.test_families import config_of
 
 pytestmark = pytest.mark.parity
@@ -77,8 +77,8 @@ CHANGES = {
     "minicpm": {},
     "baichuan": {},
 }
-_ALL = CASES | {name: Case(name, held) for name, held in other_layouts.SETTINGS.items()}
-FIRST = list({_ALL[name].kind: name for name in reversed(CHANGES)}.values())
+ALL = CASES | OTHERS
+FIRST = list({ALL[name].kind: name for name in reversed(CHANGES)}.values())
 EVERY = [name if name in FIRST else pytest.param(name, marks=pytest.mark.slow) for name in CHANGES]
 #: Rows of whole blocks of every type.
 WIDE = {
@@ -93,10 +93,10 @@ BLOCKS = {Type.Q4_K: (0, 2), Type.Q6_K: (208,), Type.IQ4_XS: (0,)}
 
 
 def hugging_face(name: str, directory: Path, **more) -> Path:
-    kind, settings = _ALL[name]
+    kind, settings = ALL[name]
     more = {key: value for key, value in more.items() if key in settings}
     case = Case(kind, settings | CHANGES[name] | more)
-    if kind in other_layouts.TENSORS:
+    if name in OTHERS:
         plain = other_layouts.plain_model(case.settings)
         fields = case.settings | {"model_type": kind}
         return other_layouts.write(directory / "hf", fields, other_layouts.TENSORS[kind](plain))
@@ -110,11 +110,7 @@ def logits(path: Path) -> np.ndarray:
 
 def test_every_architecture_has_a_case():
     covered = {
-        (
-            architecture({"model_type": _ALL[name].kind}),
-            config_of(name).family if name in CASES else name,
-        )
-        for name in CHANGES
+        (architecture({"model_type": ALL[name].kind}), config_of(name).family) for name in CHANGES
     }
     assert covered == {
         (arch, family) for arch, families in ARCHITECTURES.items() for family in families
@@ -143,9 +139,7 @@ def test_float32_is_the_hugging_face_model_exactly(name, tmp_path):
         assert equal(ours, theirs)
 
 
-@pytest.mark.parametrize(
-    "name", ["gemma", "falcon-new", "gpt_neox", "olmo", "gpt2", *other_layouts.SETTINGS]
-)
+@pytest.mark.parametrize("name", ["gemma", "falcon-new", "gpt_neox", "olmo", "gpt2", *OTHERS])
 def test_what_the_converter_changed_must_be_undone(name, tmp_path):
     square = {"n_embd": 16, "n_inner": 16} if name == "gpt2" else {}
     hf = hugging_face(name, tmp_path, **square, dim_model_base=64)  # which makes logits larger

@@ -15,20 +15,10 @@ from sysout_jax.weights import InMemory
 from tests.families.cases import NEW
 from tests.random_models import random_params
 
-_NEW = NEW | {"rms_norm_eps": 1e-6}
-_EQUAL_HEADS = {name: value for name, value in _NEW.items() if name != "num_key_value_heads"}
-_SCALES = {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 4}
-#: config.json, without a `model_type`.
-SETTINGS: dict[str, dict[str, Any]] = {
-    "internlm2": _NEW | {"bias": False},
-    "minicpm": _NEW | _SCALES | {"rope_scaling": {"type": "dynamic", "factor": 4.0}},
-    "baichuan": _EQUAL_HEADS | {"model_max_length": 64},
-}
-
 
 def plain_model(settings: dict[str, Any]) -> so.LanguageModel:
     """A LLaMA of these sizes."""
-    sizes = {name: settings[name] for name in _NEW if name in settings}
+    sizes = {name: settings[name] for name in NEW if name in settings}
     config = read_config({"model_type": "llama", **sizes}, "plain").config
     return so.LanguageModel(config, InMemory(random_params(config, 0, std=0.3, scale=1.0)))
 

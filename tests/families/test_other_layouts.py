@@ -9,9 +9,8 @@ import sysout_jax as so
 from sysout_jax.checkpoints.formats.hf_config import read_config
 from sysout_jax.errors import InputError
 from sysout_jax.families import baichuan
-from tests.families.cases import NEW, random_tokens
+from tests.families.cases import NEW, OTHERS, random_tokens
 from tests.families.other_layouts import (
-    SETTINGS,
     baichuan_tensors,
     internlm2_tensors,
     llama_tensors,
@@ -34,7 +33,7 @@ def _same_logits(lm, other):
 @pytest.mark.parametrize("second", [False, True])
 def test_baichuan(second, tmp_path, monkeypatch):
     """Baichuan 2 multiplies by the rows of its head over their lengths, which is all that tells it from Baichuan."""
-    fields = SETTINGS["baichuan"] | {"model_type": "baichuan"}
+    fields = OTHERS["baichuan"].settings | {"model_type": "baichuan"}
     plain = plain_model(fields)
     tensors = baichuan_tensors(plain)
     if second:
@@ -52,7 +51,7 @@ def test_baichuan(second, tmp_path, monkeypatch):
 
 
 def test_internlm2(tmp_path):
-    fields = SETTINGS["internlm2"] | {"model_type": "internlm2"}
+    fields = OTHERS["internlm2"].settings | {"model_type": "internlm2"}
     plain = plain_model(fields)
     lm = _written(tmp_path / "model", fields, internlm2_tensors(plain))
     assert lm.config.family == "internlm2"
@@ -71,7 +70,7 @@ def test_mimo(tmp_path):
 
 def test_minicpm(tmp_path):
     """Its scales are those of a LLaMA whose embedding, output projections and head are larger or smaller; what reports read of an MLP adds up."""
-    fields = SETTINGS["minicpm"] | {"model_type": "minicpm"}
+    fields = OTHERS["minicpm"].settings | {"model_type": "minicpm"}
     plain = plain_model(fields)
     lm = _written(tmp_path / "model", fields, llama_tensors(plain))
     scale = 1.4 / plain.num_layers**0.5

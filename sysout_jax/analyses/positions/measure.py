@@ -12,11 +12,11 @@ from sysout_jax.calls import check_arguments, check_kind
 from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.outliers.definitions import (
-    CANDIDATE_SHARE,
     TAU,
     TAUS,
     asking,
     attention_on,
+    candidate_level,
     entering,
     even_share_of,
     level_of,
@@ -248,7 +248,7 @@ def _keys(
     if not mask.any():
         # all zero or not finite: nothing is a candidate
         most = mean_LxNxT.max()
-        rule, mask = "candidate", (mean_LxNxT > CANDIDATE_SHARE * most) & (most > 0)
+        rule, mask = "candidate", (mean_LxNxT > candidate_level(most)) & (most > 0)
     largest = -np.sort(-mean_LxNxT, axis=2)[..., :2].mean(axis=1)
     return Keys(
         rule=rule,
