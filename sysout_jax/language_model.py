@@ -90,6 +90,10 @@ class LanguageModel:
         """The rule behind a layer's attention over sequences of `length` tokens."""
         return attention_spec(self.config, self.config.layer(layer).attention, length)
 
+    def attention_windows(self, length: int) -> tuple[int | None, ...]:
+        """How many keys up to its own a query of each layer sees at most, in sequences of `length` tokens; None: all."""
+        return tuple(self.attention(layer, length).window for layer in range(self.num_layers))
+
     @cached_property
     def params(self) -> dict:
         """All parameters as one nested dict of device arrays."""

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sysout_jax.config import ModelConfig
 from sysout_jax.errors import InputError
-from sysout_jax.families import llama
-from sysout_jax.families.family import Family, Layout
+from sysout_jax.families import gguf_reading, llama
+from sysout_jax.families.family import Family, Gguf, Layout
 from sysout_jax.families.fields import Fields
 from sysout_jax.families.forms import LINEAR, Form, Stored, fused
 from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.families.reading import read_rotary
 
+if TYPE_CHECKING:
+    from sysout_jax.containers.gguf_file import GgufFile
+
 #: By which Baichuan 2 is told, whose config.json is that of Baichuan otherwise.
 VOCAB_OF_2 = 125_696
 _NORM_FLOOR = 1e-12  # torch's
+#: By which llama.cpp tells the 13B models, whose GGUF files do not say that they have ALiBi.
+LAYERS_13B = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +43,16 @@ def read(fields: Fields) -> BaichuanConfig:
     return BaichuanConfig(**read_rotary(fields))
 
 
+def read_gguf(file: GgufFile, fields: Fields) -> BaichuanConfig:
+    """Here q, k and v lie apart. Whether the rows of Baichuan 2's head have length 1 already changes nothing."""
+    config = BaichuanConfig(**gguf_reading.read_paired(file, fields))
+    if config.num_layers == LAYERS_13B:
+        raise InputError(
+            f"block_count is {LAYERS_13B}, as in Baichuan 13B, whose ALiBi is not implemented; expected Baichuan 7B"
+        )
+    return config
+
+
 def _head(x_VxD: np.ndarray, config: ModelConfig) -> np.ndarray:
     if config.vocab_size != VOCAB_OF_2:
         return x_VxD.T
@@ -45,11 +61,13 @@ def _head(x_VxD: np.ndarray, config: ModelConfig) -> np.ndarray:
     return (rows_VxD / np.maximum(length_Vx1, _NORM_FLOOR)).T
 
 
+_HEAD = Form(LINEAR.shapes, _head, LINEAR.theirs)
 NAMES = {
     **llama.NAMES,
     **fused("layer_{l}/attn", "model.layers.{l}.self_attn.W_pack", grouped=False),
-    "lm_head/kernel": Stored("lm_head.weight", Form(LINEAR.shapes, _head, LINEAR.theirs)),
+    "lm_head/kernel": Stored("lm_head.weight", _HEAD),
 }
+_GGUF_NAMES = gguf_reading.PAIRED_NAMES | {"lm_head/kernel": Stored(gguf_reading.HEAD, _HEAD)}
 FAMILY = Family(
     BaichuanConfig,
     {
@@ -57,4 +75,5 @@ FAMILY = Family(
             read, NAMES, "model.", classes=("BaiChuanForCausalLM", "BaichuanForCausalLM")
         )
     },
+    gguf={"baichuan": Gguf(read_gguf, _GGUF_NAMES)},
 )

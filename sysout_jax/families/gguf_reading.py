@@ -159,6 +159,12 @@ def read_rotary(
     }
 
 
+def read_paired(file: GgufFile, fields: Fields) -> dict[str, Any]:
+    """The same of files of `PAIRED_NAMES`, the oldest of which say how q and k lie."""
+    fields.must_be("tensor_data_layout", "Meta AI original pth")
+    return read_rotary(file, fields, RMS_EPS)
+
+
 def read_biases(file: GgufFile) -> dict[str, Any]:
     """The biases of `LlamaConfig`, by the tensors of the first layer."""
     return {

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from sysout_jax.families import llama
-from sysout_jax.families.family import Family, Layout
+from sysout_jax.families import gguf_reading, llama
+from sysout_jax.families.family import Family, Gguf, Layout
 from sysout_jax.families.fields import Fields
 from sysout_jax.families.forms import Stored, fused, linear
 from sysout_jax.families.llama import LlamaConfig
 from sysout_jax.families.reading import read_rotary
+
+if TYPE_CHECKING:
+    from sysout_jax.containers.gguf_file import GgufFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +27,11 @@ def read(fields: Fields) -> InternLM2Config:
     fields.must_be("hidden_act", "silu")
     fields.must_be("bias", False)
     return InternLM2Config(**read_rotary(fields))
+
+
+def read_gguf(file: GgufFile, fields: Fields) -> InternLM2Config:
+    """Here q, k and v lie apart."""
+    return InternLM2Config(**gguf_reading.read_paired(file, fields))
 
 
 _L = "model.layers.{l}"
@@ -41,4 +50,5 @@ NAMES = {
 FAMILY = Family(
     InternLM2Config,
     {"internlm2": Layout(read, NAMES, "model.", classes=("InternLM2ForCausalLM",))},
+    gguf={"internlm2": Gguf(read_gguf, gguf_reading.PAIRED_NAMES)},
 )

@@ -86,7 +86,7 @@ def read_mistral(fields: Fields) -> LlamaConfig:
 
 def read_gguf(file: GgufFile, fields: Fields) -> LlamaConfig:
     """Mistral's window is not in its files; they are LLaMA's without."""
-    plain = gguf_reading.read_rotary(file, fields, gguf_reading.RMS_EPS)
+    plain = gguf_reading.read_paired(file, fields)
     return LlamaConfig(**plain, **gguf_reading.read_biases(file))
 
 

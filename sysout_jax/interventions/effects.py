@@ -14,7 +14,14 @@ import numpy as np
 from sysout_jax.engine import Observe, Stream, Write
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import Nonfinite, finite_or
-from sysout_jax.outliers.definitions import TAUS, even_share_of, exceeds, over_seen_keys, ratio
+from sysout_jax.outliers.definitions import (
+    TAUS,
+    asking,
+    attention_on,
+    even_share_of,
+    exceeds,
+    ratio,
+)
 from sysout_jax.perplexity import of_mean_nll, perplexity_of
 
 
@@ -56,10 +63,8 @@ class Unedited:
     def __init__(self, stream: Stream, marked: np.ndarray, tau: float, starts: Collection[int]):
         self._stream, self._marked, self._tau = stream, marked, tau
         self._starts, self._first = starts, min(starts)
-        lm, length = stream.lm, marked.shape[2]
-        windows = [lm.attention(layer, length).window for layer in range(lm.num_layers)]
-        masks = list(zip(marked.astype(np.int64), windows, strict=True))
-        self._queries = np.stack([(over_seen_keys(*mask) > 0).sum(1) for mask in masks])
+        masks = list(zip(marked, stream.lm.attention_windows(marked.shape[2]), strict=True))
+        self._queries = np.stack([asking(*mask) for mask in masks])
         self._even = np.array([even_share_of(*mask) for mask in masks])
         self._entering = {0: list(stream.hidden)} if 0 in starts else {}
         self._rows: list[dict[str, Any]] = []
@@ -120,7 +125,7 @@ class Unedited:
             "outliers": over[0].sum(1),
             "flags": np.array([flagged.sum() for flagged in over[1:]]),
             "ratio": ratio(seen["token_max"], mean_Nx1).max(),
-            "attention": (finite_or(seen["sums"]) * self._marked[layer][:, None]).sum(2).T,
+            "attention": attention_on(finite_or(seen["sums"]), self._marked[layer]).T,
         }
 
     def _measured(self, stream: Stream, rows: Sequence[dict[str, Any]]) -> Measured:

@@ -99,6 +99,16 @@ def even_share_of(marked_NxT: np.ndarray, window: int | None = None) -> float:
     return float(share[marked > 0].mean()) if marked.any() else float("nan")
 
 
+def attention_on(sums_NxHxT: np.ndarray, marked_NxT: np.ndarray) -> np.ndarray:
+    """(N, H) attention on the marked keys, summed over queries, from column sums. Over the number of `asking` queries it is a share."""
+    return (sums_NxHxT * marked_NxT[:, None]).sum(axis=2)
+
+
+def asking(marked_NxT: np.ndarray, window: int | None = None) -> np.ndarray:
+    """(N,) queries that can see a marked key."""
+    return (over_seen_keys(marked_NxT.astype(np.int64), window) > 0).sum(axis=1)
+
+
 def over_seen_keys(values: Array, window: int | None = None) -> Array:
     """(N, T, …) for each query the sum over the keys that it sees: its own and those before it, with a window only the last so many."""
     total = values.cumsum(axis=1)
@@ -109,7 +119,8 @@ def over_seen_keys(values: Array, window: int | None = None) -> Array:
 
 
 def entering(living_LxNxT: np.ndarray) -> np.ndarray:
-    """(L, N, T) outlier tokens that enter each layer; where none does, all that there ever are."""
+    """(L, N, T) the outlier tokens whose attention, values and edits a layer is asked about: those that enter it; where none does, all that
+    there ever are."""
     before = np.concatenate([np.zeros_like(living_LxNxT[:1]), living_LxNxT[:-1]])
     some_Lx1x1 = np.asarray(before.any(axis=(1, 2), keepdims=True))
     return np.where(some_Lx1x1, before, living_LxNxT.any(axis=0))

@@ -32,6 +32,11 @@ from sysout_jax.storage.workspaces import workspace
 
 PAGE, FIGURES = "report.html", "figures"
 WORKSPACE = "report"  # what one analysis left unfinished, the next one clears, whichever it is
+#: What tables of definitions say of it; the rule is in `outliers.definitions`.
+ATTENTION_ON_THEM = (
+    "share that a head gives to those that enter its layer (where none enters, to all that there ever are), over the queries of all sequences "
+    "that can see one"
+)
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")  # of analyses and figures, which become file names
 
 

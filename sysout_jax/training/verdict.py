@@ -48,8 +48,8 @@ def _explain(path: Path, error: Exception) -> Damaged | RunError:
     if damage is None:
         try:
             check_whole(path, contents=True)
-        except Damaged as found:
-            damage = found
+        except Damaged as proven:
+            damage = proven
         except OSError as other:
             error = other
     if damage is not None and os.path.lexists(path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 
@@ -221,7 +222,7 @@ def test_attention_on_marked_tokens_from_maps(case):
     living = bench.life.stats.h.outlier_tokens(bench.life.tau)
     for layer, m in enumerate(maps):
         # those that enter the layer, all there ever are where none does
-        marked = living[layer - 1] if layer and living[layer - 1].any() else bench.marked
+        marked = living[layer - 1] if layer and living[layer - 1].any() else bench.ever
         given = np.einsum("nhts,ns->hn", m, marked)
         np.testing.assert_allclose(bench.baseline.attention[layer], given, rtol=1e-4, atol=1e-5)
         sees = np.cumsum(marked, 1) > 0
@@ -422,6 +423,29 @@ def test_columns_rows_heads_and_values_of_a_planted_model():
         np.testing.assert_array_equal(outcome.outliers_per_layer, alive)
 
 
+def test_values_are_silenced_at_the_tokens_that_enter_the_layer(case):
+    """The tokens that the attention of sink heads is asked about; a token that is an outlier elsewhere keeps its values."""
+    _, _, _, bench = case
+    bench = copy.copy(bench)
+    bench.sinks = np.zeros_like(bench.sinks)
+    bench.sinks[1:, 0] = True
+    marked = entering_of(bench)
+    given = {}
+
+    def spy(self, lm=None, *, write=None, extra=None, start=None):
+        given["tokens"] = np.stack([layer["tokens"] for layer in extra])
+        return bench.baseline
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Unedited, "edited", spy)
+        count, _ = bench.run(Run("value", "zero", OUTLIERS, 0), {})
+        np.testing.assert_array_equal(given["tokens"], marked)
+        assert count == marked[1:].sum()
+        assert bench.run(Run("value", "zero", CONTROL, 0), {})[0] <= count
+        assert not (given["tokens"] & marked.any(0)).any()
+    assert (marked[1:] != bench.ever).any()  # some come or go between the layers
+
+
 @pytest.mark.parametrize("name", ["llama-gqa", "gpt2"])
 def test_a_silent_head_is_one_whose_output_weights_are_zero(name):
     lm = random_model(name, 3)
@@ -456,7 +480,8 @@ def test_silent_values_give_nothing_to_those_who_look_at_them(name):
     tokens = np.random.default_rng(6).integers(0, lm.config.vocab_size, (2, 12))
     marked = np.zeros(tokens.shape, bool)
     marked[0, [0, 3]], marked[1, 5] = True, True
-    silenced = silence_values(silent, heads.kv_heads, marked)
+    of_layers = np.stack([marked, *[np.ones_like(marked)] * (lm.num_layers - 1)])
+    silenced = silence_values(silent, heads.kv_heads, of_layers)
     groups = heads.heads // heads.kv_heads
     assert silenced.count == 3
 
@@ -475,12 +500,20 @@ def test_silent_values_give_nothing_to_those_who_look_at_them(name):
 
 def test_random_others():
     rng = np.random.default_rng(8)
-    heads, tokens = rng.random((5, 4)) < 0.2, rng.random((3, 20)) < 0.3
+    heads, tokens = rng.random((5, 4)) < 0.2, rng.random((5, 3, 20)) < 0.1
+    tokens[:, :, 10:] = False  # so that each finds another
     silent = other_heads(heads, 2, rng)
     assert not (silent & heads).any() and not silent[:2].any()
     assert silent.sum() == min(heads.sum(), (~heads[2:]).sum())
     drawn = other_tokens(tokens, rng)
-    assert not (drawn & tokens).any() and (drawn.sum(1) == tokens.sum(1)).all()
+    ever = tokens.any(0)
+    assert not (drawn & ever).any() and (drawn.any(0).sum(1) == ever.sum(1)).all()
+    for mine, theirs in zip(tokens.swapaxes(0, 1), drawn.swapaxes(0, 1), strict=True):
+        lives, others_lives = (sorted(map(tuple, x.T[x.any(0)])) for x in (mine, theirs))
+        assert lives == others_lives  # each in the layers of the one that it stands for
+    crowded = np.ones((2, 1, 3), bool)
+    crowded[:, 0, 2] = False
+    assert other_tokens(crowded, rng).tolist() == [[[False, False, True]]] * 2
     born = {1: (np.array([3, 4]), np.array([2, 7]))}
     lm = random_model("llama-gqa", 0)
     channels, rows = others(lm, born, "row", rng, np.array([2, 7, 8]))[1]

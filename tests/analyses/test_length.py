@@ -31,6 +31,7 @@ SIZE = {
 }
 CONFIGS = {
     "llama": LlamaConfig(**SIZE, num_kv_heads=1, head_dim=8),
+    "llama-window": LlamaConfig(**SIZE, num_kv_heads=1, head_dim=8, sliding_window=5),
     "gpt2": Gpt2Config(**SIZE),
 }
 
@@ -47,6 +48,7 @@ def check(reading, lm, rows, level):
     np.testing.assert_array_equal(reading.tokens, rows)
     _, taps = so.capture(lm, rows, names=("h", "x_down", "attn_map"))
     N, T = rows.shape
+    window = getattr(lm.config, "sliding_window", None)
     for place, found in (("h", reading.ratio), ("x_down", reading.ratio_x_down)):
         x = np.abs(np.asarray(taps[place], np.float64))
         np.testing.assert_allclose(found, x.max(3) / x.mean((2, 3))[:, :, None], rtol=1e-5)
@@ -55,7 +57,8 @@ def check(reading, lm, rows, level):
     np.testing.assert_array_equal(reading.counts, counts)
     maps = np.asarray(taps["attn_map"], np.float64).mean(2)  # (L, N, T, S)
     np.testing.assert_allclose(reading.received, maps.sum(2) / T, rtol=1e-4, atol=1e-7)
-    marked = (h > level * h.mean((2, 3), keepdims=True)).any((0, 3))
+    living = (h > level * h.mean((2, 3), keepdims=True)).any(3)
+    marked = living.any(0)
     np.testing.assert_array_equal(reading.outliers(level), marked)
     names = TokenClasses().names
     per_class = reading.by_class(marked, len(names))
@@ -63,22 +66,24 @@ def check(reading, lm, rows, level):
     for c in range(len(names)):
         count = sum(marked[n, t] and reading.classes[n, t] == c for n in range(N) for t in range(T))
         assert per_class[c] == pytest.approx(count / N)
-    share = []
-    for n in range(N):
-        queries = [t for t in range(T) if marked[n, : t + 1].any()]
-        if queries:
-            share.append(
-                [maps[l, n][queries][:, marked[n]].sum() / len(queries) for l in range(len(maps))]
-            )
-    want = np.mean(share, axis=0) if share else np.full(len(maps), np.nan)
-    np.testing.assert_allclose(reading.share(marked), want, rtol=1e-4)
+    want = []
+    for l in range(len(maps)):
+        enters = living[l - 1] if l and living[l - 1].any() else marked
+        given = [
+            maps[l, n, t, enters[n]].sum()
+            for n, t in np.ndindex(N, T)
+            if enters[n, max(t - (window or T) + 1, 0) : t + 1].any()
+        ]
+        want.append(np.mean(given) if given else np.nan)
+    np.testing.assert_allclose(reading.share(level), want, rtol=1e-4)
     np.testing.assert_array_equal(reading.keys_of_code(), (reading.received >= 0.1).any(0))
 
 
 @pytest.mark.parametrize(
     ("name", "tau"),
     mostly_endurance(
-        itertools.product(sorted(CONFIGS), (2.5, 1000.0)), usual=[("gpt2", 2.5), ("llama", 1000.0)]
+        itertools.product(sorted(CONFIGS), (2.5, 1000.0)),
+        usual=[("llama-window", 2.5), ("llama", 1000.0)],
     ),
 )
 def test_readings_of_random_models(name, tau):

@@ -46,19 +46,21 @@ def slow_classes(tokens: np.ndarray) -> np.ndarray:
 )
 def case(request):
     rng = np.random.default_rng()
-    lm = with_tokenizer(random_model(request.param, seed=int(rng.integers(2**31))))
+    window = int(rng.integers(3, 12)) if request.param == "llama-mqa" else None
+    changes = {} if window is None else {"sliding_window": window}
+    lm = with_tokenizer(random_model(request.param, seed=int(rng.integers(2**31)), **changes))
     tokens = rng.integers(0, lm.config.vocab_size, (4, int(rng.integers(12, 60))))
     tau = float(rng.uniform(2.0, 4.0))
     _, taps = so.capture(lm, tokens, names=("h", "x_down", "attn_map"))
     size = int(rng.integers(1, 5))
     passes = lm.with_passes(batch_size=size if 4 % size == 0 else None)
     report = so.positions(passes, tokens, tau)
-    return tokens, tau, taps, report
+    return window, tokens, tau, taps, report
 
 
 @pytest.mark.parametrize("name", ["h", "x_down"])
 def test_places(case, name):
-    tokens, tau, taps, report = case
+    _, tokens, tau, taps, report = case
     x = np.abs(np.asarray(taps[name], np.float64))
     place = getattr(report, name)
     flagged = np.stack(
@@ -92,9 +94,9 @@ def test_places(case, name):
 
 
 def test_keys_and_heads(case):
-    tokens, tau, taps, report = case
+    window, tokens, tau, taps, report = case
     maps = np.asarray(taps["attn_map"], np.float64)  # (L, N, H, T, S)
-    L, N, H, T, _ = maps.shape
+    L, N, _, T, _ = maps.shape
     sums = maps.sum(3)
     mean = sums.mean(2)
     top = -np.sort(-mean, axis=2)[..., :2].mean(1)
@@ -115,17 +117,23 @@ def test_keys_and_heads(case):
     np.testing.assert_allclose(report.stats.attention.ratio, ratio, rtol=1e-5)
     # shares, query by query
     h = np.abs(np.asarray(taps["h"], np.float64))
-    outliers = (h > report.h.level * h.mean((2, 3), keepdims=True)).any((0, 3))  # (N, T)
-    share = np.full((L, N, H), np.nan)
-    for n in range(N):
-        queries = [t for t in range(T) if outliers[n, : t + 1].any()]
-        for layer in range(L) if queries else ():
-            for head in range(H):
-                rows = maps[layer, n, head, queries]
-                share[layer, n, head] = rows[:, outliers[n]].sum() / len(queries)
-    np.testing.assert_allclose(report.keys.share, np.nanmean(share, 1), rtol=1e-4)
-    np.testing.assert_allclose(report.keys.share_low, np.nanmin(share, 1), rtol=1e-4)
-    np.testing.assert_allclose(report.keys.share_high, np.nanmax(share, 1), rtol=1e-4)
+    living = (h > report.h.level * h.mean((2, 3), keepdims=True)).any(3)  # (L, N, T)
+    for layer in range(L):
+        enters = layer and living[layer - 1].any()
+        outliers = living[layer - 1] if enters else living.any(0)
+        rows, even = [[] for _ in range(N)], []
+        for n, t in np.ndindex(N, T):
+            first = 0 if window is None else max(t - window + 1, 0)
+            looked = outliers[n, first : t + 1]
+            if looked.any():
+                even.append(looked.mean())
+                rows[n].append(maps[layer, n, :, t, outliers[n]].sum(0))
+        share = np.concatenate([row for row in rows if row]).mean(0)
+        each = np.stack([np.mean(row, 0) for row in rows if row])
+        np.testing.assert_allclose(report.keys.share[layer], share, rtol=1e-4)
+        np.testing.assert_allclose(report.keys.share_low[layer], each.min(0), rtol=1e-4)
+        np.testing.assert_allclose(report.keys.share_high[layer], each.max(0), rtol=1e-4)
+        np.testing.assert_allclose(report.keys.even[layer], np.mean(even), rtol=1e-5)
 
 
 def test_matrices(case):

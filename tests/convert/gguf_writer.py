@@ -21,6 +21,8 @@ _ARCHITECTURES = {
     "gemma3_text": "gemma3", "mistral": "llama", "mixtral": "llama", "phi": "phi2", "gpt_neox": "gptneox", "olmo3": "olmo2",
     "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss", "cohere": "command-r",
 }  # fmt: skip
+#: Whose converters turn q and k.
+_PAIRED = ("llama", "olmo", "internlm2", "minicpm", "baichuan")
 
 
 def architecture(config: dict) -> str:
@@ -56,9 +58,9 @@ def _heads(config: dict) -> tuple[int, int]:
 def _changed(name: str, w: np.ndarray, config: dict) -> np.ndarray:
     """What the converter of the architecture does to a tensor."""
     arch, (heads, kv_heads) = architecture(config), _heads(config)
-    if arch in ("llama", "olmo") and ".self_attn.q_proj." in name:
+    if arch in _PAIRED and (".q_proj." in name or ".wq." in name):
         return paired(w, heads)
-    if arch in ("llama", "olmo") and ".self_attn.k_proj." in name:
+    if arch in _PAIRED and (".k_proj." in name or ".wk." in name):
         return paired(w, kv_heads)
     if arch == "gpt2" and ".c_" in name and name.endswith("weight"):
         return w.T  # Conv1D
@@ -142,10 +144,16 @@ def _add_keys(writer: gguf.GGUFWriter, config: dict) -> None:
     if arch in ("llama", "qwen3", "qwen3moe", "gemma", "gemma2", "gemma3", "gpt-oss"):
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
-    if arch in ("llama", "phi2", "phi3", "gptneox", "stablelm"):
+    if arch in ("llama", "phi2", "phi3", "gptneox", "stablelm", "baichuan"):
         writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1.0)))
     if arch in ("gptneox", "stablelm"):
         writer.add_parallel_residual(config["use_parallel_residual"])
+    if arch == "baichuan":
+        writer.add_tensor_data_layout("Meta AI original pth")
+    if arch == "minicpm":
+        writer.add_embedding_scale(float(config["scale_emb"]))
+        writer.add_residual_scale(config["scale_depth"] / config["num_hidden_layers"] ** 0.5)
+        writer.add_logit_scale(width / config["dim_model_base"])
     if arch == "command-r":
         writer.add_logit_scale(config["logit_scale"])
         writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
@@ -198,6 +206,24 @@ def _of_gpt_oss(tensors: Tensors) -> Tensors:
     return found
 
 
+def _apart(tensors: Tensors, config: dict) -> Tensors:
+    """q, k and v of InternLM 2 and Baichuan each in a tensor of its own, under names that the package's map knows."""
+    heads, kv_heads = _heads(config)
+    found = {}
+    for name, w in tensors.items():
+        if name.endswith(".wqkv.weight"):
+            groups = w.reshape(kv_heads, heads // kv_heads + 2, -1, w.shape[1])
+            parts = groups[:, :-2], groups[:, -2], groups[:, -1]
+            names = [name.replace("wqkv", f"w{part}") for part in "qkv"]
+            found |= {n: x.reshape(-1, w.shape[1]) for n, x in zip(names, parts, strict=True)}
+        elif name.endswith(".W_pack.weight"):
+            names = [name.replace("W_pack", f"{part}_proj") for part in "qkv"]
+            found |= dict(zip(names, np.split(w, 3), strict=True))
+        else:
+            found[name] = w
+    return found
+
+
 def write_gguf(
     hf: Path,
     path: Path,
@@ -222,6 +248,7 @@ def write_gguf(
         tensors.pop("lm_head.weight", None)
     if architecture(config) == "gpt-oss":
         tensors = _of_gpt_oss(tensors)
+    tensors = _apart(tensors, config)
     stored = dict(to_gguf(name, w, config, permute) for name, w in _stacked(tensors).items())
     for name, w in change(stored).items():
         if w.dtype == np.uint8:

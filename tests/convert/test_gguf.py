@@ -146,6 +146,41 @@ def test_frequency_factors_equal_llama3_far_away():
     np.testing.assert_allclose(16_000 * got.astype(float), 16_000 * want.astype(float), atol=4e-3)
 
 
+@pytest.mark.slow
+def test_frequency_factors_equal_llama3_at_16k_tokens(tmp_path):
+    """The logits of the last tokens are those of the Hugging Face model, and without the factors they are not."""
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}
+    scaling |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 512}
+    changes = {"rope_scaling": scaling, "rope_theta": 5e5, "max_position_embeddings": 2**14}
+    hf = write_model(tmp_path / "hf", num_hidden_layers=1, **changes)
+    config = so.load(hf).config
+    plain, scaled = (
+        rotary_frequencies(config.head_dim, config.rope_theta, each)
+        for each in (None, config.rope_scaling)
+    )
+    factors = {"rope_freqs.weight": plain / scaled}
+    assert 1 < factors["rope_freqs.weight"][1] < factors["rope_freqs.weight"][2] == 8
+
+    def sharper(tensors):  # attention that is near even would hide where the keys are
+        return tensors | {n: 8 * w for n, w in tensors.items() if "attn_q." in n}
+
+    write_gguf(hf, tmp_path / "with.gguf", change=lambda tensors: sharper(tensors) | factors)
+    write_gguf(hf, tmp_path / "without.gguf", change=sharper)
+    tokens = np.random.default_rng(0).integers(0, 256, (1, 2**14))
+
+    def last(lm: so.LanguageModel) -> np.ndarray:
+        return np.asarray(so.capture(lm, tokens, ())[0])[0, -100:]
+
+    def queries(layer):
+        kernel = 8 * layer["attn"]["q_proj"]["kernel"]
+        return layer | {"attn": layer["attn"] | {"q_proj": {"kernel": kernel}}}
+
+    want = last(so.load(hf).with_edits({"layer_0": queries}))
+    found, without = (last(so.load(tmp_path / f"{name}.gguf")) for name in ("with", "without"))
+    np.testing.assert_allclose(found, want, atol=1e-5)
+    assert np.abs(without - want).max() > 5e-3
+
+
 def test_split_files(tmp_path):
     whole = tmp_path / "whole.gguf"
     write_gguf(FIXTURES / "llama-mha", whole)

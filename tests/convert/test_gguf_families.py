@@ -12,11 +12,12 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 
 import sysout_jax as so
-from sysout_jax.families import ARCHITECTURES, gemma2, phi3
+from sysout_jax.families import ARCHITECTURES, baichuan, gemma2, phi3
 from sysout_jax.families.fields import Fields
 from tests.convert.gguf_writer import architecture, write_gguf
 from tests.convert.test_gguf import equal
-from tests.families.cases import CASES, Case, random_tokens, save, transformers_model
+from tests.families import other_layouts
+from tests.families.cases import CASES, OTHERS, Case, random_tokens, save, transformers_model
 from tests.families.test_families import config_of
 
 pytestmark = pytest.mark.parity
@@ -72,8 +73,12 @@ CHANGES = {
     "starcoder2-no-biases": {"hidden_act": "gelu_pytorch_tanh"},
     "cohere": {},
     "cohere-biases": {"attention_bias": False, "tie_word_embeddings": True},
+    "internlm2": {},
+    "minicpm": {},
+    "baichuan": {},
 }
-FIRST = list({CASES[name].kind: name for name in reversed(CHANGES)}.values())
+ALL = CASES | OTHERS
+FIRST = list({ALL[name].kind: name for name in reversed(CHANGES)}.values())
 EVERY = [name if name in FIRST else pytest.param(name, marks=pytest.mark.slow) for name in CHANGES]
 #: Rows of whole blocks of every type.
 WIDE = {
@@ -88,10 +93,14 @@ BLOCKS = {Type.Q4_K: (0, 2), Type.Q6_K: (208,), Type.IQ4_XS: (0,)}
 
 
 def hugging_face(name: str, directory: Path, **more) -> Path:
-    pytest.importorskip("transformers")
-    kind, settings = CASES[name]
+    kind, settings = ALL[name]
     more = {key: value for key, value in more.items() if key in settings}
     case = Case(kind, settings | CHANGES[name] | more)
+    if name in OTHERS:
+        plain = other_layouts.plain_model(case.settings)
+        fields = case.settings | {"model_type": kind}
+        return other_layouts.write(directory / "hf", fields, other_layouts.TENSORS[kind](plain))
+    pytest.importorskip("transformers")
     return save(transformers_model(case, 0), directory / "hf")
 
 
@@ -101,7 +110,7 @@ def logits(path: Path) -> np.ndarray:
 
 def test_every_architecture_has_a_case():
     covered = {
-        (architecture({"model_type": CASES[name].kind}), config_of(name).family) for name in CHANGES
+        (architecture({"model_type": ALL[name].kind}), config_of(name).family) for name in CHANGES
     }
     assert covered == {
         (arch, family) for arch, families in ARCHITECTURES.items() for family in families
@@ -119,6 +128,10 @@ def test_float32_is_the_hugging_face_model_exactly(name, tmp_path):
         assert magnitude == pytest.approx(scaling.magnitude, rel=1e-7)
         same = dataclasses.replace(scaling, magnitude=magnitude)
         theirs.config = dataclasses.replace(theirs.config, rope_scaling=same)
+    if name == "minicpm":  # likewise
+        scale = ours.config.residual_scale
+        assert scale == pytest.approx(theirs.config.residual_scale, rel=1e-7)
+        theirs.config = dataclasses.replace(theirs.config, residual_scale=scale)
     assert ours.config == theirs.config
     if name.startswith("gemma"):  # its scales + 1 − 1 are rounded, and the same again after + 1
         assert logits(path).tobytes() == logits(hf).tobytes()
@@ -126,10 +139,10 @@ def test_float32_is_the_hugging_face_model_exactly(name, tmp_path):
         assert equal(ours, theirs)
 
 
-@pytest.mark.parametrize("name", ["gemma", "falcon-new", "gpt_neox", "olmo", "gpt2"])
+@pytest.mark.parametrize("name", ["gemma", "falcon-new", "gpt_neox", "olmo", "gpt2", *OTHERS])
 def test_what_the_converter_changed_must_be_undone(name, tmp_path):
-    settings = {"n_embd": 16, "n_inner": 16} if name == "gpt2" else {}
-    hf = hugging_face(name, tmp_path, **settings)
+    square = {"n_embd": 16, "n_inner": 16} if name == "gpt2" else {}
+    hf = hugging_face(name, tmp_path, **square, dim_model_base=64)  # which makes logits larger
     write_gguf(hf, tmp_path / "m.gguf", permute=False)
     if name == "gpt2":  # only square matrices hide it
         with pytest.raises(so.InputError, match="wrong shapes"):
@@ -317,6 +330,64 @@ def test_experts_in_mxfp4_are_what_their_codes_say(tmp_path):
     lm = so.load(tmp_path / "mxfp4.gguf")
     assert lm.stored_as["mlp/down_proj/kernel"] == "MXFP4" and len(blocks) == 6
     assert equal(lm, so.load(tmp_path / "f32.gguf"))
+
+
+def test_the_first_files_of_minicpm_lack_its_scales(tmp_path, monkeypatch):
+    """They are those of the published models."""
+    published = {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256}
+    hf = hugging_face("minicpm", tmp_path, **published)
+    for name in ("add_embedding_scale", "add_residual_scale", "add_logit_scale"):
+        monkeypatch.setattr(gguf.GGUFWriter, name, lambda writer, value: None)
+    write_gguf(hf, tmp_path / "m.gguf")
+    ours, theirs = so.load(tmp_path / "m.gguf"), so.load(hf)
+    assert ours.config == theirs.config and equal(ours, theirs)
+    assert logits(tmp_path / "m.gguf").tobytes() == logits(hf).tobytes()
+
+
+def test_long_rope_of_minicpm_does_not_say_from_where_on(tmp_path):
+    def long(tensors):
+        factors = np.array([1.0, 2.0], np.float32)
+        return tensors | {f"rope_factors_{kind}.weight": factors for kind in ("long", "short")}
+
+    hf = hugging_face("minicpm", tmp_path)
+    write_gguf(hf, tmp_path / "m.gguf", change=long)
+    with pytest.raises(so.InputError, match="rope_factors_long.weight without rope.scaling.orig"):
+        so.load(tmp_path / "m.gguf")
+    write_gguf(hf, tmp_path / "m.gguf", change=long, keys={"add_rope_scaling_orig_ctx_len": 32})
+    assert so.load(tmp_path / "m.gguf").config.rope_scaling.original_context == 32
+
+
+@pytest.mark.parametrize("of_length_1", [False, True])
+def test_the_head_of_baichuan_2_may_be_scaled_already(of_length_1, tmp_path, monkeypatch):
+    hf = hugging_face("baichuan", tmp_path)
+    monkeypatch.setattr(baichuan, "VOCAB_OF_2", 32)
+
+    def scaled(tensors):
+        head = tensors["output.weight"]
+        lengths = np.linalg.norm(head, axis=1, keepdims=True)
+        return tensors | {"output.weight": head / lengths if of_length_1 else head}
+
+    write_gguf(hf, tmp_path / "m.gguf", change=scaled)
+    want = logits(hf)
+    np.testing.assert_allclose(logits(tmp_path / "m.gguf"), want, atol=1e-5 * np.abs(want).max())
+
+
+def test_baichuan_13b_is_told_by_its_layers(tmp_path, monkeypatch):
+    write_gguf(hugging_face("baichuan", tmp_path), tmp_path / "m.gguf")
+    monkeypatch.setattr(baichuan, "LAYERS_13B", 2)
+    with pytest.raises(so.InputError, match="block_count is 2, .*ALiBi is not implemented"):
+        so.load(tmp_path / "m.gguf")
+
+
+def test_the_oldest_files_say_how_q_and_k_lie(tmp_path):
+    hf = hugging_face("llama", tmp_path)
+    for layout, fits in (("Meta AI original pth", True), ("halves", False)):
+        write_gguf(hf, tmp_path / "m.gguf", keys={"add_tensor_data_layout": layout})
+        if fits:
+            assert equal(so.load(tmp_path / "m.gguf"), so.load(hf))
+            continue
+        with pytest.raises(so.InputError, match="tensor_data_layout = 'halves' is not impl"):
+            so.load(tmp_path / "m.gguf")
 
 
 def test_falcon_layers_must_agree_on_their_norms(tmp_path):

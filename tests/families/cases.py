@@ -158,6 +158,20 @@ CASES = {
     ),
 }  # fmt: skip
 
+_RMS = NEW | {"rms_norm_eps": 1e-6}
+#: Families that transformers has no class for; other_layouts.py has their tensors.
+OTHERS = {
+    "internlm2": Case("internlm2", _RMS | {"bias": False}),
+    "minicpm": Case(
+        "minicpm",
+        _RMS
+        | {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 4, "rope_scaling": {"type": "dynamic", "factor": 4.0}},
+    ),
+    "baichuan": Case(
+        "baichuan", {k: v for k, v in _RMS.items() if k != "num_key_value_heads"} | {"model_max_length": 64}
+    ),
+}  # fmt: skip
+
 #: The last linear layer of each family's MLP.
 _DOWN = re.compile(r"(down_proj|fc2|fc_out|c_proj|dense_4h_to_h)$")
 

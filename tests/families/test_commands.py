@@ -12,7 +12,7 @@ from sysout_jax.compress.absorption import refusal
 from sysout_jax.data.demo import byte_tokenizer
 from sysout_jax.weights import InMemory
 from tests.analyze.command import call
-from tests.families.test_families import FIRST, config_of
+from tests.families.test_families import EACH, config_of
 from tests.random_models import random_params
 
 FEW = ("--num-seqs", 2, "--seq-len", 24)
@@ -20,7 +20,7 @@ TAU = 4  # what a random model reaches
 
 
 @pytest.mark.endurance
-@pytest.mark.parametrize("name", FIRST)
+@pytest.mark.parametrize("name", EACH)
 def test_every_command(name, tmp_path, monkeypatch, capsys):
     """`all` runs eight of them; those that it does not run are called beside it."""
     model, out = tmp_path / "model", tmp_path / "out"

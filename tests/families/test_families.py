@@ -24,6 +24,7 @@ from tests.families.cases import (
     BATCH,
     CASES,
     LENGTH,
+    OTHERS,
     computed,
     random_tokens,
     save,
@@ -33,11 +34,12 @@ from tests.random_models import random_params
 
 #: One shape of each family; the others are for make test.
 FIRST = list({case.kind: name for name, case in reversed(CASES.items())}.values())
+EACH = [*FIRST, *OTHERS]
 EVERY = [name if name in FIRST else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
 
 
 def config_of(name: str):
-    case = CASES[name]
+    case = (CASES | OTHERS)[name]
     return read_config({"model_type": case.kind, **case.settings}, name).config
 
 
@@ -59,8 +61,7 @@ def captured(lm: so.LanguageModel, tokens: np.ndarray) -> tuple:
 
 
 def test_every_family_has_a_case():
-    elsewhere = {"internlm2", "minicpm", "baichuan"}  # in test_other_layouts.py
-    assert {config_of(name).family for name in CASES} | elsewhere == set(FAMILIES)
+    assert {config_of(name).family for name in CASES | OTHERS} == set(FAMILIES)
 
 
 @pytest.mark.parity
@@ -107,7 +108,7 @@ def test_bfloat16(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FIRST)
+@pytest.mark.parametrize("name", EACH)
 def test_how_sequences_are_cut_into_steps_changes_no_bit(name):
     lm, tokens = model_of(name), random_tokens(1)
     together, apart = captured(lm, tokens), captured(lm.with_passes(batch_size=1), tokens)
@@ -116,7 +117,7 @@ def test_how_sequences_are_cut_into_steps_changes_no_bit(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FIRST)
+@pytest.mark.parametrize("name", EACH)
 def test_training(name, tmp_path):
     """The loss of the first step is that of the streamed pass, and steps on one batch lower it."""
     lm, tokens = model_of(name), random_tokens(5)
@@ -143,7 +144,7 @@ def test_training(name, tmp_path):
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", CASES | OTHERS)
 def test_config(name):
     config = config_of(name)
     assert config_from_dict(config_to_dict(config)) == config
@@ -162,7 +163,7 @@ def _arrays(shapes: dict) -> dict:
     return jax.tree.map(lambda leaf: np.empty(leaf.shape, np.int8), shapes)
 
 
-@pytest.mark.parametrize("name", FIRST)
+@pytest.mark.parametrize("name", EACH)
 def test_streaming_capture_and_causality(name):
     """Layer by layer gives what the whole model gives; recording changes no bit; no position reads the future."""
     lm, tokens = model_of(name), random_tokens(1)
@@ -187,7 +188,7 @@ def test_streaming_capture_and_causality(name):
     assert (later[:, -1] != np.asarray(logits)[:, -1]).any()
 
 
-@pytest.mark.parametrize("name", FIRST)
+@pytest.mark.parametrize("name", EACH)
 def test_carriers_of_the_mlp_add_up(name):
     """W_down[c, d] · x_down[c], times the gain of a norm after it, summed over channels and with the bias is what the MLP adds."""
     lm, tokens = model_of(name), random_tokens(2)
@@ -212,7 +213,7 @@ def test_carriers_of_the_mlp_add_up(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FIRST)
+@pytest.mark.parametrize("name", EACH)
 def test_every_analysis(name):
     lm, tokens = model_of(name), random_tokens(3)
     stats = so.collect(lm, tokens, tau=4.0)

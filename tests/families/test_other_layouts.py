@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 import sysout_jax as so
 from sysout_jax.checkpoints.formats.hf_config import read_config
 from sysout_jax.errors import InputError
 from sysout_jax.families import baichuan
-from sysout_jax.weights import InMemory
-from tests.families.cases import NEW, random_tokens
-from tests.families.test_families import config_of, model_of
-from tests.random_models import random_params
+from tests.families.cases import NEW, OTHERS, random_tokens
+from tests.families.other_layouts import (
+    baichuan_tensors,
+    internlm2_tensors,
+    llama_tensors,
+    plain_model,
+    write,
+)
+from tests.families.test_families import model_of
 
 
-def _written(directory, fields: dict, tensors: dict[str, np.ndarray]):
-    directory.mkdir()
-    (directory / "config.json").write_text(json.dumps(fields))
-    contiguous = {name: np.ascontiguousarray(np.asarray(x)) for name, x in tensors.items()}
-    save_file(contiguous, directory / "model.safetensors")
-    return so.load(directory)
+def _written(directory, fields: dict, tensors: dict[str, np.ndarray]) -> so.LanguageModel:
+    return so.load(write(directory, fields, tensors))
 
 
 def _same_logits(lm, other):
@@ -33,39 +30,12 @@ def _same_logits(lm, other):
     np.testing.assert_allclose(found, want, atol=1e-5 * np.abs(want).max())
 
 
-def _tensors_of(
-    plain: so.LanguageModel, parts: tuple[str, ...] = ("attn", "mlp")
-) -> dict[str, np.ndarray]:
-    """Its parameters under the names of transformers' LLaMA."""
-    tensors = {}
-    for end, name in (("embed", "model.embed_tokens"), ("final_norm", "model.norm")):
-        tensors[f"{name}.weight"] = next(iter(plain.params[end].values()))
-    tensors["lm_head.weight"] = plain.params["lm_head"]["kernel"].T
-    names = {part: {"attn": "self_attn", "mlp": "mlp"}[part] for part in parts}
-    for l in range(plain.num_layers):
-        layer, name = plain.params[f"layer_{l}"], f"model.layers.{l}"
-        tensors[f"{name}.input_layernorm.weight"] = layer["attn_norm"]["scale"]
-        tensors[f"{name}.post_attention_layernorm.weight"] = layer["mlp_norm"]["scale"]
-        for group, theirs in names.items():
-            for matrix, held in layer[group].items():
-                tensors[f"{name}.{theirs}.{matrix}.weight"] = held["kernel"].T
-                if "bias" in held:
-                    tensors[f"{name}.{theirs}.{matrix}.bias"] = held["bias"]
-    return {name: np.asarray(x) for name, x in tensors.items()}
-
-
 @pytest.mark.parametrize("second", [False, True])
 def test_baichuan(second, tmp_path, monkeypatch):
     """Baichuan 2 multiplies by the rows of its head over their lengths, which is all that tells it from Baichuan."""
-    config = dataclasses.replace(config_of("llama"), num_kv_heads=4)
-    plain = so.LanguageModel(config, InMemory(random_params(config, 0, std=0.3, scale=1.0)))
-    tensors = _tensors_of(plain)
-    for l in range(plain.num_layers):
-        attn = f"model.layers.{l}.self_attn"
-        rows = [tensors.pop(f"{attn}.{part}_proj.weight") for part in "qkv"]
-        tensors[f"{attn}.W_pack.weight"] = np.concatenate(rows)
-    fields = {k: v for k, v in NEW.items() if k != "num_key_value_heads"}
-    fields |= {"model_type": "baichuan", "model_max_length": 64, "rms_norm_eps": 1e-6}
+    fields = OTHERS["baichuan"].settings | {"model_type": "baichuan"}
+    plain = plain_model(fields)
+    tensors = baichuan_tensors(plain)
     if second:
         monkeypatch.setattr(baichuan, "VOCAB_OF_2", NEW["vocab_size"])
 
@@ -81,31 +51,9 @@ def test_baichuan(second, tmp_path, monkeypatch):
 
 
 def test_internlm2(tmp_path):
-    plain = model_of("llama")
-    config, params = plain.config, plain.params
-    tensors = {
-        "model.tok_embeddings.weight": params["embed"]["embedding"],
-        "model.norm.weight": params["final_norm"]["scale"],
-        "output.weight": params["lm_head"]["kernel"].T,
-    }
-    H, K, Dh = config.num_heads, config.num_kv_heads, config.head_dim
-    for l in range(config.num_layers):
-        layer, name = params[f"layer_{l}"], f"model.layers.{l}"
-        q, k, v = (np.asarray(layer["attn"][f"{p}_proj"]["kernel"]).T for p in "qkv")
-        rows = []
-        for g in range(K):  # the query heads of a key head, the key, the value
-            rows += [q[g * H // K * Dh : (g + 1) * H // K * Dh]]
-            rows += [k[g * Dh : (g + 1) * Dh], v[g * Dh : (g + 1) * Dh]]
-        tensors |= {
-            f"{name}.attention.wqkv.weight": np.concatenate(rows),
-            f"{name}.attention.wo.weight": layer["attn"]["o_proj"]["kernel"].T,
-            f"{name}.attention_norm.weight": layer["attn_norm"]["scale"],
-            f"{name}.ffn_norm.weight": layer["mlp_norm"]["scale"],
-            f"{name}.feed_forward.w1.weight": layer["mlp"]["gate_proj"]["kernel"].T,
-            f"{name}.feed_forward.w2.weight": layer["mlp"]["down_proj"]["kernel"].T,
-            f"{name}.feed_forward.w3.weight": layer["mlp"]["up_proj"]["kernel"].T,
-        }
-    lm = _written(tmp_path / "model", NEW | {"model_type": "internlm2", "bias": False}, tensors)
+    fields = OTHERS["internlm2"].settings | {"model_type": "internlm2"}
+    plain = plain_model(fields)
+    lm = _written(tmp_path / "model", fields, internlm2_tensors(plain))
     assert lm.config.family == "internlm2"
     _same_logits(lm, plain)
 
@@ -113,7 +61,7 @@ def test_internlm2(tmp_path):
 def test_mimo(tmp_path):
     """Layers that predict further tokens are left out."""
     plain = model_of("qwen2")
-    tensors = _tensors_of(plain)
+    tensors = llama_tensors(plain)
     tensors["model.mtp_layers.0.input_layernorm.weight"] = np.ones(plain.config.d_model, "f")
     fields = NEW | {"model_type": "mimo", "attention_bias": True, "num_nextn_predict_layers": 1}
     lm = _written(tmp_path / "model", fields, tensors)
@@ -122,12 +70,9 @@ def test_mimo(tmp_path):
 
 def test_minicpm(tmp_path):
     """Its scales are those of a LLaMA whose embedding, output projections and head are larger or smaller; what reports read of an MLP adds up."""
-    plain = model_of("llama")
-    lm = _written(
-        tmp_path / "model",
-        NEW | {"model_type": "minicpm", "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 4, "rope_scaling": {"type": "dynamic", "factor": 4.0}},
-        _tensors_of(plain),
-    )  # fmt: skip
+    fields = OTHERS["minicpm"].settings | {"model_type": "minicpm"}
+    plain = plain_model(fields)
+    lm = _written(tmp_path / "model", fields, llama_tensors(plain))
     scale = 1.4 / plain.num_layers**0.5
 
     def times(params: dict, factor: float, *path: str) -> dict:
@@ -162,7 +107,7 @@ def test_internlm_is_llama_with_biases():
 def test_experts_that_are_missing_or_of_another_shape(tmp_path):
     """Every expert's tensor is looked for, by its name."""
     lm = model_of("mixtral")
-    tensors = _tensors_of(lm, ("attn",))
+    tensors = llama_tensors(lm, ("attn",))
     E, moe = lm.config.num_experts, "model.layers.{l}.block_sparse_moe"
     for l in range(lm.num_layers):
         mlp, name = lm.params[f"layer_{l}"]["mlp"], moe.format(l=l)

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
+from sysout_jax.data.demo import byte_tokenizer
 from sysout_jax.outliers import definitions
+from tests.random_models import random_model
 
 LIBRARY = Path(so.__file__).parent
 RULES = [name for name, _ in inspect.getmembers(definitions, inspect.isfunction)]
@@ -65,6 +67,35 @@ def test_the_rule_of_the_published_code(xp):
         definitions.code_outliers(cumulative_T), [True, False, True, True]
     )
     np.testing.assert_array_equal(definitions.is_code_outlier(xp.asarray([0.09, 0.5])), [0, 1])
+
+
+def test_who_asks_and_what_is_given():
+    """Of three tokens the second is marked: the last two queries see it, with a window of 1 itself alone."""
+    marked = np.array([[False, True, False], [False, False, False]])
+    assert definitions.asking(marked).tolist() == [2, 0]
+    assert definitions.asking(marked, 1).tolist() == [1, 0]
+    sums = np.array([[[1.5, 1.0, 0.5]], [[1.5, 1.0, 0.5]]])
+    assert definitions.attention_on(sums, marked).tolist() == [[1.0], [0.0]]
+
+
+@pytest.mark.parametrize("window", [None, 7])
+def test_attention_on_outlier_tokens_is_one_number_in_every_report(window):
+    """Its tokens come and go from layer to layer, and are in some sequences only."""
+    lm = random_model("llama-gqa", 1, sliding_window=window)
+    lm.tokenizer = byte_tokenizer()
+    lm.tokenizer.bos_id = None
+    tokens, tau = np.random.default_rng(1).integers(0, 61, (4, 30)), 4.3
+    report = so.lifecycle(lm, tokens, tau)
+    living = report.stats.h.outlier_tokens(tau)
+    assert (living[0] != living[1]).any() and not living.any(2).all()
+    mass = report.spread.mass
+    keys = so.positions(lm, tokens, tau).keys
+    np.testing.assert_allclose(keys.share, mass, rtol=1e-4)
+    np.testing.assert_allclose(keys.even, report.spread.even, rtol=1e-5)
+    (_, point) = so.by_length(lm, tokens, tau, sentences=("1 2",), lengths=(9, 30)).sweep
+    np.testing.assert_allclose(point.reading.share(tau), mass.mean(1), rtol=1e-4)
+    assert report.cause is not None
+    np.testing.assert_allclose(report.cause.baseline.mass_per_layer, mass.mean(1), rtol=1e-4)
 
 
 def test_drain():

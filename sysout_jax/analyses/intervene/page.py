@@ -23,7 +23,7 @@ from sysout_jax.outliers.definitions import SINK_SHARE
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.nonfinite import remarks
 from sysout_jax.reports.page import Picture, Section, Table
-from sysout_jax.reports.report import write_report
+from sysout_jax.reports.report import ATTENTION_ON_THEM, write_report
 from sysout_jax.reports.terminal import text_table
 
 NAME = "intervene"
@@ -237,7 +237,7 @@ def _definitions(result: Interventions) -> Table:
         ("random others", "as many elements of the same sequences and layers, uniform over tokens and the dims without outliers; "
          "weights: as many entries of the same rows in other channels; columns and rows: as many others; heads: as many others after "
          "the birth; value vectors: those of as many other tokens"),
-        ("attention on them", f"share over queries that can see an original {figures.called(result)} token that enters the layer; a sink head gives them "
+        ("attention on them", f"of the unedited model's {figures.called(result)} tokens: {ATTENTION_ON_THEM}; a sink head gives them "
          f"more than {SINK_SHARE:.0%} in the unedited model, in a layer after the first birth"),
         ("perplexity", f"exp of the mean negative log-likelihood of the counted tokens: {result.protocol.sentence()}"),
     )  # fmt: skip

@@ -42,7 +42,7 @@ from sysout_jax.outliers.definitions import entering
 WHAT = {
     "zero": "0",
     "mean": "the mean of all outliers of the same dim and layer (control: of the dim over all positions; weight: of the row's others)",
-    "resample": "the same layer and dim at a random ordinary token, of another sequence where there is one (weight: another of the row)",
+    "resample": "the same layer and dim at a random token that is no outlier in any layer, of another sequence where there is one (weight: another of the row)",
 }
 #: Where they are written.
 WHERE = {
@@ -52,7 +52,7 @@ WHERE = {
     "column": "W_down[:, c*], the whole columns, of the layers that give birth",
     "row": "W_down[d*, :], the whole rows, of the layers that give birth",
     "head": "the output of every head after the birth for which the outlier tokens are sinks, at all tokens",
-    "value": "the value vectors of the outlier tokens in the key/value heads that those heads read",
+    "value": "the value vectors, in the key/value heads that those heads read, of the outlier tokens that enter the layer",
 }
 #: Edited unless others are named.
 USUAL_PLACES = ("birth", "all", "weight")
@@ -113,12 +113,13 @@ class Bench:
         self.flagged = np.flatnonzero(life.stats.h.outlier_channels(life.tau).any(axis=0))
         self.dims = life.trace.targets.dims
         living = life.stats.h.outlier_tokens(life.tau)
-        self.marked = np.asarray(living.any(axis=0))
+        self.entering = entering(living)
+        self.ever = np.asarray(living.any(axis=0))
         self.outliers, self.values, self.mean = find_outliers(lm, life.stats, life.tau, self.dims)
         self.born = birth_weights(life.birth)
         # the first layer that any run edits
         first = min((*np.flatnonzero(self.outliers.active.any(axis=1)), *life.birth.layers))
-        self.unedited = Unedited.run(lm, self.tokens, entering(living), life.tau, [int(first)])
+        self.unedited = Unedited.run(lm, self.tokens, self.entering, life.tau, [int(first)])
         self.baseline = self.unedited.measured
         self.sinks = sink_heads(self.baseline.mass, self.baseline.even, life.birth)
 
@@ -145,7 +146,7 @@ class Bench:
         for target, run_seed in wanted:
             purpose = _DONORS if target == OUTLIERS else _OTHERS_DONORS
             elements = self.elements(target, run_seed)
-            places.append(draw_donors(self.rng(run_seed, purpose), elements, ~self.marked))
+            places.append(draw_donors(self.rng(run_seed, purpose), elements, ~self.ever))
         values = read_elements(self.lm, self.tokens, np.concatenate(places))
         parts = np.split(values, np.cumsum([len(p) for p in places])[:-1], axis=1)
         return dict(zip(wanted, parts, strict=True))
@@ -178,7 +179,7 @@ class Bench:
 
     def _silence(self, run: Run) -> tuple[int, Measured]:
         shape, control = self.tokens.shape, run.target == CONTROL
-        heads_LxH, tokens_NxT = self.sinks, self.marked
+        heads_LxH, tokens_LxNxT = self.sinks, self.entering
         first = self.life.birth.events[0].layer + 1
         if run.where == "head":
             if control:
@@ -186,8 +187,8 @@ class Bench:
             silenced = silence_heads(heads_LxH, self.num_kv_heads, shape)
         else:
             if control:
-                tokens_NxT = other_tokens(tokens_NxT, self.rng(run.seed, _TOKENS))
-            silenced = silence_values(heads_LxH, self.num_kv_heads, tokens_NxT)
+                tokens_LxNxT = other_tokens(tokens_LxNxT, self.rng(run.seed, _TOKENS))
+            silenced = silence_values(heads_LxH, self.num_kv_heads, tokens_LxNxT)
         measured = self.unedited.edited(
             write=write_silence,
             extra=silenced.extra(),
@@ -245,7 +246,7 @@ def possible_runs(bench: Bench, runs: tuple[Run, ...]) -> tuple[tuple[Run, ...],
             notes.append(
                 f"After the birth {bench.sinks.sum()} heads are sink heads and {free} are not: fewer other heads can be silenced."
             )
-    if bench.marked.all() and any(run.what == "resample" for run in runs):
+    if bench.ever.all() and any(run.what == "resample" for run in runs):
         notes.append("No resample of h: every token holds one of the followed elements.")
         runs = tuple(run for run in runs if run.what != "resample" or run.where == "weight")
     if any(run.what == "mean" and run.where != "weight" for run in runs):

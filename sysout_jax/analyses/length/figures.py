@@ -195,7 +195,7 @@ def _tokens(axes: Axes, report: ByLength, points: list[Point]) -> None:
 def _shares(axes: Axes, report: ByLength, points: list[Point]) -> None:
     x = [point.length for point in points]
     for values, colour, line, marker, name in (
-        ([_most(p.reading.share(p.reading.outliers(report.level))) for p in points], style.ORANGE, "-", "o", "outlier tokens" if report.found else "candidates"),
+        ([_most(p.reading.share(report.level)) for p in points], style.ORANGE, "-", "o", "outlier tokens" if report.found else "candidates"),
         ([_most(p.reading.received[:, :, 0].mean(axis=1)) for p in points], style.BLACK, "--", "s", "first token"),
         ([_most(p.reading.received.max(axis=2).mean(axis=1)) for p in points], style.BLUE, "-.", "^", "largest key"),
         ([even_share(n) for n in x], style.GREY, ":", "x", "first token, even attention"),

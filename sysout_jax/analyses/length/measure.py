@@ -13,7 +13,16 @@ from sysout_jax.data.text import prompt_sequence
 from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.nonfinite import Nonfinite, pooled
-from sysout_jax.outliers.definitions import TAU, TAUS, is_code_outlier, level_of, ratio
+from sysout_jax.outliers.definitions import (
+    TAU,
+    TAUS,
+    asking,
+    attention_on,
+    entering,
+    is_code_outlier,
+    level_of,
+    ratio,
+)
 from sysout_jax.outliers.tokens import TokenClasses
 from sysout_jax.printable import Told
 from sysout_jax.statistics.collect import collect
@@ -40,6 +49,7 @@ class Reading:
     received: (
         np.ndarray
     )  # (L, N, T) head-mean column sum of attention over T: share of all attention
+    windows: tuple[int | None, ...]  # of attention, one per layer; None without
     counts: np.ndarray  # (len(TAUS),) elements of h flagged at each threshold of TAUS, all layers
     nonfinite: Nonfinite
 
@@ -55,15 +65,18 @@ class Reading:
         """(N, T) bool: keys that the published code's rule flags in any layer."""
         return np.asarray(is_code_outlier(self.received).any(axis=0))
 
-    def share(self, mask_NxT: np.ndarray) -> np.ndarray:
-        """(L,) attention on marked tokens, head mean, over queries that can see one; mean over sequences with one, else NaN."""
-        T = self.tokens.shape[1]
-        sees = np.maximum.accumulate(mask_NxT, axis=1).sum(axis=1)
-        some = sees > 0
-        if not some.any():
-            return np.full(len(self.received), np.nan)
-        mass_LxN = (self.received * mask_NxT).sum(axis=2) * T
-        return (mass_LxN[:, some] / sees[some]).mean(axis=1)
+    def share(self, level: float) -> np.ndarray:
+        """(L,) attention on the tokens with an element over `level` that enter the layer, mean over heads and over the queries that can see one;
+        NaN without."""
+        marked_LxNxT = entering(self.ratio > level)
+        sums_LxNx1xT = self.received[:, :, None] * self.tokens.shape[1]
+        mass_L = np.array(
+            [attention_on(*x).sum() for x in zip(sums_LxNx1xT, marked_LxNxT, strict=True)]
+        )
+        queries_L = np.array(
+            [asking(*x).sum() for x in zip(marked_LxNxT, self.windows, strict=True)]
+        )
+        return np.where(queries_L > 0, mass_L / np.maximum(queries_L, 1), np.nan)
 
 
 @dataclass(frozen=True)
@@ -140,7 +153,7 @@ class ByLength(Told):
                 "keys_of_code": point.reading.by_class(
                     point.reading.keys_of_code(), len(self.classes)
                 ),
-                "share_of_outliers": point.reading.share(point.reading.outliers(self.level)),
+                "share_of_outliers": point.reading.share(self.level),
                 "share_of_first": point.reading.received[:, :, 0].mean(axis=1),
                 "share_of_largest_key": point.reading.received.max(axis=2).mean(axis=1),
             }
@@ -181,6 +194,7 @@ def by_length(
             ratio=_ratio(stats.h),
             ratio_x_down=_ratio(stats.x_down),
             received=(stats.attention.head_mean / rows.shape[1]).astype(np.float32),
+            windows=lm.attention_windows(rows.shape[1]),
             counts=stats.h.counts.sum(axis=0),
             nonfinite=stats.nonfinite,
         )

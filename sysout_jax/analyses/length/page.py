@@ -16,7 +16,12 @@ from sysout_jax.outliers.tokens import TokenText
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.nonfinite import nothing_measured, remarks
 from sysout_jax.reports.page import Section, Table
-from sysout_jax.reports.report import counting, figure_sections, write_report
+from sysout_jax.reports.report import (
+    ATTENTION_ON_THEM,
+    counting,
+    figure_sections,
+    write_report,
+)
 
 NAME = "length"
 
@@ -141,7 +146,7 @@ def _sentences(report: ByLength) -> Table:
 def _row(report: ByLength, point: Point) -> tuple[str | int, ...]:
     reading = point.reading
     mask = reading.outliers(report.level)
-    share = reading.share(mask)
+    share = reading.share(report.level)
     return (
         point.length,
         "yes" if point.bos else "no",
@@ -170,7 +175,7 @@ def _definitions(report: ByLength) -> Table:
     rows = (
         ("outlier token", f"holds an element |h| > τ · mean|h| of its sequence in some layer, τ = {report.tau:g}"),
         ("share of attention", "column sum of the attention map over T, mean over heads"),
-        ("attention on outlier tokens", "over queries that can see one, mean over heads and sequences that have one"),
+        ("attention on outlier tokens", f"{ATTENTION_ON_THEM}; mean over heads"),
         ("even attention", "every query gives all tokens up to itself the same: the first token gets the mean of 1, 1/2, …, 1/T"),
     )  # fmt: skip
     return Table(("term", "rule"), rows)

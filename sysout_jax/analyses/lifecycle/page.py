@@ -31,7 +31,13 @@ from sysout_jax.outliers.tokens import TokenText
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.nonfinite import remarks
 from sysout_jax.reports.page import Section, Table
-from sysout_jax.reports.report import counting, expert_terms, figure_sections, write_report
+from sysout_jax.reports.report import (
+    ATTENTION_ON_THEM,
+    counting,
+    expert_terms,
+    figure_sections,
+    write_report,
+)
 
 NAME = "lifecycle"
 MAX_HEADS = 20
@@ -334,7 +340,7 @@ def _definitions(report: Lifecycle) -> Table:
             "attention outlier",
             f"column sum of the attention map > τ · mean column sum (paper); head mean of it ≥ {CODE_SHARE:g} · T (published code)",
         ),
-        ("attention on outlier tokens", "share over queries that can see one; of those that enter the layer"),
+        ("attention on outlier tokens", ATTENTION_ON_THEM),
         ("even share", "what attention that is even over all keys a query sees would give these tokens, mean over the same queries"),
         ("sink head", f"a head after the birth with more than {SINK_SHARE:.0%} of its attention on outlier tokens, and more than the even share"),
         ("q/k dims that carry it", f"the fewest that make up {MAIN_SHARE:.0%} of what speaks for these tokens: mean over queries of q·k with them minus q·k with the "

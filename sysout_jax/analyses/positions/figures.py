@@ -264,9 +264,8 @@ def heads(report: Positions, token_text: TokenText) -> Figure:
     """Attention on the outlier tokens of h, head by head, and its range over the heads of a layer."""
     what = "outlier tokens of h" if report.h.found else "the candidates' tokens"
     births = np.flatnonzero(report.h.tokens.born)
-    even_L = np.full(report.num_layers, finite_or(report.keys.even))
     birth = int(births[0]) if len(births) else None
-    return head_shares(finite_or(report.keys.share), what, birth, even_L)
+    return head_shares(finite_or(report.keys.share), what, birth, finite_or(report.keys.even))
 
 
 def heads_sentence(report: Positions, token_text: TokenText) -> str:
@@ -278,7 +277,8 @@ def heads_sentence(report: Positions, token_text: TokenText) -> str:
     return (
         f"The {what} tokens of h get most attention in layer {layer + 1}: {percent(row.mean())} on average over heads, from "
         f"{percent(row.min())} (head {row.argmin()}) to {percent(row.max())} (head {row.argmax()}); over all layers the heads "
-        f"range from {percent(share.min())} to {percent(share.max())}. Even attention would give them {percent(report.keys.even)}."
+        f"range from {percent(share.min())} to {percent(share.max())}. In that layer even attention would give them "
+        f"{percent(report.keys.even[layer])}."
     )
 
 

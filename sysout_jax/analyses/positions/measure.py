@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,16 @@ import numpy as np
 from sysout_jax.calls import check_arguments, check_kind
 from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
-from sysout_jax.outliers.definitions import CANDIDATE_SHARE, TAU, TAUS, even_share_of, level_of
+from sysout_jax.outliers.definitions import (
+    TAU,
+    TAUS,
+    asking,
+    attention_on,
+    candidate_level,
+    entering,
+    even_share_of,
+    level_of,
+)
 from sysout_jax.outliers.tokens import TokenClasses
 from sysout_jax.printable import Told
 from sysout_jax.statistics.activations import ActivationStats
@@ -70,10 +80,10 @@ class Keys:
         np.ndarray
     )  # (L, 2) largest head-mean column sums of a sequence, mean over sequences; 0 at T = 1
     median: np.ndarray  # (L,) median of them, mean over sequences
-    share: np.ndarray  # (L, H) attention on the outlier tokens of h, over queries that can see one; mean over sequences
-    share_low: np.ndarray  # (L, H) smallest over sequences
-    share_high: np.ndarray  # (L, H) largest over sequences
-    even: float  # what even attention would give them; NaN without such tokens
+    share: np.ndarray  # (L, H) attention on the outlier tokens of h that enter the layer, mean over the queries of all sequences that can see one; NaN without
+    share_low: np.ndarray  # (L, H) smallest mean of a sequence
+    share_high: np.ndarray  # (L, H) largest mean of a sequence
+    even: np.ndarray  # (L,) what even attention would give them
 
 
 @dataclass(frozen=True)
@@ -144,7 +154,7 @@ def positions(
     stats = at_hand(stats, lm, tokens, tau, same_tau=True)
     count = _Counter(stats.tokens, classes, lm)
     h, x_down = (_place(place, tau, count) for place in (stats.h, stats.x_down))
-    alive = np.asarray(stats.h.outlier_tokens(h.level).any(axis=0))
+    windows = lm.attention_windows(stats.tokens.shape[1])
     return Positions(
         model=lm.name,
         tau=float(tau),
@@ -156,16 +166,9 @@ def positions(
         h=h,
         x_down=x_down,
         matrices=_matrices(stats),
-        keys=_keys(stats, count, alive),
+        keys=_keys(stats, count, entering(stats.h.outlier_tokens(h.level)), windows),
         stats=stats,
     )
-
-
-def attention_shares(sums_LxNxHxT: np.ndarray, mask_NxT: np.ndarray) -> np.ndarray:
-    """(L, N, H) share of attention on the marked tokens, from column sums, over queries that can see one; NaN for a sequence without any."""
-    sees = np.maximum.accumulate(mask_NxT, axis=1).sum(axis=1)
-    marked = np.stack([(sums * mask_NxT[:, None]).sum(-1) for sums in sums_LxNxHxT])
-    return marked / np.where(sees > 0, sees, np.nan)[None, :, None]
 
 
 class _Counter:
@@ -228,9 +231,16 @@ def _matrices(stats: Stats) -> tuple[Matrix, ...]:
     )
 
 
-def _keys(stats: Stats, count: _Counter, alive_NxT: np.ndarray) -> Keys:
-    share_LxNxH = attention_shares(stats.attention.sums, alive_NxT)
+def _keys(
+    stats: Stats, count: _Counter, marked_LxNxT: np.ndarray, windows: Sequence[int | None]
+) -> Keys:
     attention, T = stats.attention, stats.tokens.shape[1]
+    asked = list(zip(marked_LxNxT, windows, strict=True))
+    queries_LxNx1 = np.stack([asking(*layer) for layer in asked])[..., None]
+    mass_LxNxH = np.stack(list(map(attention_on, attention.sums, marked_LxNxT)))
+    seen_LxNx1 = queries_LxNx1 > 0
+    share_LxNxH = mass_LxNxH / np.where(seen_LxNx1, queries_LxNx1, 1)
+    some_Lx1 = seen_LxNx1.any(axis=1)
     mean_LxNxT = attention.head_mean
     rule, mask = "paper", attention.key_heads > 0
     if not mask.any():
@@ -238,25 +248,20 @@ def _keys(stats: Stats, count: _Counter, alive_NxT: np.ndarray) -> Keys:
     if not mask.any():
         # all zero or not finite: nothing is a candidate
         most = mean_LxNxT.max()
-        rule, mask = "candidate", (mean_LxNxT > CANDIDATE_SHARE * most) & (most > 0)
+        rule, mask = "candidate", (mean_LxNxT > candidate_level(most)) & (most > 0)
     largest = -np.sort(-mean_LxNxT, axis=2)[..., :2].mean(axis=1)
-    seen = ~np.isnan(share_LxNxH)
-
-    def over_sequences(reduce, empty: float) -> np.ndarray:
-        return np.where(
-            seen.any(axis=1), reduce(np.where(seen, share_LxNxH, empty), axis=1), np.nan
-        )
-
     return Keys(
         rule=rule,
         layers=tuple(int(l) for l in np.flatnonzero(mask.any(axis=(1, 2)))),
         tokens=count(mask),
         top=np.pad(largest, ((0, 0), (0, 2 - min(T, 2)))),
         median=np.median(mean_LxNxT, axis=2).mean(axis=1),
-        share=over_sequences(np.sum, 0.0) / np.maximum(seen.sum(axis=1), 1),
-        share_low=over_sequences(np.min, np.inf),
-        share_high=over_sequences(np.max, -np.inf),
-        even=even_share_of(alive_NxT),
+        share=np.where(some_Lx1, mass_LxNxH.sum(1) / np.maximum(queries_LxNx1.sum(1), 1), np.nan),
+        share_low=np.where(some_Lx1, share_LxNxH.min(1, where=seen_LxNx1, initial=np.inf), np.nan),
+        share_high=np.where(
+            some_Lx1, share_LxNxH.max(1, where=seen_LxNx1, initial=-np.inf), np.nan
+        ),
+        even=np.array([even_share_of(*layer) for layer in asked]),
     )
 
 

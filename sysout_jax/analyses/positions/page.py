@@ -27,7 +27,13 @@ from sysout_jax.outliers.tokens import INITIAL, TokenClasses, TokenText
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.nonfinite import nothing_measured, remarks
 from sysout_jax.reports.page import Section, Table
-from sysout_jax.reports.report import counting, expert_terms, figure_sections, write_report
+from sysout_jax.reports.report import (
+    ATTENTION_ON_THEM,
+    counting,
+    expert_terms,
+    figure_sections,
+    write_report,
+)
 from sysout_jax.reports.terminal import ran_over
 
 NAME = "positions"
@@ -100,7 +106,7 @@ def positions_summary(report: Positions, token_text: TokenText) -> str:
     layer = int(share.mean(axis=1).argmax())
     lines.append(
         f"heads    attention on the tokens of h is largest in layer {layer + 1}: heads from {percent(share[layer].min())} to "
-        f"{percent(share[layer].max())}, mean {percent(share[layer].mean())}; even attention would give them {percent(keys.even)}"
+        f"{percent(share[layer].max())}, mean {percent(share[layer].mean())}; even attention would give them {percent(keys.even[layer])}"
     )
     return "\n".join(lines)
 
@@ -240,13 +246,11 @@ def _heads(report: Positions) -> Table | None:
     for i in order:
         layer, head = (int(x) for x in np.unravel_index(i, share.shape))
         values = (keys.share, keys.share_low, keys.share_high)
-        rows.append((layer + 1, head, *(percent(v[layer, head]) for v in values)))
-    header = ("layer", "head", "mean", "smallest sequence", "largest sequence")
-    return Table(
-        header,
-        tuple(rows),
-        f"Attention on the tokens of h, the {len(rows)} strongest heads of {share.size}; even attention would give them {percent(keys.even)}.",
-    )
+        shares = (percent(v[layer, head]) for v in values)
+        rows.append((layer + 1, head, *shares, percent(keys.even[layer])))
+    header = ("layer", "head", "mean", "smallest sequence", "largest sequence", "even attention")
+    note = f"Attention on the tokens of h, the {len(rows)} strongest heads of {share.size}."
+    return Table(header, tuple(rows), note)
 
 
 def _definitions(report: Positions, classes: TokenClasses) -> Table:
@@ -255,8 +259,8 @@ def _definitions(report: Positions, classes: TokenClasses) -> Table:
         ("extremal ratio", "max|w| / mean|w| of a column; of a matrix, the largest one"),
         ("attention outlier, paper", "a key whose column sum in some head exceeds τ times the mean column sum of that head"),
         ("attention outlier, code", f"a key whose column sum, mean over heads, is at least {CODE_SHARE:g} · T"),
-        ("attention on outlier tokens", "share of a head's attention on tokens that carry an outlier of h in any layer, over queries that can see one"),
-        ("even attention", "every query gives all tokens up to itself the same; over the same queries"),
+        ("attention on outlier tokens", ATTENTION_ON_THEM),
+        ("even attention", "every query gives all tokens that it sees the same; over the same queries"),
         ("initial", "position 0 of a sequence, or BOS"),
         *((name, " ".join(f"“{text}”" for text in texts).replace("\n", "\\n")) for name, texts in classes.lists.items()),
         *expert_terms(report.stats.x_down.expert_width),

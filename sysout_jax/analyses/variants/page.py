@@ -135,7 +135,7 @@ def _definitions(report: SideBySide) -> Table:
         ("logit", "q·k/√d over causal pairs, all heads and sequences"),
         ("near-zero updates", f"share of tokens whose attention output is shorter than {NEAR_ZERO:.0%} of the residual stream after it"),
         ("implicit scale", f"attention that sink tokens leave for others, Σ A_ij over keys j that are no sinks; sinks are the first token and those with an "
-         f"outlier of h at τ = {tau:g}; read at tokens that are no sinks"),
+         f"outlier of h at τ = {tau:g} in any layer, the same in all layers; read at tokens that are no sinks"),
         ("explicit scale", "c(x) that the variant multiplies attention with: 2σ(xW + b) of context_scale, 1 − g of attention_bias, softmax1 and learned_sink, σ(x W_g) of gate"),
     )  # fmt: skip
     return Table(("term", "rule"), terms)

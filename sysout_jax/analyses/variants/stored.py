@@ -13,7 +13,7 @@ from sysout_jax.errors import InputError
 from sysout_jax.printable import printable
 from sysout_jax.storage.serialise import read_json_object
 
-_ADVICE = "write one by python -m analyze.variants --over AXIS"
+_ADVICE = "write one by python -m analyze.variants"
 
 
 def read_sweeps(paths: Sequence[Path]) -> tuple[str, dict[str, list[Snapshot]]]:
