@@ -26,7 +26,7 @@ class Args:
 
 def main() -> None:
     args = parse(Args, "python -m analyze.compare")
-    out = check_out(args.out)
+    out = check_out(args.out, *(run if run.is_dir() else run.parent for run in args.runs))
     report = compare(*args.runs)
     flags = {"runs": [str(path) for path in args.runs], "out": str(args.out)}
     settings = run_settings(flags=flags)

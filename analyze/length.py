@@ -8,7 +8,16 @@ from pathlib import Path
 
 import sysout_jax as so
 from analyze.analysis import Analysed, Shared, finish, say_notes
-from analyze.source import ClassLists, Expects, Prepared, Source, check_out, prepare, progress
+from analyze.source import (
+    ClassLists,
+    Expects,
+    Prepared,
+    Source,
+    check_out,
+    directories_read,
+    prepare,
+    progress,
+)
 from sysout_jax.analyses.length.measure import SENTENCES, sweep_lengths
 from sysout_jax.analyses.length.page import length_summary, verdict, write_length_report
 from sysout_jax.analyses.measured import measured_by_length
@@ -43,7 +52,7 @@ def analyse(args: Args, prepared: Prepared, shared: Shared) -> Analysed:
 
 def main() -> None:
     args = parse(Args, "python -m analyze.length")
-    out = check_out(args.out)
+    out = check_out(args.out, *directories_read(args))
     args.expected()
     args.load_classes()  # what is wrong with them should not show after minutes
     prepared = prepare(dataclasses.replace(args, bos=False))
