@@ -264,7 +264,12 @@ def _check(source: Source) -> None:
 def progress(lm: so.LanguageModel, passes: int | None = None) -> Iterator[so.LanguageModel]:
     """The model, whose passes move a bar over layers on a terminal; nothing is shown in a pipe."""
     with terminal_bar(None if passes is None else passes * lm.num_layers) as bar:
-        yield lm.with_passes(on_layer=bar.update)
+
+        def plan(layers: int) -> None:
+            bar.total = bar.n + layers
+            bar.refresh()
+
+        yield lm.with_passes(on_layer=bar.update, on_plan=plan)
 
 
 def terminal_bar(layers: int | None = None, **more: Any) -> tqdm:
