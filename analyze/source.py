@@ -218,6 +218,7 @@ def _open(source: Source, mesh: Mesh | None) -> tuple[so.LanguageModel, list[str
     lm = so.load(ckpt, source.dtype, mesh, accept=source.accept_setting)
     if ours == DEMO:
         lm.name = DEMO_NAME
+    notes += lm.notes
     if lm.accepted:
         names = ", ".join(map(printable_name, lm.accepted))
         notes.append(f"Not computed with, accepted as changing nothing: {names}.")

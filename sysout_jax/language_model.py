@@ -63,6 +63,8 @@ class LanguageModel:
     """Devices that weights and sequences are spread over (`sysout_jax.sharding.make_mesh`); None: jax's default device."""
     accepted: tuple[str, ...] = ()
     """Settings of its config that nothing computes with, accepted by name."""
+    notes: tuple[str, ...] = ()
+    """What is odd about its checkpoint, a sentence each."""
     passes: Passes = Passes()
     """How analyses run through it, see `with_passes`."""
     checked: dict[str, tuple[Damaged, ...]] = field(default_factory=dict, repr=False)

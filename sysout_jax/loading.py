@@ -38,8 +38,17 @@ def load(
     """
     dtype = _dtype_name(dtype)
     names = tuple(check_texts("accept", accept))
-    config, source, _, tokenizer, accepted = open_checkpoint(find(path), names)
-    return LanguageModel(config, source, tokenizer, dtype, str(path), mesh=mesh, accepted=accepted)
+    opened = open_checkpoint(find(path), names)
+    return LanguageModel(
+        opened.config,
+        opened.source,
+        opened.tokenizer,
+        dtype,
+        str(path),
+        mesh=mesh,
+        accepted=opened.accepted,
+        notes=opened.notes,
+    )
 
 
 def _dtype_name(dtype: Any) -> str:

@@ -17,6 +17,7 @@ from sysout_jax.commands.arguments import parse
 from sysout_jax.commands.cli import run, say
 from sysout_jax.convert.verify import Verified, check_verifiable, verify
 from sysout_jax.errors import InputError
+from sysout_jax.reports.terminal import fit
 from sysout_jax.storage import staging
 from sysout_jax.weights import expected_shapes, groups
 
@@ -50,7 +51,8 @@ def main() -> None:
             check_verifiable(path)
         except InputError as error:
             raise InputError(f"--verify: {error}") from None
-    config, source, bos_id, tokenizer, accepted = loading.open_checkpoint(path, args.accept_setting)
+    opened = loading.open_checkpoint(path, args.accept_setting)
+    config, source, tokenizer = opened.config, opened.source, opened.tokenizer
     if args.format == "hf":
         try:
             check_exportable(config)
@@ -60,9 +62,9 @@ def main() -> None:
 
     quiet = not sys.stderr.isatty()
     with tqdm(total=len(groups(config)), unit="group", leave=False, disable=quiet) as bar:
-        what = args.out, config, source, dtype, tokenizer, bos_id, bar.update
+        what = args.out, config, source, dtype, tokenizer, opened.bos_id, bar.update
         if args.format == "orbax":
-            checkpoint.save(*what, accepted)
+            checkpoint.save(*what, opened.accepted)
         else:
             save_hugging_face(*what)
 
@@ -71,6 +73,8 @@ def main() -> None:
         f"{args.out}: {config.family}, {config.num_layers} layers, {count:,} parameters in {dtype}, "
         f"{'with' if tokenizer else 'without a'} tokenizer"
     )
+    for note in opened.notes:
+        say(fit(note))
     if args.verify:
         _say_verified(verify(loading.load(args.out), path))
 
