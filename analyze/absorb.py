@@ -114,7 +114,7 @@ def _divided(args: Args, prepared: Prepared, taken: int) -> tuple[Prepared, np.n
 def _check_save(out: Path, ckpt: str | None) -> None:
     """Refuse what cannot be written before anything is read, and a place inside the model that is read."""
     model = None if ckpt is None else Path(os.path.expanduser(ckpt))  # as `so.load` finds it
-    read = () if model is None or not model.is_dir() else (model,)
+    read = () if model is None or not os.path.isdir(model) else (model,)
     try:
         staging.check_out(out, new=True, apart=read)
     except so.InputError as error:

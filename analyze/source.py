@@ -295,7 +295,7 @@ def check_out(out: Path, *read: str | Path | None) -> Path:
 
 
 def _check_apart(out: Path, read: Path) -> None:
-    if not read.is_dir():  # a file, a hub id, a model that has a name
+    if not os.path.isdir(read):  # a file, a hub id, a model that has a name
         return
     home = checkpoint.home_of(read)
     written = [Path(os.path.realpath(place)) for place in (out, out / report.FIGURES)]

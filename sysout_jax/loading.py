@@ -86,6 +86,8 @@ def open_checkpoint(path: Path, accept: Collection[str] = ()) -> Opened:
             if kind.recognises(path):
                 return kind.open(path, accept)
         holds = ""
+        if os.path.isdir(path):
+            os.stat(os.path.join(path, "."))  # fails where nobody may look at what is in it
         if path.is_dir() and (files := sorted(p.name for p in path.glob("*.pt"))):
             holds = f" (it holds {printable_name(files[0])}; name that file)"
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ def main() -> None:
     args = parse(Args, "python -m sysout_jax.convert")
     _check_out(args)
     path = loading.find(args.src)
-    if args.format == "orbax" and path.is_dir() and checkpoint.is_converted(path):
+    if args.format == "orbax" and os.path.isdir(path) and checkpoint.is_converted(path):
         raise InputError(f"--src {args.src}: is converted already; it opens as it is")
     if args.verify:
         try:
@@ -91,9 +92,9 @@ def _say_verified(verified: Verified) -> None:
 
 def _check_out(args: Args) -> None:
     """Refuse what cannot be written before anything is read."""
-    src = Path(args.src).expanduser()
+    src = Path(os.path.expanduser(args.src))  # as `loading.find` finds it
     try:
-        staging.check_out(args.out, new=True, apart=(src,) if src.is_dir() else ())
+        staging.check_out(args.out, new=True, apart=(src,) if os.path.isdir(src) else ())
     except InputError as error:
         raise InputError(f"--out {error}") from None
 
