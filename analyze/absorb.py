@@ -107,6 +107,12 @@ def _divided(args: Args, prepared: Prepared, taken: int) -> tuple[Prepared, np.n
         wanted = args.num_seqs or WINDOWS
         count = min(wanted, len(tokens) - 1)
         tokens, calibration = tokens[:count], tokens[count : count + CALIBRATION]
+    if tokens.shape[1] + taken > lm.config.context_length:
+        flag = "--prompt" if args.prompt is not None else f"--seq-len {tokens.shape[1]}"
+        raise so.InputError(
+            f"{flag}: {tokens.shape[1]} tokens after a prefix of up to {taken} exceed the model's context of "
+            f"{lm.config.context_length}; shorten it, or the prefix"
+        )
     windows = Windows(tokens, windows.bos, windows.joined_by)
     return dataclasses.replace(prepared, windows=windows), calibration
 

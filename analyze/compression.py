@@ -50,6 +50,7 @@ class Args(Expects, Source):
     # every method is a pass: the default study takes a minute or two for a model of 135 M parameters on a laptop
     NUM_SEQS: ClassVar[int] = 2
     LENGTH: ClassVar[int] = 512
+    LEAST: ClassVar[int] = 2
 
     compare: tuple[str, ...] = ()
     """More checkpoints, shown side by side with --ckpt."""

@@ -13,6 +13,7 @@ from analyze.source import (
     Expects,
     Prepared,
     Source,
+    check_bos,
     check_out,
     directories_read,
     prepare,
@@ -56,10 +57,8 @@ def main() -> None:
     args.expected()
     args.load_classes()  # what is wrong with them should not show after minutes
     prepared = prepare(dataclasses.replace(args, bos=False))
-    if args.bos and prepared.lm.tokenizer and prepared.lm.tokenizer.bos_id is None:
-        raise so.InputError(
-            "--bos was given, but the model's config names no bos_token_id; use --no-bos"
-        )
+    assert prepared.lm.tokenizer is not None
+    check_bos(args.bos, prepared.lm.tokenizer)
     say_notes(prepared)
     texts = len(SENTENCES) + 2 * len(sweep_lengths(prepared.tokens.shape[1]))
     with progress(prepared.lm, texts) as lm:

@@ -29,6 +29,7 @@ from sysout_jax.data.demo_checkpoint import ORIGIN, demo_checkpoint
 from sysout_jax.data.text import Windows, prompt_sequence, read_text, text_windows
 from sysout_jax.data.token_files import read_meta
 from sysout_jax.data.tokenizers import Tokenizer
+from sysout_jax.families.fields import naming
 from sysout_jax.language_model import DTypeName
 from sysout_jax.outliers.definitions import TAU
 from sysout_jax.outliers.tokens import TokenClasses
@@ -53,6 +54,7 @@ class Source:
 
     NUM_SEQS: ClassVar[int] = 10  # windows where nothing is said
     LENGTH: ClassVar[int] = 1024  # tokens per window
+    LEAST: ClassVar[int] = 1  # tokens that a window must have
 
     ckpt: str | None = None
     """Hugging Face directory or hub id, GGUF file, nanoGPT ckpt.pt, llama2.c .bin, or a directory written by
@@ -149,12 +151,16 @@ def prepare(
             "put the model's tokenizer.json beside its config or file"
         )
     if source.data is None:
+        check_bos(source.bos, lm.tokenizer)
         notes += _bos_note(lm.tokenizer, source.bos)
-    bos = source.bos
     if source.data is not None:
         tokens, bos = _data_windows(source, source.data, lm.config)
+        windows = Windows(lm.check_tokens(tokens), bos, joined_by)
     elif source.prompt is not None:
-        tokens = prompt_sequence(lm.tokenizer, flag_text("--prompt", source.prompt), source.bos)
+        prompt = flag_text("--prompt", source.prompt)
+        with naming("--prompt"):
+            tokens = lm.check_tokens(prompt_sequence(lm.tokenizer, prompt, source.bos))
+        windows = Windows(tokens, source.bos, joined_by)
     else:
         if text is None:
             text = demo_text()
@@ -162,9 +168,21 @@ def prepare(
                 "No --text and no --prompt given: the text is the one that comes with the package."
             )
         windows, short = cut(source, lm, text, joined_by)
-        return Prepared(lm.with_passes(batch_size=source.batch_size), windows, notes + short)
-    windows = Windows(lm.check_tokens(tokens), bos, joined_by)
+        notes += short
+    if windows.tokens.shape[1] < source.LEAST:
+        raise so.InputError(
+            f"{'--seq-len 1' if source.prompt is None else '--prompt'}: windows of one token predict nothing; "
+            f"expected at least {source.LEAST} tokens each"
+        )
     return Prepared(lm.with_passes(batch_size=source.batch_size), windows, notes)
+
+
+def check_bos(bos: bool, tokenizer: Tokenizer) -> None:
+    """InputError where windows are to begin with BOS and the model has none."""
+    if bos and tokenizer.bos_id is None:
+        raise so.InputError(
+            "--bos: the model's config names no bos_token_id of its vocabulary; leave it out"
+        )
 
 
 def cut(
@@ -177,8 +195,11 @@ def cut(
         raise so.InputError(
             f"--seq-len {length}: the model's context is {lm.config.context_length} tokens; ask for at most that"
         )
+    if length < 1 + source.bos:
+        raise so.InputError(f"--seq-len {length}: holds BOS and no text; ask for at least 2")
     assert lm.tokenizer is not None
-    tokens = text_windows(lm.tokenizer, text, wanted, length, source.bos)
+    with naming("the text" if source.text is None else f"--text {source.text}"):
+        tokens = text_windows(lm.tokenizer, text, wanted, length, source.bos)
     notes = []
     if len(tokens) < wanted or tokens.shape[1] < length:
         notes.append(

@@ -69,6 +69,10 @@ def find(path: str | Path) -> Path:
     """The local file or directory behind a path or a hub id; InputError when there is none."""
     if not isinstance(path, str | Path):
         raise InputError(f"a model is {shown(path)}; expected a path or a hub id such as org/name")
+    if not str(path):
+        raise InputError(
+            "a model's path is empty; expected a checkpoint or a hub id such as org/name"
+        )
     local = os.path.expanduser(path)
     if os.path.lexists(local):
         return Path(local)

@@ -92,9 +92,9 @@ def _say_verified(verified: Verified) -> None:
 
 def _check_out(args: Args) -> None:
     """Refuse what cannot be written before anything is read."""
-    src = Path(os.path.expanduser(args.src))  # as `loading.find` finds it
+    src = os.path.expanduser(args.src)  # as `loading.find` finds it
     try:
-        staging.check_out(args.out, new=True, apart=(src,) if os.path.isdir(src) else ())
+        staging.check_out(args.out, new=True, apart=(Path(src),) if os.path.isdir(src) else ())
     except InputError as error:
         raise InputError(f"--out {error}") from None
 
