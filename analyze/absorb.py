@@ -13,7 +13,7 @@ import sysout_jax as so
 from analyze.analysis import Analysed, finish, say_notes
 from analyze.limits import MOST, check_count
 from analyze.prefix import prefix_tokens
-from analyze.source import Prepared, Source, check_out, prepare, progress
+from analyze.source import Prepared, Source, check_out, directories_read, prepare, progress
 from sysout_jax.analyses.absorb.page import prefix_name, summary, verdict, write_absorb_report
 from sysout_jax.analyses.absorb.search import LONGEST
 from sysout_jax.checkpoints import checkpoint
@@ -47,7 +47,7 @@ class Args(Source):
 
 def main() -> None:
     args = parse(Args, "python -m analyze.absorb")
-    out = check_out(args.out)
+    out = check_out(args.out, *directories_read(args))
     check_count("--longest", args.longest, 64)
     check_count("--num-seqs", args.num_seqs, MOST - CALIBRATION)
     if args.save is not None:
@@ -107,6 +107,12 @@ def _divided(args: Args, prepared: Prepared, taken: int) -> tuple[Prepared, np.n
         wanted = args.num_seqs or WINDOWS
         count = min(wanted, len(tokens) - 1)
         tokens, calibration = tokens[:count], tokens[count : count + CALIBRATION]
+    if tokens.shape[1] + taken > lm.config.context_length:
+        flag = "--prompt" if args.prompt is not None else f"--seq-len {tokens.shape[1]}"
+        raise so.InputError(
+            f"{flag}: {tokens.shape[1]} tokens after a prefix of up to {taken} exceed the model's context of "
+            f"{lm.config.context_length}; shorten it, or the prefix"
+        )
     windows = Windows(tokens, windows.bos, windows.joined_by)
     return dataclasses.replace(prepared, windows=windows), calibration
 
@@ -114,7 +120,7 @@ def _divided(args: Args, prepared: Prepared, taken: int) -> tuple[Prepared, np.n
 def _check_save(out: Path, ckpt: str | None) -> None:
     """Refuse what cannot be written before anything is read, and a place inside the model that is read."""
     model = None if ckpt is None else Path(os.path.expanduser(ckpt))  # as `so.load` finds it
-    read = () if model is None or not model.is_dir() else (model,)
+    read = () if model is None or not os.path.isdir(model) else (model,)
     try:
         staging.check_out(out, new=True, apart=read)
     except so.InputError as error:

@@ -31,6 +31,7 @@ from analyze.source import (
     Prepared,
     Source,
     check_out,
+    directories_read,
     prepare,
     settings,
     terminal_bar,
@@ -67,10 +68,10 @@ class Args(Expects, Source, ClassLists):
 
 def main() -> None:
     args = parse(Args, "python -m analyze.all")
-    out = check_out(args.out)
+    out = check_out(args.out, *directories_read(args))
     names = _chosen(args.skip)
     for name in names:
-        check_out(out / name)
+        check_out(out / name, *directories_read(args))
     args.expected()
     args.load_classes()
     prepared = prepare(args)

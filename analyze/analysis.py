@@ -11,7 +11,17 @@ from typing import Any
 import jax
 
 import sysout_jax as so
-from analyze.source import Expects, Prepared, Source, check_out, prepare, progress, settings, tell
+from analyze.source import (
+    Expects,
+    Prepared,
+    Source,
+    check_out,
+    directories_read,
+    prepare,
+    progress,
+    settings,
+    tell,
+)
 from sysout_jax.commands.cli import say
 from sysout_jax.errors import RunError
 from sysout_jax.reports.expected import Expectation
@@ -61,7 +71,7 @@ Analyse = Callable[[Any, Prepared, Shared], Analysed]
 
 def run_alone(args: Any, analyse: Analyse, passes: int | None = None, cause: bool = True) -> None:
     """One analysis as a command: check, load, measure behind a bar, write, tell. `passes` through the model, where their number is known."""
-    out = check_out(args.out)
+    out = check_out(args.out, *directories_read(args))
     if isinstance(args, Expects):
         args.expected()
     prepared = prepare(args)

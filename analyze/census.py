@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import sysout_jax as so
 from analyze.analysis import Analysed, Shared, run_alone
@@ -19,6 +20,8 @@ from sysout_jax.commands.cli import run
 @dataclass(frozen=True)
 class Args(Expects, Source):
     """Take away the strongest writers of a model one by one and in pairs, beside controls, and measure perplexity again."""
+
+    LEAST: ClassVar[int] = 2
 
     count: int = 2
     """Strongest writers by each ranking: column, row, activation. Each costs about ten passes."""

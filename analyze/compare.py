@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ class Args:
 
 def main() -> None:
     args = parse(Args, "python -m analyze.compare")
-    out = check_out(args.out)
+    out = check_out(args.out, *(run if os.path.isdir(run) else run.parent for run in args.runs))
     report = compare(*args.runs)
     flags = {"runs": [str(path) for path in args.runs], "out": str(args.out)}
     settings = run_settings(flags=flags)

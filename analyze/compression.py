@@ -15,7 +15,16 @@ import sysout_jax as so
 from analyze.analysis import Analysed, Shared, finish, say_notes
 from analyze.limits import MOST, MOST_SEEDS, check_count
 from analyze.prefix import prefix_tokens
-from analyze.source import Expects, Prepared, Source, check_out, cut, prepare, progress
+from analyze.source import (
+    Expects,
+    Prepared,
+    Source,
+    check_out,
+    cut,
+    directories_read,
+    prepare,
+    progress,
+)
 from sysout_jax.analyses.absorb.search import chosen, search
 from sysout_jax.analyses.compression.measure import compression
 from sysout_jax.analyses.compression.page import summary, verdict, write_compression_report
@@ -41,6 +50,7 @@ class Args(Expects, Source):
     # every method is a pass: the default study takes a minute or two for a model of 135 M parameters on a laptop
     NUM_SEQS: ClassVar[int] = 2
     LENGTH: ClassVar[int] = 512
+    LEAST: ClassVar[int] = 2
 
     compare: tuple[str, ...] = ()
     """More checkpoints, shown side by side with --ckpt."""
@@ -70,7 +80,7 @@ class Args(Expects, Source):
 
 def main() -> None:
     args = parse(Args, "python -m analyze.compression")
-    out = check_out(args.out)
+    out = check_out(args.out, *directories_read(args))
     args.expected()
     if ALL in args.methods:
         args = dataclasses.replace(args, methods=tuple(METHODS))

@@ -8,7 +8,17 @@ from pathlib import Path
 
 import sysout_jax as so
 from analyze.analysis import Analysed, Shared, finish, say_notes
-from analyze.source import ClassLists, Expects, Prepared, Source, check_out, prepare, progress
+from analyze.source import (
+    ClassLists,
+    Expects,
+    Prepared,
+    Source,
+    check_bos,
+    check_out,
+    directories_read,
+    prepare,
+    progress,
+)
 from sysout_jax.analyses.length.measure import SENTENCES, sweep_lengths
 from sysout_jax.analyses.length.page import length_summary, verdict, write_length_report
 from sysout_jax.analyses.measured import measured_by_length
@@ -43,14 +53,12 @@ def analyse(args: Args, prepared: Prepared, shared: Shared) -> Analysed:
 
 def main() -> None:
     args = parse(Args, "python -m analyze.length")
-    out = check_out(args.out)
+    out = check_out(args.out, *directories_read(args))
     args.expected()
     args.load_classes()  # what is wrong with them should not show after minutes
     prepared = prepare(dataclasses.replace(args, bos=False))
-    if args.bos and prepared.lm.tokenizer and prepared.lm.tokenizer.bos_id is None:
-        raise so.InputError(
-            "--bos was given, but the model's config names no bos_token_id; use --no-bos"
-        )
+    assert prepared.lm.tokenizer is not None
+    check_bos(args.bos, prepared.lm.tokenizer)
     say_notes(prepared)
     texts = len(SENTENCES) + 2 * len(sweep_lengths(prepared.tokens.shape[1]))
     with progress(prepared.lm, texts) as lm:

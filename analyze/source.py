@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 import sysout_jax as so
 from analyze.limits import LEAST_TAU, MOST, MOST_TAU, check_count, flag_text, short
+from sysout_jax.checkpoints import checkpoint
 from sysout_jax.commands import compilations
 from sysout_jax.commands.cli import say
 from sysout_jax.config import ModelConfig, config_to_dict
@@ -28,6 +29,7 @@ from sysout_jax.data.demo_checkpoint import ORIGIN, demo_checkpoint
 from sysout_jax.data.text import Windows, prompt_sequence, read_text, text_windows
 from sysout_jax.data.token_files import read_meta
 from sysout_jax.data.tokenizers import Tokenizer
+from sysout_jax.families.fields import naming
 from sysout_jax.language_model import DTypeName
 from sysout_jax.outliers.definitions import TAU
 from sysout_jax.outliers.tokens import TokenClasses
@@ -52,6 +54,7 @@ class Source:
 
     NUM_SEQS: ClassVar[int] = 10  # windows where nothing is said
     LENGTH: ClassVar[int] = 1024  # tokens per window
+    LEAST: ClassVar[int] = 1  # tokens that a window must have
 
     ckpt: str | None = None
     """Hugging Face directory or hub id, GGUF file, nanoGPT ckpt.pt, llama2.c .bin, or a directory written by
@@ -148,12 +151,16 @@ def prepare(
             "put the model's tokenizer.json beside its config or file"
         )
     if source.data is None:
+        check_bos(source.bos, lm.tokenizer)
         notes += _bos_note(lm.tokenizer, source.bos)
-    bos = source.bos
     if source.data is not None:
         tokens, bos = _data_windows(source, source.data, lm.config)
+        windows = Windows(lm.check_tokens(tokens), bos, joined_by)
     elif source.prompt is not None:
-        tokens = prompt_sequence(lm.tokenizer, flag_text("--prompt", source.prompt), source.bos)
+        prompt = flag_text("--prompt", source.prompt)
+        with naming("--prompt"):
+            tokens = lm.check_tokens(prompt_sequence(lm.tokenizer, prompt, source.bos))
+        windows = Windows(tokens, source.bos, joined_by)
     else:
         if text is None:
             text = demo_text()
@@ -161,9 +168,21 @@ def prepare(
                 "No --text and no --prompt given: the text is the one that comes with the package."
             )
         windows, short = cut(source, lm, text, joined_by)
-        return Prepared(lm.with_passes(batch_size=source.batch_size), windows, notes + short)
-    windows = Windows(lm.check_tokens(tokens), bos, joined_by)
+        notes += short
+    if windows.tokens.shape[1] < source.LEAST:
+        raise so.InputError(
+            f"{'--seq-len 1' if source.prompt is None else '--prompt'}: windows of one token predict nothing; "
+            f"expected at least {source.LEAST} tokens each"
+        )
     return Prepared(lm.with_passes(batch_size=source.batch_size), windows, notes)
+
+
+def check_bos(bos: bool, tokenizer: Tokenizer) -> None:
+    """InputError where windows are to begin with BOS and the model has none."""
+    if bos and tokenizer.bos_id is None:
+        raise so.InputError(
+            "--bos: the model's config names no bos_token_id of its vocabulary; leave it out"
+        )
 
 
 def cut(
@@ -176,8 +195,11 @@ def cut(
         raise so.InputError(
             f"--seq-len {length}: the model's context is {lm.config.context_length} tokens; ask for at most that"
         )
+    if length < 1 + source.bos:
+        raise so.InputError(f"--seq-len {length}: holds BOS and no text; ask for at least 2")
     assert lm.tokenizer is not None
-    tokens = text_windows(lm.tokenizer, text, wanted, length, source.bos)
+    with naming("the text" if source.text is None else f"--text {source.text}"):
+        tokens = text_windows(lm.tokenizer, text, wanted, length, source.bos)
     notes = []
     if len(tokens) < wanted or tokens.shape[1] < length:
         notes.append(
@@ -217,6 +239,7 @@ def _open(source: Source, mesh: Mesh | None) -> tuple[so.LanguageModel, list[str
     lm = so.load(ckpt, source.dtype, mesh, accept=source.accept_setting)
     if ours == DEMO:
         lm.name = DEMO_NAME
+    notes += lm.notes
     if lm.accepted:
         names = ", ".join(map(printable_name, lm.accepted))
         notes.append(f"Not computed with, accepted as changing nothing: {names}.")
@@ -263,7 +286,12 @@ def _check(source: Source) -> None:
 def progress(lm: so.LanguageModel, passes: int | None = None) -> Iterator[so.LanguageModel]:
     """The model, whose passes move a bar over layers on a terminal; nothing is shown in a pipe."""
     with terminal_bar(None if passes is None else passes * lm.num_layers) as bar:
-        yield lm.with_passes(on_layer=bar.update)
+
+        def plan(layers: int) -> None:
+            bar.total = bar.n + layers
+            bar.refresh()
+
+        yield lm.with_passes(on_layer=bar.update, on_plan=plan)
 
 
 def terminal_bar(layers: int | None = None, **more: Any) -> tqdm:
@@ -272,13 +300,41 @@ def terminal_bar(layers: int | None = None, **more: Any) -> tqdm:
     return tqdm(total=layers, unit="layer", disable=hidden, leave=False, **more)
 
 
-def check_out(out: Path) -> Path:
-    """The output directory if it can be written to; nothing is created yet."""
+def check_out(out: Path, *read: str | Path | None) -> Path:
+    """The output directory if it can be written to; nothing is created yet.
+
+    It may lie inside a model or a run, and hold one, but not be one of those that are `read`, nor lie among their weights.
+    """
     try:
         report.check_out(out)
+        for each in read:
+            if each is not None:
+                _check_apart(out, Path(os.path.expanduser(each)))  # as `so.load` finds it
     except so.InputError as error:
         raise so.InputError(f"--out {error}") from None
     return out
+
+
+def _check_apart(out: Path, read: Path) -> None:
+    if not os.path.isdir(read):  # a file, a hub id, a model that has a name
+        return
+    home = checkpoint.home_of(read)
+    written = [Path(os.path.realpath(place)) for place in (out, out / report.FIGURES)]
+    for model in (read, home or read):
+        if Path(os.path.realpath(model)) in written:
+            raise so.InputError(
+                f"{out}: its files would come into {model}, which is read; name another directory, {model / 'report'} for example"
+            )
+    for weights in (home / checkpoint.PARAMS, home / checkpoint.RUN) if home else ():
+        if written[0].is_relative_to(os.path.realpath(weights)):
+            raise so.InputError(
+                f"{out}: lies among the weights in {weights}; name a place outside of them"
+            )
+
+
+def directories_read(args: Source) -> list[str | Path | None]:
+    """Where the flags of an analysis say that something lies to be read, for `check_out`."""
+    return [args.ckpt, args.data, *getattr(args, "compare", ())]
 
 
 def tell(

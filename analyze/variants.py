@@ -11,7 +11,7 @@ from typing import Literal
 
 import sysout_jax as so
 from analyze.analysis import Analysed, Shared, finish, say_notes
-from analyze.source import Prepared, Source, check_out, prepare, progress, tell
+from analyze.source import Prepared, Source, check_out, directories_read, prepare, progress, tell
 from sysout_jax.analyses.variants.page import summary, verdict, write_variants_report
 from sysout_jax.analyses.variants.side_by_side import SideBySide
 from sysout_jax.analyses.variants.snapshots import Snapshot, checkpoints_of, runs_of, snapshot
@@ -55,7 +55,7 @@ def analyse(args: Args, prepared: Prepared, shared: Shared) -> Analysed:
 
 def main() -> None:
     args = parse(Args, "python -m analyze.variants")
-    out = check_out(args.out)
+    out = check_out(args.out, *directories_read(args))
     if args.read:
         _read_again(args, out)
         return
@@ -81,6 +81,7 @@ def _read_again(args: Args, out: Path) -> None:
     """Sweeps from their JSON. All other flags are of models, which are not read."""
     if args != Args(read=args.read, out=args.out):
         raise so.InputError("--read: shows what is stored; give no other flag but --out")
+    check_out(out, *(path.parent for path in args.read))
     over, groups = read_sweeps(args.read)
     names = ", ".join(path.stem for path in args.read)
     settings = run_settings(flags={"read": [str(path) for path in args.read], "out": str(out)})
@@ -113,6 +114,7 @@ def _many(args: Args, out: Path) -> None:
             say(f"Left out, since not as far as the others: {some(behind)}.")
     else:
         jobs = [("", step, path) for step, path in checkpoints_of(where)]
+    check_out(out, *(path for _, _, path in jobs))
     snapshots: dict[str, list[Snapshot]] = {}
     prepared = []
     for setting, step, path in jobs:

@@ -6,11 +6,11 @@ class InputError(ValueError):
 
 
 class UnknownSettings(InputError):
-    """A checkpoint's config has settings that could be mathematics and are not computed; `names` are theirs."""
+    """A checkpoint's config has settings that could be mathematics and are not computed; `names` are theirs, `given` those accepted so far."""
 
-    def __init__(self, message: str, names: tuple[str, ...]):
+    def __init__(self, message: str, names: tuple[str, ...], given: tuple[str, ...] = ()):
         super().__init__(message)
-        self.names = names
+        self.names, self.given = names, given
 
 
 class AtWork(InputError):

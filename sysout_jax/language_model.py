@@ -40,6 +40,8 @@ class Passes:
     """Sequences per step; None: some 4,096 tokens worth."""
     on_layer: Callable[[], object] | None = None
     """Called after each layer of each pass, for progress."""
+    on_plan: Callable[[int], object] | None = None
+    """Called with the number of layers that are still to come, by studies that know it only when they have begun."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "batch_size", scalar(self.batch_size))
@@ -61,6 +63,8 @@ class LanguageModel:
     """Devices that weights and sequences are spread over (`sysout_jax.sharding.make_mesh`); None: jax's default device."""
     accepted: tuple[str, ...] = ()
     """Settings of its config that nothing computes with, accepted by name."""
+    notes: tuple[str, ...] = ()
+    """What is odd about its checkpoint, a sentence each."""
     passes: Passes = Passes()
     """How analyses run through it, see `with_passes`."""
     checked: dict[str, tuple[Damaged, ...]] = field(default_factory=dict, repr=False)
@@ -167,7 +171,7 @@ class LanguageModel:
         return dataclasses.replace(self, source=ReadOnce(self.source, self.stored_as))
 
     def with_passes(self, **changes: Any) -> LanguageModel:
-        """The same model with another `batch_size` or `on_layer` (`Passes`) in all that runs through it. InputError for a bad size."""
+        """The same model with another `batch_size`, `on_layer` or `on_plan` (`Passes`) in all that runs through it. InputError for a bad size."""
         return dataclasses.replace(self, passes=dataclasses.replace(self.passes, **changes))
 
     def wrapped(self, wrap: Callable[[Any], Any]) -> LanguageModel:

@@ -38,8 +38,17 @@ def load(
     """
     dtype = _dtype_name(dtype)
     names = tuple(check_texts("accept", accept))
-    config, source, _, tokenizer, accepted = open_checkpoint(find(path), names)
-    return LanguageModel(config, source, tokenizer, dtype, str(path), mesh=mesh, accepted=accepted)
+    opened = open_checkpoint(find(path), names)
+    return LanguageModel(
+        opened.config,
+        opened.source,
+        opened.tokenizer,
+        dtype,
+        str(path),
+        mesh=mesh,
+        accepted=opened.accepted,
+        notes=opened.notes,
+    )
 
 
 def _dtype_name(dtype: Any) -> str:
@@ -60,6 +69,10 @@ def find(path: str | Path) -> Path:
     """The local file or directory behind a path or a hub id; InputError when there is none."""
     if not isinstance(path, str | Path):
         raise InputError(f"a model is {shown(path)}; expected a path or a hub id such as org/name")
+    if not str(path):
+        raise InputError(
+            "a model's path is empty; expected a checkpoint or a hub id such as org/name"
+        )
     local = os.path.expanduser(path)
     if os.path.lexists(local):
         return Path(local)
@@ -77,6 +90,8 @@ def open_checkpoint(path: Path, accept: Collection[str] = ()) -> Opened:
             if kind.recognises(path):
                 return kind.open(path, accept)
         holds = ""
+        if os.path.isdir(path):
+            os.stat(os.path.join(path, "."))  # fails where nobody may look at what is in it
         if path.is_dir() and (files := sorted(p.name for p in path.glob("*.pt"))):
             holds = f" (it holds {printable_name(files[0])}; name that file)"
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import shlex
 from collections.abc import Iterable
 
 LONGEST = 1000  # characters of one message
@@ -37,6 +38,21 @@ def some(names: Iterable[str], most: int = 12) -> str:
 def escaped(text: str, kept: str = "") -> str:
     """`text` at its length: only what a terminal would obey or could not show is escaped, except for the characters `kept`."""
     return "".join(c if c.isprintable() or c in kept else _escaped(c) for c in text)
+
+
+def shell_word(text: str) -> str | None:
+    """`text` as one word for a shell, in printable ASCII; None where no argument of a program can be this text."""
+    try:
+        encoded = text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair
+        return None
+    if "\0" in text:
+        return None
+    if text.isascii() and text.isprintable():
+        return shlex.quote(text)
+    # $'…' of bash, ksh and zsh; three octal digits end by themselves
+    plain = (chr(b) if b < 128 and chr(b).isalnum() else f"\\{b:03o}" for b in encoded)
+    return "$'" + "".join(plain) + "'"
 
 
 def html_table(header: Iterable[str], rows: Iterable[Iterable[object]], caption: str) -> str:

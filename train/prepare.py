@@ -17,6 +17,7 @@ from sysout_jax.data.prepare_task import prepare_task, source_bigrams
 from sysout_jax.data.tasks import bigram_backcopy, sparse_copy
 from sysout_jax.data.token_files import Meta
 from sysout_jax.errors import InputError
+from sysout_jax.printable import printable_name
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,10 @@ def main() -> None:
         if getattr(args, name) is not None and args.task not in kinds:
             what = f"--task {args.task}" if args.task else "text without a --task"
             raise InputError(f"--{name}: means nothing for {what}; leave it out")
+    if args.bos_every is not None and not 1 <= args.bos_every < 2**31:
+        raise InputError(
+            f"--bos-every {printable_name(str(args.bos_every))}: expected at least 1 and at most {2**31 - 1:,}"
+        )
     sources = [Source(path, args.field) for path in args.source]
     meta = _draw(args, sources) if args.task else _tokenise(args, sources)
     for split, count in meta.splits.items():
@@ -97,6 +102,8 @@ def _tokenise(args: Args, sources: list[Source]) -> Meta:
     missing = [f"--{name}" for name in ("source", "tokenizer") if not getattr(args, name)]
     if args.tokenizer is None or missing:
         raise InputError(f"{', '.join(missing)} missing; name both, or a --task")
+    if args.bos is not None and args.bos_every is None:
+        raise InputError("--bos: nothing is cut into windows; give --bos-every too")
     quiet = not sys.stderr.isatty()
     total = sum(source.size for source in sources)
     with tqdm(total=total, unit="B", unit_scale=True, leave=False, disable=quiet) as bar:

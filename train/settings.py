@@ -12,7 +12,8 @@ import tyro
 
 from sysout_jax.commands import arguments
 from sysout_jax.commands.cli import say
-from sysout_jax.errors import InputError
+from sysout_jax.config import ModelConfig
+from sysout_jax.errors import InputError, UnknownSettings
 from sysout_jax.loading import load
 from sysout_jax.training.config import TrainConfig, load_config
 
@@ -40,7 +41,7 @@ def parse(command: type, prog: str, usage: str | None, given: list[str], **requi
         raise InputError("--config is missing; name a file of configs/")
     settings = load_config(which.config)
     if which.init is not None:  # its model is the one that is trained
-        model = load(which.init).config
+        model = _model_of(which.init)
         settings = dataclasses.replace(
             settings,
             init=which.init,
@@ -51,3 +52,15 @@ def parse(command: type, prog: str, usage: str | None, given: list[str], **requi
     return arguments.parse(
         command, prog, given, default=default, config=(tyro.conf.AvoidSubcommands,)
     )
+
+
+def _model_of(init: Path) -> ModelConfig:
+    """The config of a model to start from. Settings to accept are InputErrors here: a run has no record of them, a converted model has."""
+    try:
+        return load(init).config
+    except UnknownSettings as error:
+        raise InputError(
+            f"--init {error}: convert it with python -m sysout_jax.convert --accept-setting, and start from that"
+        ) from None
+    except InputError as error:
+        raise InputError(f"--init {error}") from None

@@ -7,6 +7,7 @@ also says what was written: a checksum of every parameter's values, the size of 
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -165,7 +166,7 @@ def _checksum(fields: Mapping[str, Any]) -> int:
 
 def is_converted(directory: Path) -> bool:
     """Whether `save` wrote this directory; a training run holds more than one checkpoint."""
-    return (directory / CONFIG).is_file() and not (directory / RUN).is_dir()
+    return os.path.isfile(directory / CONFIG) and not os.path.isdir(directory / RUN)
 
 
 class Place(NamedTuple):
@@ -179,11 +180,11 @@ class Place(NamedTuple):
 def home_of(directory: Path) -> Path | None:
     """Where config and tokenizer lie of a converted model, a training run, or one checkpoint of a run; None when it is none of them."""
     directory = Path(directory).absolute()
-    if (directory / CONFIG).is_file():
+    if os.path.isfile(directory / CONFIG):
         return directory
     home = directory.parent.parent
     in_run = directory.name.isdigit() and directory.parent.name == RUN
-    return home if in_run and (home / CONFIG).is_file() else None
+    return home if in_run and os.path.isfile(home / CONFIG) else None
 
 
 def locate(directory: Path) -> Place | None:
@@ -197,7 +198,7 @@ def locate(directory: Path) -> Place | None:
         return None
     if home != directory:
         return Place(home, directory, True)
-    if (home / RUN).is_dir():
+    if os.path.isdir(home / RUN):
         return Place(home, _latest(home / RUN), True)
     return Place(home, home / PARAMS, False)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import tyro
 
@@ -29,6 +31,7 @@ def parse(kind: Any, prog: str, arguments: Sequence[str] | None = None, **more: 
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     _check_spelling(given)
+    _check_paths(kind, given)
     refusal = io.StringIO()
     try:
         with _width(given), contextlib.redirect_stderr(refusal):
@@ -63,6 +66,28 @@ def _check_spelling(given: list[str]) -> None:
                 else f"{printable_name(flag)}: given twice; give it once"
             )
         seen.add(flag)
+
+
+def _check_paths(kind: Any, given: list[str]) -> None:
+    """An empty path (a variable of the shell that is not set) would be the directory that the command runs in."""
+    names = {f"--{name.replace('_', '-')}" for name in _path_names(kind)}
+    flag = ""
+    for argument in given:
+        name, equals, value = argument.partition("=")
+        if (name in names and equals and not value) or (flag in names and not argument):
+            raise InputError(f"{name or flag}: is empty; name a file or directory")
+        flag = argument if argument.startswith("--") else flag
+
+
+def _path_names(kind: Any) -> Iterator[str]:
+    """Fields of a dataclass that hold paths, those of nested ones that have no prefix included."""
+    if not dataclasses.is_dataclass(kind):
+        return
+    for name, hint in get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            yield from _path_names(hint)
+        elif hint is Path or Path in get_args(hint):
+            yield name
 
 
 @contextlib.contextmanager

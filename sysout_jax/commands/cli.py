@@ -9,7 +9,6 @@ import contextlib
 import io
 import logging
 import os
-import shlex
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -19,7 +18,7 @@ import jax
 from sysout_jax import interrupts
 from sysout_jax.commands import compilations
 from sysout_jax.errors import InputError, RunError, UnknownSettings
-from sysout_jax.printable import escaped, printable
+from sysout_jax.printable import LONGEST, escaped, printable, shell_word
 
 CANNOT_GO_ON = 1
 BAD_INPUT = 2
@@ -80,8 +79,8 @@ def _status(main: Callable[[], None]) -> int:
     try:
         main()
     except UnknownSettings as error:  # all commands that open checkpoints have this flag
-        names = " ".join(shlex.quote(name) for name in error.names[:12])
-        status = _refuse(f"{error} (--accept-setting {names})", BAD_INPUT)
+        status = BAD_INPUT
+        _tell(f"error: {printable(str(error))}{_accepting(error)}")
     except InputError as error:
         status = _refuse(str(error), BAD_INPUT)
     except RunError as error:
@@ -105,6 +104,20 @@ def _status(main: Callable[[], None]) -> int:
     except OSError as error:
         return _unprinted(error, status)
     return status
+
+
+def _accepting(error: UnknownSettings) -> str:
+    """The flag that accepts these settings, to be pasted; nothing where no command line can hold it."""
+    names = list(dict.fromkeys((*error.given, *error.names)))
+    dashed = [name for name in names if name.startswith("-")]  # taken for flags, except behind a =
+    for name in dashed[:1]:
+        names.remove(name)
+    words = [shell_word(name) for name in names]
+    if dashed[1:] or any(word is None for word in words) or None in map(shell_word, dashed):
+        return ""
+    flag = f"--accept-setting={shell_word(dashed[0])}" if dashed else "--accept-setting"
+    told = " ".join([flag, *map(str, words)])
+    return f" ({told})" if len(told) <= LONGEST else ""
 
 
 def _unprinted(error: OSError, status: int) -> int:

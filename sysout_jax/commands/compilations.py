@@ -42,13 +42,13 @@ def keep() -> None:
     chosen = "JAX_COMPILATION_CACHE_DIR" in os.environ or config.jax_compilation_cache_dir
     if _own is not None or chosen or not config.jax_enable_compilation_cache:
         return
-    store = cache_directory() / f"compiled-{_machine()}"
     try:
+        store = cache_directory() / f"compiled-{_machine()}"
         store.mkdir(parents=True, exist_ok=True)
         own = _stack.enter_context(workspace(store, "work"))
         for entry in store.glob(_ENTRY + ".*"):
             _link(entry, own)
-    except (OSError, InputError, RuntimeError):  # RuntimeError: there is no home directory
+    except (OSError, InputError):
         _stack.close()
         return
     _own = own

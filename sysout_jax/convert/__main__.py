@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from sysout_jax.commands.arguments import parse
 from sysout_jax.commands.cli import run, say
 from sysout_jax.convert.verify import Verified, check_verifiable, verify
 from sysout_jax.errors import InputError
+from sysout_jax.reports.terminal import fit
 from sysout_jax.storage import staging
 from sysout_jax.weights import expected_shapes, groups
 
@@ -43,14 +45,15 @@ def main() -> None:
     args = parse(Args, "python -m sysout_jax.convert")
     _check_out(args)
     path = loading.find(args.src)
-    if args.format == "orbax" and path.is_dir() and checkpoint.is_converted(path):
+    if args.format == "orbax" and os.path.isdir(path) and checkpoint.is_converted(path):
         raise InputError(f"--src {args.src}: is converted already; it opens as it is")
     if args.verify:
         try:
             check_verifiable(path)
         except InputError as error:
             raise InputError(f"--verify: {error}") from None
-    config, source, bos_id, tokenizer, accepted = loading.open_checkpoint(path, args.accept_setting)
+    opened = loading.open_checkpoint(path, args.accept_setting)
+    config, source, tokenizer = opened.config, opened.source, opened.tokenizer
     if args.format == "hf":
         try:
             check_exportable(config)
@@ -60,9 +63,9 @@ def main() -> None:
 
     quiet = not sys.stderr.isatty()
     with tqdm(total=len(groups(config)), unit="group", leave=False, disable=quiet) as bar:
-        what = args.out, config, source, dtype, tokenizer, bos_id, bar.update
+        what = args.out, config, source, dtype, tokenizer, opened.bos_id, bar.update
         if args.format == "orbax":
-            checkpoint.save(*what, accepted)
+            checkpoint.save(*what, opened.accepted)
         else:
             save_hugging_face(*what)
 
@@ -71,6 +74,8 @@ def main() -> None:
         f"{args.out}: {config.family}, {config.num_layers} layers, {count:,} parameters in {dtype}, "
         f"{'with' if tokenizer else 'without a'} tokenizer"
     )
+    for note in opened.notes:
+        say(fit(note))
     if args.verify:
         _say_verified(verify(loading.load(args.out), path))
 
@@ -87,9 +92,9 @@ def _say_verified(verified: Verified) -> None:
 
 def _check_out(args: Args) -> None:
     """Refuse what cannot be written before anything is read."""
-    src = Path(args.src).expanduser()
+    src = os.path.expanduser(args.src)  # as `loading.find` finds it
     try:
-        staging.check_out(args.out, new=True, apart=(src,) if src.is_dir() else ())
+        staging.check_out(args.out, new=True, apart=(Path(src),) if os.path.isdir(src) else ())
     except InputError as error:
         raise InputError(f"--out {error}") from None
 

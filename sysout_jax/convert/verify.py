@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def check_verifiable(source: Path) -> None:
         raise InputError(
             "comparing needs transformers and torch; pip install 'sysout_jax[parity]'"
         ) from None
-    if not (source / "config.json").is_file():
+    if not os.path.isfile(source / "config.json"):
         raise InputError(
             f"{source}: there is nothing to compare with; expected a Hugging Face directory, which transformers opens too"
         )

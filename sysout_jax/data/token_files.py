@@ -110,7 +110,7 @@ def open_tokens(directory: Path, split: str) -> np.ndarray:
     Raises InputError when the file is missing, empty, of odd size, or of another length than meta.json says.
     """
     directory, path = Path(directory), bin_path(directory, split)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{path}: is not there; make it with python -m train.prepare")
     meta = read_meta(directory)
     dtype = np.dtype(DTYPES[meta.dtype if meta else "uint16"])

@@ -48,7 +48,7 @@ def naming(source: object) -> Iterator[None]:
     try:
         yield
     except UnknownSettings as error:
-        raise UnknownSettings(f"{source}: {error}", error.names) from None
+        raise UnknownSettings(f"{source}: {error}", error.names, error.given) from None
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
 
@@ -159,4 +159,5 @@ class Fields:
                 f"settings that are not handled: {listed}; this checkpoint might be computed wrongly; "
                 "accept them by name if they change nothing",
                 tuple(unknown),
+                tuple(self._accept),
             )

@@ -13,10 +13,15 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def cache_directory() -> Path:
-    """$SYSOUT_CACHE, or sysout_jax below the user's cache directory."""
+    """$SYSOUT_CACHE, or sysout_jax below the user's cache directory. InputError for a user without a home."""
     if own := os.environ.get("SYSOUT_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sysout_jax"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sysout_jax"
+    except RuntimeError:
+        raise InputError(
+            "there is no home directory; set SYSOUT_CACHE to one for downloads"
+        ) from None
 
 
 def place_of(out: Path, *, new: bool) -> Path:

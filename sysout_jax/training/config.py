@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import runpy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -228,8 +229,9 @@ def load_defined(path: Path, name: str, kind: type[T]) -> T:
     Where it is a function of a word (of an attention variant, say), `FILE.py:WORD` calls it, and `FILE_WORD.py` where no such file lies.
     """
     path, word = _file_and_word(path)
-    if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], 1)
+    if not os.path.isfile(path):
+        beside = path.parent.glob("*.py") if os.path.isdir(path.parent) else ()
+        near = difflib.get_close_matches(path.name, [p.name for p in beside], 1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else "; name a file of configs/"
         raise InputError(f"config {path}: no such file{hint}")
     try:
@@ -254,13 +256,13 @@ def load_defined(path: Path, name: str, kind: type[T]) -> T:
 
 
 def _file_and_word(path: Path) -> tuple[Path, str | None]:
-    if path.is_file():
+    if os.path.isfile(path):
         return path, None
     file, colon, word = str(path).rpartition(":")
     if colon:
         return Path(file), word
     for at in range(len(path.stem) - 1, 0, -1):
         base = path.with_name(f"{path.stem[:at]}.py")
-        if path.stem[at] == "_" and path.suffix == ".py" and base.is_file():
+        if path.stem[at] == "_" and path.suffix == ".py" and os.path.isfile(base):
             return base, path.stem[at + 1 :]
     return path, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ class Record:
 
 def training_record(checkpoint: str | Path) -> Record | None:
     """The record of the run that a checkpoint (a run's directory, or one step in it) belongs to; None where there is none."""
-    home = home_of(Path(checkpoint).expanduser())
+    home = home_of(Path(os.path.expanduser(checkpoint)))
     if home is None or not (home / METRICS).is_file():
         return None
     return _record(read_metrics(home))

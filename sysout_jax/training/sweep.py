@@ -155,7 +155,13 @@ def run_sweep(
 def check_place(workdir: Path) -> None:
     """InputError where the directory of a sweep can be none."""
     check_name(workdir)
-    if os.path.lexists(workdir) and not workdir.is_dir():
+    try:
+        os.lstat(workdir)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise InputError(f"{workdir}: {error.strerror}; name another directory") from None
+    if not os.path.isdir(workdir):
         raise InputError(f"{workdir}: is not a directory; name a new one")
 
 

@@ -33,7 +33,7 @@ def check(config: TrainConfig, workdir: Path) -> None:
     Nothing is written.
     """
     check_name(workdir)
-    if os.path.lexists(workdir) and not workdir.is_dir():
+    if os.path.lexists(workdir) and not os.path.isdir(workdir):
         raise InputError(f"{workdir}: is not a directory; name a new one")
     for name in (CONFIG, METRICS, LOCK):
         if os.path.lexists(workdir / name) and not (workdir / name).is_file():
@@ -41,7 +41,7 @@ def check(config: TrainConfig, workdir: Path) -> None:
     if os.path.lexists(workdir / RUN) and not (workdir / RUN).is_dir():
         raise InputError(f"{workdir / RUN}: is not a directory; move it away")
     try:
-        names = set(os.listdir(workdir)) if workdir.is_dir() else set()
+        names = set(os.listdir(workdir)) if os.path.isdir(workdir) else set()
     except OSError as error:
         raise InputError(f"{workdir}: {error.strerror}; name another directory") from None
     if CONFIG in names:
@@ -68,7 +68,7 @@ def alone_in(workdir: Path) -> Iterator[None]:
     if jax.process_index():  # the first process of a run locks for all
         yield
         return
-    made = [path for path in (workdir, *workdir.parents) if not path.exists()]
+    made = [path for path in (workdir, *workdir.parents) if not os.path.exists(path)]
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / LOCK).open("ab")

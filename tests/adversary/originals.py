@@ -114,8 +114,8 @@ def _converted(model: Path, hf: Path) -> None:
     from sysout_jax import loading
     from sysout_jax.checkpoints import checkpoint
 
-    config, source, bos_id, tokenizer, _ = loading.open_checkpoint(hf)
-    checkpoint.save(model, config, source, "float32", tokenizer, bos_id)
+    opened = loading.open_checkpoint(hf)
+    checkpoint.save(model, opened.config, opened.source, "float32", opened.tokenizer, opened.bos_id)
 
 
 def _sources(directory: Path, hf: Path) -> None:

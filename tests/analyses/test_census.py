@@ -152,3 +152,15 @@ def test_a_bad_count_is_refused(masked, count):
     lm, tokens, _, _ = masked
     with pytest.raises(so.InputError, match="count is .*; expected a whole number"):
         so.census(lm, tokens, count=count)
+
+
+@pytest.mark.parametrize(("count", "seeds"), [(1, 1), (3, 2)])
+def test_progress_is_told_how_many_layers_are_to_come(count, seeds, masked):
+    """Said once, before the first edit; the passes then take exactly so many."""
+    lm, tokens, _, _ = masked
+    done, plans = [], []
+    watched = lm.with_passes(
+        on_layer=lambda: done.append(0), on_plan=lambda layers: plans.append(len(done) + layers)
+    )
+    so.census(watched, tokens, count=count, seeds=seeds)
+    assert plans == [len(done)]

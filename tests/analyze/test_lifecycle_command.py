@@ -226,3 +226,13 @@ def test_real_model_as_a_process_from_any_directory(shared_data, tmp_path):
     report = check_outputs(tmp_path / "report", FIGURES)
     assert report["num_sequences"] == 8 and report["length"] == 64
     assert not report["found"]
+
+
+def test_what_is_odd_about_a_checkpoint_is_said_and_recorded(model, tmp_path, monkeypatch, capsys):
+    edit_config(model, eos_token_id=10**9)
+    out = tmp_path / "out"
+    flags = ("--ckpt", model, "--num-seqs", 1, "--seq-len", 12, "--out", out)
+    assert call(monkeypatch, *flags) == 0
+    settings = json.loads((out / "lifecycle.json").read_text())["settings"]
+    (note,) = [each for each in settings["notes"] if "eos_token_id" in each]
+    assert note in words(capsys.readouterr().out)

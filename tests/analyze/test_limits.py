@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
 
 import analyze.source
+from analyze import lifecycle
 from analyze.limits import flag_text
 from analyze.source import Source, prepare, tell
 from sysout_jax.errors import InputError, RunError
+from tests.analyze import command
 
 BIG = 10**400
 REFUSED = [
@@ -64,3 +67,49 @@ def test_a_report_that_cannot_be_written_costs_no_summary(tmp_path, capsys):
     with pytest.raises(RunError):
         tell("summary", write, tmp_path)
     assert capsys.readouterr().out == "summary\n"
+
+
+def flag_that_is_named(model, flags, monkeypatch, capsys) -> str:
+    name, *given = flags.split(" ")
+    given = ["word " * 40 if word == "@" else "" if word == "^" else word for word in given]
+    main = importlib.import_module(f"analyze.{name}").main
+    assert command.call(monkeypatch, main, "--ckpt", model, "--out", model / "new", *given) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and not (model / "new").exists()
+    return line.removeprefix("error: ").partition(":")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("lifecycle --seq-len 1 --bos", "--seq-len 1"),
+        ("lifecycle --seq-len 65", "--seq-len 65"),
+        ("lifecycle --prompt @", "--prompt"),
+        ("lifecycle --prompt ^", "--prompt"),
+        ("lifecycle --text ^", "--text"),
+        ("length --prompt ^", "--prompt"),
+        ("census --seq-len 1", "--seq-len 1"),
+        ("census --prompt a", "--prompt"),
+        ("compression --seq-len 1", "--seq-len 1"),
+        ("compression --prompt a", "--prompt"),
+        ("absorb --prefix 3 --seq-len 64", "--seq-len 64"),
+        ("absorb --prefix @ --seq-len 8", "--seq-len 8"),
+    ],
+)
+def test_what_cannot_work_is_said_of_its_flag(flags, named, model, monkeypatch, capsys):
+    assert flag_that_is_named(model, flags, monkeypatch, capsys) == named
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lifecycle", "length", "census"])
+def test_bos_of_a_model_that_has_none(name, tmp_path, monkeypatch, capsys):
+    model = command.write_model(tmp_path / "none", bos_token_id=None)
+    assert flag_that_is_named(model, f"{name} --bos", monkeypatch, capsys) == "--bos"
+
+
+@pytest.mark.slow
+def test_a_model_without_a_name(tmp_path, monkeypatch, capsys):
+    flags = ("--ckpt", "", "--out", tmp_path / "new")
+    assert command.call(monkeypatch, lifecycle.main, *flags) == 2
+    assert capsys.readouterr().err.startswith("error: a model's path is empty")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 
 import pytest
 
+from analyze import compare, variants
+from analyze.source import check_out
+from sysout_jax.commands import cli
 from tests.analyze.command import call, tree
 
 ANALYSES = [
@@ -38,4 +42,116 @@ def test_a_place_is_refused_before_the_model_is_opened(
     assert call(monkeypatch, main, *model, "--out", tmp_path / problem) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: --out ") and PROBLEMS[problem] in said and said.count("\n") == 1
+    assert tree(tmp_path) == before
+
+
+#: Of a run `run`, a converted model `model`, both below `all`, and a report in `run/report`.
+NOT_THERE = {
+    "the model": ("all/model", "all/model"),
+    "the model by a link": ("all/model", "link"),
+    "the model as the directory of figures": ("all/figures", "all"),
+    "the run": ("all/run", "all/run"),
+    "the run of a checkpoint": ("all/run/checkpoints/2", "all/run"),
+    "the checkpoint": ("all/run/checkpoints/2", "all/run/checkpoints/2"),
+    "inside the checkpoint": ("all/run/checkpoints/2", "all/run/checkpoints/2/new"),
+    "among the checkpoints": ("all/run", "all/run/checkpoints/new"),
+    "among the weights": ("all/model", "all/model/params/layer_0"),
+}
+THERE = {
+    "inside the run": ("all/run", "all/run/report"),
+    "a new directory inside the model": ("all/model", "all/model/new/er"),
+    "around the model": ("all/model", "all"),
+}
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """Directories that look like a run and a converted model, without weights."""
+    for folder in ("run/report", "run/checkpoints/2", "model/params/layer_0", "figures"):
+        (tmp_path / "all" / folder).mkdir(parents=True)
+    for model in ("run", "model", "figures"):
+        (tmp_path / "all" / model / "model.json").write_text("{}")
+    (tmp_path / "link").symlink_to("all/model")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("case", NOT_THERE)
+@pytest.mark.parametrize("name", ANALYSES)
+def test_a_report_does_not_come_among_the_files_of_a_model_that_is_read(
+    name, case, places, monkeypatch, capsys
+):
+    before = tree(places)
+    main = importlib.import_module(f"analyze.{name}").main
+    ckpt, out = NOT_THERE[case]
+    assert call(monkeypatch, main, "--ckpt", ckpt, "--out", out) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: --out {out}: ") and said.count("\n") == 1
+    assert "is read" in said or "lies among the weights" in said
+    assert tree(places) == before
+
+
+@pytest.mark.parametrize("case", THERE)
+def test_where_else_a_report_may_come(case, places):
+    ckpt, out = THERE[case]
+    before = tree(places)
+    assert str(check_out(Path(out), ckpt)) == out
+    assert tree(places) == before
+
+
+def test_every_part_of_an_index_of_reports_is_looked_at(places, monkeypatch, capsys):
+    (places / "all" / "model").rename(places / "all" / "positions")
+    flags = ("--ckpt", "all/positions", "--out", "all")
+    assert call(monkeypatch, importlib.import_module("analyze.all").main, *flags) == 2
+    assert capsys.readouterr().err.startswith("error: --out all/positions: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("lifecycle", ("--data", "all/data", "--out", "all/data")),
+        ("compression", ("--compare", "all/model", "--out", "all/model")),
+        ("variants", ("--ckpt", "planted", "--compare", "all/run", "--out", "all/run")),
+        ("variants", ("--ckpt", "all/run", "--steps", "all", "--out", "all/run")),
+        ("variants", ("--ckpt", "all", "--over", "seed", "--out", "all")),
+    ],
+)
+def test_nor_among_other_things_that_are_read(name, flags, places, monkeypatch, capsys):
+    (places / "all" / "data").mkdir()
+    assert call(monkeypatch, importlib.import_module(f"analyze.{name}").main, *flags) == 2
+    assert "is read" in capsys.readouterr().err
+
+
+def status(monkeypatch, main, *flags) -> int:
+    """Of a command that reads reports and no model."""
+    monkeypatch.setattr("sys.argv", ["analyze", *map(str, flags)])
+    with pytest.raises(SystemExit) as end:
+        cli.run(main)
+    return int(end.value.code or 0)
+
+
+@pytest.mark.parametrize("out", ["second", "second/figures/.."])
+def test_a_comparison_does_not_replace_the_page_of_what_it_compares(
+    out, tmp_path, monkeypatch, capsys
+):
+    for name in ("first", "second"):
+        (tmp_path / name / "figures").mkdir(parents=True)
+        (tmp_path / name / "lifecycle.json").write_text("{}")
+        (tmp_path / name / "report.html").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    before = tree(tmp_path)
+    for runs in (("first", "second"), ("first/lifecycle.json", "second/lifecycle.json")):
+        assert status(monkeypatch, compare.main, "--runs", *runs, "--out", out) == 2
+        assert "is read" in capsys.readouterr().err
+    assert tree(tmp_path) == before
+
+
+def test_sweeps_that_are_shown_again_stay(tmp_path, monkeypatch, capsys):
+    read = [tmp_path / name / "variants_sweep.json" for name in ("a", "b")]
+    for file in read:
+        file.parent.mkdir()
+        file.write_text("{}")
+    before = tree(tmp_path)
+    assert status(monkeypatch, variants.main, "--read", *read, "--out", tmp_path / "b") == 2
+    assert "is read" in capsys.readouterr().err
     assert tree(tmp_path) == before

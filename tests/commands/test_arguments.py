@@ -55,6 +55,8 @@ REFUSED = {
     "underscores": ([*GOOD, "--num_seqs", "3"], "--num_seqs: unknown; did you mean --num-seqs?"),
     "underscores and =": ([*GOOD, "--num_seqs=3"], "--num_seqs: unknown; did you mean --num-seqs?"),
     "underscores below": ([*GOOD, "--inner.rope_theta", "3"], "did you mean --inner.rope-theta?"),
+    "an empty path": ([*GOOD, "--out", ""], "--out: is empty; name a file or directory"),
+    "an empty path behind =": ([*GOOD, "--out="], "--out: is empty; name a file or directory"),
     "twice": ([*GOOD, "--tau", "3", "--tau", "3"], "--tau: given twice; give it once"),
     "twice, of many values": ([*GOOD, "--compare", "a", "--compare", "b"], "--compare: given twice"),
     "yes and no": ([*GOOD, "--bos", "--no-bos"], "--no-bos: given twice, as --bos; give it once"),

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
+import shlex
+import shutil
+import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import pytest
 
 from sysout_jax.commands import cli
-from sysout_jax.errors import InputError, RunError
+from sysout_jax.commands.arguments import parse
+from sysout_jax.errors import InputError, RunError, UnknownSettings
 from sysout_jax.reports.terminal import fit
 
 
@@ -145,3 +151,36 @@ def test_lines_from_outside_hold_no_escape_codes(capsys):
     assert fit("model \x1b[2J\x9b1m\n\u202efin") == "model \\x1b[2J\\x9b1m\n\\u202efin"
     cli.say("a\x1b\nb")
     assert capsys.readouterr().out == "a\\x1b\nb\n"
+
+
+@dataclass(frozen=True)
+class _Accepts:
+    accept_setting: tuple[str, ...] = ()
+
+
+SETTINGS = ["plain", "rope_parameters.x", "it's", 'say "x"', "$HOME `id`", "a\x1b[31mb", "a  b\n", "7\x077", "ä🙂", "\u202ex", "-x", "", "*"]  # fmt: skip
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "ksh"])
+def test_the_advice_to_accept_settings_works_when_it_is_pasted(shell, capsys):
+    if not shutil.which(shell):
+        pytest.skip(f"there is no {shell}")
+    assert status(fail(UnknownSettings("these", tuple(SETTINGS), ("given", "it's")))) == 2
+    line = capsys.readouterr().err.removesuffix("\n")
+    assert line.isascii() and line.isprintable()
+    advice = line.removeprefix("error: these (").removesuffix(")")
+    listing = "import json, sys; print(json.dumps(sys.argv[1:]))"
+    shown = subprocess.run(
+        [shell, "-c", f"{shlex.join([sys.executable, '-c', listing])} {advice}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    parsed = parse(_Accepts, "x", json.loads(shown.stdout))
+    assert sorted(parsed.accept_setting) == sorted({"given", *SETTINGS})
+
+
+@pytest.mark.parametrize("names", [("\ud800",), ("a\0b",), ("--a", "-b"), ("x" * 5000,)])
+def test_what_no_command_line_can_accept_is_not_advised(names, capsys):
+    assert status(fail(UnknownSettings("these", names))) == 2
+    assert capsys.readouterr().err == "error: these\n"

@@ -127,7 +127,8 @@ def test_settings_that_must_be_accepted(hf_copy, tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, convert.main, *flags, "depth_of_field") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "settings that are not handled: rope_parameters.x=1;" in line
-    assert line.endswith("(--accept-setting rope_parameters.x)") and not out.exists()
+    assert line.endswith("(--accept-setting depth_of_field rope_parameters.x)")
+    assert not out.exists()
     assert call(monkeypatch, convert.main, *flags, "depth_of_field", "rope_parameters.x") == 0
     assert so.load(out).config.rope_scaling.factor == 2.0
 
@@ -223,3 +224,30 @@ def test_rotary_settings_by_kind_of_layer(parts, says):
             fields | {"rope_parameters": whole | parts}, "c", ["rope_parameters.odd"]
         )
         assert accepted == ("rope_parameters.odd",)
+
+
+def test_what_is_odd_about_a_config_is_said_and_no_reason_to_refuse_it(
+    hf_copy, tmp_path, monkeypatch, capsys
+):
+    """Ids without an embedding (checkpoints whose added tokens have none), and plain weights beside a setting that says they are packed."""
+    model, out = hf_copy("llama-mha"), tmp_path / "out"
+    fields = fixture("llama-mha")
+    size = fields["vocab_size"]
+    plain = so.load(model)
+    odd = {"bos_token_id": size, "eos_token_id": [1, size + 5], "pad_token_id": size + 9}
+    odd["quantization_config"] = {"quant_method": "awq", "bits": 4}
+    (model / "config.json").write_text(json.dumps(fields | odd))
+    notes = (
+        f"config.json gives {size} as bos_token_id, beyond the vocabulary of {size:,}: taken for none.",
+        f"config.json gives {size + 5} as eos_token_id, beyond the vocabulary of {size:,}: taken for none.",
+        "config.json says that weights are quantised ('awq'); the stored ones are float32 and are computed with as they are.",
+    )
+    lm = so.load(model)
+    assert lm.notes == notes and plain.notes == () and lm.config == plain.config
+    assert call(monkeypatch, convert.main, "--src", model, "--out", out) == 0
+    said = capsys.readouterr()
+    assert " ".join(said.out.split()).endswith(" ".join(notes)) and said.err == ""
+    assert json.loads((out / "model.json").read_text())["bos_token_id"] is None
+    # -1 is how some say "none"
+    (model / "config.json").write_text(json.dumps(fields | {"bos_token_id": -1}))
+    assert so.load(model).notes == ()

@@ -207,6 +207,13 @@ BAD_FLAGS = {
     "negative fraction": (["--val-fraction", "-0.1"], "val_fraction -0.1"),
     "half a surrogate as separator": (["--eos", "\udcff"], "end token '\\udcff': no text"),
     "no separator": (["--eos", ""], "end token '': no text"),
+    "BOS without windows": (
+        ["--bos", "x"],
+        "--bos: nothing is cut into windows; give --bos-every too",
+    ),
+    "windows of nothing": (["--bos-every", "0"], "--bos-every 0: expected at least 1"),
+    "endless windows": (["--bos-every", "1" * 400], "--bos-every 1111"),
+    "an empty name": (["--tokenizer", ""], "--tokenizer missing"),
     "a huge seed": (["--seed", "1" + "0" * 70], "seed 1000"),
     "a negative seed": (["--seed", "-1"], "seed -1: expected a whole number from 0"),
     "workers": (["--workers", "0"], "workers 0"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from sysout_jax.errors import InputError
+from sysout_jax.errors import InputError, UnknownSettings
 from train.settings import Settings, parse
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "gpt2.py:default"
@@ -45,3 +46,17 @@ def test_a_bad_value_is_refused_with_its_setting(flag, value, capsys):
         message = capsys.readouterr().err
     name = flag.split(".")[-1].replace("-", "_")
     assert f"{name} is {value}" in message.replace(",", "").replace(".0;", ";")
+
+
+def test_a_model_to_start_from_whose_settings_would_have_to_be_accepted(hf_copy):
+    """A training run has no flag for them; what it advises must be a command that exists."""
+    model = hf_copy("gpt2")
+    fields = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(fields | {"depth_of_field": 1.5}))
+    with pytest.raises(InputError, match="--init .*depth_of_field") as caught:
+        parse(Command, "python -m train", None, ["--config", str(CONFIG), "--init", str(model)])
+    assert not isinstance(caught.value, UnknownSettings)
+    assert "python -m sysout_jax.convert --accept-setting" in str(caught.value)
+    given = ["--config", str(CONFIG), "--init", "nowhere"]
+    with pytest.raises(InputError, match="^--init nowhere: no such file"):
+        parse(Command, "python -m train", None, given)

@@ -61,8 +61,8 @@ def census(
     lm = lm.reading_once()
     stats = at_hand(stats, lm, tokens, tau)
     writers = find_writers(lm, stats, count)
-    bench = _Bench(lm, stats, tau, writers, seed)
-    entries = tuple(bench.entry(writer, seeds) for writer in writers)
+    bench = _Bench(lm, stats, tau, writers, seeds, seed)
+    entries = tuple(bench.entry(writer) for writer in writers)
     baseline = bench.baseline
     return Census(
         model=lm.name,
@@ -78,9 +78,7 @@ def census(
         largest=baseline.ratio,
         entries=entries,
         pairs=tuple(
-            bench.pair(writers, *pair, edit)
-            for edit in PAIRED
-            for pair in combinations(range(min(PAIRED_WRITERS, len(writers))), 2)
+            bench.pair(writers, *pair, edit) for edit in PAIRED for pair in _pairs(writers)
         ),
         agreements=tuple(_agreement(entries, name) for name in RANKINGS),
         nonfinite=baseline.nonfinite,
@@ -91,20 +89,28 @@ class _Bench:
     """What all edits of one model on one set of tokens share. Each runs once, from the first layer that it changes."""
 
     def __init__(
-        self, lm: LanguageModel, stats: Stats, tau: float, writers: Sequence[Writer], seed: int
+        self,
+        lm: LanguageModel,
+        stats: Stats,
+        tau: float,
+        writers: Sequence[Writer],
+        seeds: int,
+        seed: int,
     ):
-        self.lm, self.seed = lm, seed
+        self.lm, self.seeds, self.seed = lm, seeds, seed
         layers = {writer.layer for writer in writers}
+        if lm.passes.on_plan:
+            lm.passes.on_plan(lm.num_layers + _layers_of_edits(lm, writers, seeds))
         marked = entering(stats.h.outlier_tokens(tau))
         self.unedited = Unedited.run(lm, stats.tokens, marked, tau, layers)
         self.baseline = self.unedited.measured
         self.weights_RxN = bootstrap_weights(len(stats.tokens))
-        self._done: dict[tuple, Measured] = {}
+        self._done: dict[tuple[int, str, int, int], Measured] = {}
 
-    def entry(self, writer: Writer, seeds: int) -> Entry:
+    def entry(self, writer: Writer) -> Entry:
         def beside(kind: str, edit: str) -> Effect:
             return self.effect(
-                edit, [self._control(writer, kind, edit, run) for run in range(seeds)]
+                edit, [self._control(writer, kind, edit, run) for run in range(self.seeds)]
             )
 
         return Entry(
@@ -129,8 +135,7 @@ class _Bench:
         )
 
     def edited(self, writer: Writer, edit: str) -> Measured:
-        row, column = writer.row, writer.column
-        key = (edit, writer.layer, row if edit != "column" else -1, column if edit != "row" else -1)
+        key = _line(writer, edit)
         if key not in self._done:
             changed = edited(self.lm, _entries(writer), edit)
             self._done[key] = self.unedited.edited(changed, start=writer.layer)
@@ -157,6 +162,24 @@ class _Bench:
         rng = np.random.default_rng([self.seed, run, *purpose, *writer.place])
         changed = control(self.lm, _entries(writer), edit, kind, rng)
         return self.unedited.edited(changed, start=writer.layer)
+
+
+def _pairs(writers: Sequence[Writer]) -> list[tuple[int, int]]:
+    return list(combinations(range(min(PAIRED_WRITERS, len(writers))), 2))
+
+
+def _line(writer: Writer, edit: str) -> tuple[int, str, int, int]:
+    """What an edit of a writer changes: of two writers in one column, the column's is the same."""
+    row = writer.row if edit != "column" else -1
+    return writer.layer, edit, row, writer.column if edit != "row" else -1
+
+
+def _layers_of_edits(lm: LanguageModel, writers: Sequence[Writer], seeds: int) -> int:
+    """How many layers all passes of `_Bench` go through, each from the first layer that it changes."""
+    starts = [layer for layer, *_ in {_line(writer, edit) for writer in writers for edit in EDITS}]
+    starts += [w.layer for w in writers] * (len(CONTROLLED) * len(CONTROLS) * seeds)
+    pairs = [min(writers[i].layer, writers[j].layer) for i, j in _pairs(writers)]
+    return sum(lm.num_layers - start for start in starts + pairs * len(PAIRED))
 
 
 def _entries(writer: Writer) -> Entries:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ class Comparison:
 
 def compare(first: Path, second: Path) -> Comparison:
     """Read two directories that `analyze.lifecycle` has written, or the JSON files in them. Raises InputError for anything else."""
-    paths = [Path(path) / REPORT if Path(path).is_dir() else Path(path) for path in (first, second)]
+    paths = [Path(path) / REPORT if os.path.isdir(path) else Path(path) for path in (first, second)]
     read = [_Reader(path, read_json_object(path, _TODO)) for path in paths]
     names = short_names([reader.text("model") for reader in read])
     if names[0] == names[1]:

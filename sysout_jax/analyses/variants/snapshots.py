@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -98,12 +99,12 @@ def checkpoints_of(directory: Path) -> list[tuple[int, Path]]:
 
     InputError where there is none.
     """
-    directory = Path(directory).expanduser()
-    if home_of(directory) and (directory / RUN).is_dir():
+    directory = Path(os.path.expanduser(directory))
+    if home_of(directory) and os.path.isdir(directory / RUN):
         folder = directory / RUN
         numbered = [(step, folder / str(step)) for step in whole_steps(folder)]
     else:
-        entries = directory.iterdir() if directory.is_dir() else ()
+        entries = directory.iterdir() if os.path.isdir(directory) else ()
         numbered = [
             (int(numbers[-1]), path)
             for path in entries
@@ -123,7 +124,8 @@ def runs_of(directory: Path, over: str) -> tuple[dict[str, list[Path]], list[str
     where there is none, and where runs have no such axis.
     """
     groups: dict[str, list[Path]] = {}
-    last = {p: max(whole_steps(p / RUN), default=None) for p in Path(directory).glob("*=*")}
+    runs = Path(directory).glob("*=*") if os.path.isdir(directory) else ()
+    last = {p: max(whole_steps(p / RUN), default=None) for p in runs}
     far = {path: step for path, step in last.items() if step is not None}
     most = max(far.values(), default=0)
     for path in sorted(path for path, step in far.items() if step == most):

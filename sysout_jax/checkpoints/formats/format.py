@@ -22,6 +22,8 @@ class Opened(NamedTuple):
     tokenizer: Tokenizer | None
     accepted: tuple[str, ...] = ()
     """Settings of its config that nothing computes with and that the user accepts."""
+    notes: tuple[str, ...] = ()
+    """What is odd about it and no reason to refuse it, a sentence each."""
 
 
 class Format(NamedTuple):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from sysout_jax.checkpoints.formats.format import Format, Opened
 from sysout_jax.checkpoints.formats.hf_config import read_config
 from sysout_jax.checkpoints.formats.hf_tokenizer import MERGES, PIECES, read_hf_tokenizer
 from sysout_jax.checkpoints.formats.safetensors import SafetensorsSource
+from sysout_jax.checks import shown
 from sysout_jax.data.tokenizers import read_bos_id
+from sysout_jax.printable import some
 from sysout_jax.storage.serialise import read_json_object
 
 CONFIG = "config.json"
@@ -28,7 +31,29 @@ def open_hugging_face(path: Path, accept: Collection[str]) -> Opened:
         bos_id = tokenizer.bos_id = read_bos_id(
             {"bos_token_id": tokenizer.bos_id}, config.vocab_size, str(path)
         )
-    return Opened(config, source, bos_id, tokenizer, accepted)
+    notes = [*_ids_beyond(fields, config.vocab_size), *_packing(fields, source)]
+    return Opened(config, source, bos_id, tokenizer, accepted, tuple(notes))
+
+
+def _ids_beyond(fields: Mapping[str, Any], vocab_size: int) -> Iterator[str]:
+    """Ids that would open or end a text and that the model has no embedding for. Of a model without embeddings for what was added, they are no damage."""
+    for name in ("bos_token_id", "eos_token_id"):
+        given = fields.get(name)
+        ids = given if isinstance(given, list) else [given]
+        if beyond := [each for each in ids if type(each) is int and each >= vocab_size]:
+            yield (
+                f"{CONFIG} gives {some(map(shown, beyond))} as {name}, beyond the vocabulary of {vocab_size:,}: taken for none."
+            )
+
+
+def _packing(fields: Mapping[str, Any], source: SafetensorsSource) -> Iterator[str]:
+    """Weights that are stored plainly beside a setting that says otherwise: unpacked since, or to be packed when they are loaded."""
+    setting = fields.get("quantization_config")
+    if isinstance(setting, Mapping):
+        yield (
+            f"{CONFIG} says that weights are quantised ({shown(setting.get('quant_method'))}); the stored ones are "
+            f"{source.stored_dtype} and are computed with as they are."
+        )
 
 
 FORMAT = Format(
