@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
-from sysout_jax.analyses.lifecycle.trace import WINDOW
+from sysout_jax.analyses.lifecycle.close_up import WINDOW
 from sysout_jax.config import ATTENTION
 from sysout_jax.outliers.definitions import entering
 from sysout_jax.testing import Birth, planted_llama

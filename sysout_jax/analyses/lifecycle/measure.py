@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sysout_jax.analyses.lifecycle.cause import find_cause
+from sysout_jax.analyses.lifecycle.close_up import WINDOW
 from sysout_jax.analyses.lifecycle.results import (
     Birth,
     BirthEvent,
@@ -26,7 +27,6 @@ from sysout_jax.analyses.lifecycle.trace import (
     MAX_DIMS,
     MAX_ELEMENTS,
     MAX_TOKENS,
-    WINDOW,
     Targets,
     Trace,
     trace,

@@ -14,16 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sysout_jax.analyses.lifecycle.close_up import HeadCloseUp, close_up_of, window_of
 from sysout_jax.analyses.lifecycle.sinks import SUMMED, attention_sums, summed
 from sysout_jax.attention import AttentionSpec
-from sysout_jax.attention.rows import causal_logits, scaled
 from sysout_jax.engine import Observe, Observer, Stream
 from sysout_jax.nonfinite import Nonfinite, finite_or
 
 MAX_TOKENS = 16  # outlier tokens followed per sequence
 MAX_DIMS = 16
 MAX_ELEMENTS = 4096  # followed in all, so that a report stays small
-WINDOW = 48  # positions of the close-up of one head
 KEPT_CHANNELS = 64  # strongest channels kept per layer and dim
 COMPARED = 64  # tokens of each sequence, evenly spread, that outlier tokens are compared with
 KEPT_ROWS = 16  # strongest channels of the birth layer whose rows of gate and up are kept
@@ -41,21 +40,6 @@ class Targets:
     window: int  # first position of the close-up, which shows the first followed sequence
     tokens_left_out: int  # weaker outlier tokens, of all sequences
     dims_left_out: int
-
-
-@dataclass(frozen=True)
-class HeadCloseUp:
-    """One head over `WINDOW` positions of one sequence (Figure 8)."""
-
-    layer: int
-    head: int
-    start: int  # first position
-    x: np.ndarray  # (W, D) what q, k and v are projected from: the residual stream after the norm
-    q: np.ndarray  # (W, Dh)
-    k: np.ndarray  # (W, Dh)
-    v: np.ndarray  # (W, Dh)
-    logits: np.ndarray  # (W, W) -inf above the diagonal
-    probabilities: np.ndarray  # (W, W)
 
 
 @dataclass(frozen=True)
@@ -187,7 +171,7 @@ class _Tracing:
             targets=self._targets,
             channels=tuple(self._channels),
             rows=self._rows,
-            close_up=_close_up(layer, head, seen, self._targets.window, self._specs[layer]),
+            close_up=close_up_of(layer, head, seen, self._targets.window, self._specs[layer]),
             nonfinite=self._stream.nonfinite(),
             **{
                 name: np.stack([recorded[name] for recorded in self._layers])
@@ -227,29 +211,13 @@ class _Follow:
         return (
             recorded
             | attention_sums(taps, extra["mask"], self.spec)
-            | _window(taps, extra["window"])
+            | window_of(taps, extra["window"])
         )
 
 
 def _compared(length: int) -> np.ndarray:
     """(S,) positions of the tokens that outlier tokens are compared with."""
     return np.unique(np.linspace(0, length - 1, COMPARED).astype(int))
-
-
-#: What the close-up shows, and the axis of its positions in one sequence; sigmoid attention has no lse.
-_WINDOWED = {"attn_in": 0, "q": 0, "k": 0, "v": 0, "lse": 1}
-
-
-def _window(taps, start_B):
-    size = min(WINDOW, taps["q"].shape[1])
-
-    def cut(name: str):
-        def cut_one(x, start):
-            return jax.lax.dynamic_slice_in_dim(x, start, size, _WINDOWED[name])
-
-        return jax.vmap(cut_one)(taps[name].astype(jnp.float32), start_B)
-
-    return {f"window_{name}": cut(name) for name in _WINDOWED if name in taps}
 
 
 def _channels(
@@ -346,23 +314,4 @@ def _rows(
         x=seen["mlp_in"],
         gate_elsewhere=None if gate is None else elsewhere(gate),
         up_elsewhere=elsewhere(up),
-    )
-
-
-def _close_up(
-    layer: int, head: int, seen: dict[str, np.ndarray], start: int, spec: AttentionSpec
-) -> HeadCloseUp:
-    q = seen["window_q"][0, :, head]
-    group = seen["window_q"].shape[2] // seen["window_k"].shape[2]
-    k, v = seen["window_k"][0, :, head // group], seen["window_v"][0, :, head // group]
-    at_W = start + jnp.arange(len(q))
-    slopes = None if spec.alibi is None else jnp.asarray(spec.alibi[head : head + 1])
-    values, seen_pairs, _ = causal_logits(
-        scaled(jnp.asarray(q)[None], spec), jnp.asarray(k.T), at_W, at_W, spec, slopes
-    )
-    logits = np.where(seen_pairs[0], values[0], -np.inf)
-    lse = seen["window_lse"][0, head][:, None] if "window_lse" in seen else None
-    probabilities = np.asarray(spec.weights(jnp.asarray(logits), lse))
-    return HeadCloseUp(
-        layer, head, start, seen["window_attn_in"][0], q, k, v, logits, probabilities
     )
