@@ -13,7 +13,7 @@ from sysout_jax.analyses.lifecycle.figures.followed import followed
 from sysout_jax.analyses.lifecycle.results import Channel, Effect, Lifecycle
 from sysout_jax.analyses.lifecycle.story import story
 from sysout_jax.analyses.lifecycle.summary import verdict
-from sysout_jax.analyses.lifecycle.trace import Targets
+from sysout_jax.analyses.lifecycle.targets import Targets
 from sysout_jax.analyses.lifecycle.waves import Write
 from sysout_jax.figures.select import digits, joined, listed, number, percent, plural
 from sysout_jax.interventions.weights import CONTROLS, EDITS

@@ -16,30 +16,14 @@ import numpy as np
 
 from sysout_jax.analyses.lifecycle.close_up import HeadCloseUp, close_up_of, window_of
 from sysout_jax.analyses.lifecycle.sinks import SUMMED, attention_sums, summed
+from sysout_jax.analyses.lifecycle.targets import MAX_DIMS, Targets
 from sysout_jax.attention import AttentionSpec
 from sysout_jax.engine import Observe, Observer, Stream
 from sysout_jax.nonfinite import Nonfinite, finite_or
 
-MAX_TOKENS = 16  # outlier tokens followed per sequence
-MAX_DIMS = 16
-MAX_ELEMENTS = 4096  # followed in all, so that a report stays small
 KEPT_CHANNELS = 64  # strongest channels kept per layer and dim
 COMPARED = 64  # tokens of each sequence, evenly spread, that outlier tokens are compared with
 KEPT_ROWS = 16  # strongest channels of the birth layer whose rows of gate and up are kept
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What to follow: E of N sequences, up to M outlier tokens in each, and P feature dims."""
-
-    sequences: np.ndarray  # (E,) int, rows of the analysed tokens
-    tokens: np.ndarray  # (E, M) int positions, padded with the first one
-    valid: np.ndarray  # (E, M) bool: not padding
-    mask: np.ndarray  # (L, N, T) bool: every outlier token that enters the layer, followed or not; where none enters, all there ever are
-    dims: np.ndarray  # (P,) int feature dims of h
-    window: int  # first position of the close-up, which shows the first followed sequence
-    tokens_left_out: int  # weaker outlier tokens, of all sequences
-    dims_left_out: int
 
 
 @dataclass(frozen=True)
