@@ -10,34 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sysout_jax.analyses.lifecycle.channels import LayerChannels, channels_of
 from sysout_jax.analyses.lifecycle.close_up import HeadCloseUp, close_up_of, window_of
+from sysout_jax.analyses.lifecycle.excitation import ChannelRows, compared, rows_of
 from sysout_jax.analyses.lifecycle.sinks import SUMMED, attention_sums, summed
 from sysout_jax.analyses.lifecycle.targets import MAX_DIMS, Targets
 from sysout_jax.attention import AttentionSpec
 from sysout_jax.engine import Observe, Observer, Stream
 from sysout_jax.nonfinite import Nonfinite, finite_or
-
-COMPARED = 64  # tokens of each sequence, evenly spread, that outlier tokens are compared with
-KEPT_ROWS = 16  # strongest channels of the birth layer whose rows of gate and up are kept
-
-
-@dataclass(frozen=True)
-class ChannelRows:
-    """What excites the strongest channels of one layer's MLP: their rows of gate and up, and the input they meet (Figure 7)."""
-
-    layer: int
-    indices: np.ndarray  # (R,) int channels, strongest first
-    gate: np.ndarray | None  # (R, D) rows of W_gate; None without a gate
-    up: np.ndarray  # (R, D) rows of W_up
-    x: np.ndarray  # (E, M, D) input of the MLP after the norm, at the followed tokens
-    #: (E, S, R) product of the rows with the input at S tokens of the sequence; NaN at those that ever hold an outlier, or where the input is not finite
-    gate_elsewhere: np.ndarray | None
-    up_elsewhere: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -54,14 +37,15 @@ class Trace:
     mass: np.ndarray  # (L, H) attention on outlier tokens, mean over queries that can see one; a share but with sigmoid attention and softpick
     even: np.ndarray  # (L,) what attention that is even over the keys a query sees would give them, mean over the same queries
     drain: np.ndarray  # (L, K) mean ‖v‖ of outlier tokens over that of the others
-    output_drain: (
-        np.ndarray
-    )  # (L, H) root mean square of ‖v W_O‖ of outlier tokens over that of the others
-    update: np.ndarray  # (L, H) ‖c Σ over outlier tokens of A v‖ / ‖output of the head‖, other queries; c is `attn_scale`, or 1; with gate_elements a mean, so that this is no more than near
-    loudness: (
-        np.ndarray
-    )  # (L, H) mean ‖output of the head‖ over its mean over the heads of the layer, other queries
-    qk: np.ndarray  # (L, H, Dh) part of each dim in the mean logit to outlier tokens minus that to the others, among the keys a query sees
+    #: (L, H) root mean square of ‖v W_O‖ of outlier tokens over that of the others
+    output_drain: np.ndarray
+    #: (L, H) ‖c Σ over outlier tokens of A v‖ / ‖output of the head‖, other queries; c is `attn_scale`, or 1; with gate_elements a mean, so that
+    #: this is no more than near
+    update: np.ndarray
+    #: (L, H) mean ‖output of the head‖ over its mean over the heads of the layer, other queries
+    loudness: np.ndarray
+    #: (L, H, Dh) part of each dim in the mean logit to outlier tokens minus that to the others, among the keys a query sees
+    qk: np.ndarray
     close_up: HeadCloseUp  # the head with the largest mass among layers from the first outlier on
     nonfinite: Nonfinite
 
@@ -124,7 +108,7 @@ class _Tracing:
         )
         self._channels.append(channels_of(np.asarray(kernels["down"]), targets, seen))
         if layer == self._birth_layer:
-            self._rows = _rows(layer, kernels, self._channels[-1], targets, seen)
+            self._rows = rows_of(layer, kernels, self._channels[-1], targets, seen)
         mass_H = finite_or(attention["mass"], -1.0)
         best = self._close_up
         if best is None or (
@@ -176,50 +160,9 @@ class _Follow:
         if "expert" in taps:
             recorded["expert"] = rows(taps["expert"])
         recorded["x_in"] = at_dims(x_in)
-        recorded["elsewhere"] = taps["mlp_in"][:, _compared(x_in.shape[1])].astype(jnp.float32)
+        recorded["elsewhere"] = taps["mlp_in"][:, compared(x_in.shape[1])].astype(jnp.float32)
         return (
             recorded
             | attention_sums(taps, extra["mask"], self.spec)
             | window_of(taps, extra["window"])
         )
-
-
-def _compared(length: int) -> np.ndarray:
-    """(S,) positions of the tokens that outlier tokens are compared with."""
-    return np.unique(np.linspace(0, length - 1, COMPARED).astype(int))
-
-
-def _rows(
-    layer: int,
-    kernels: dict[str, jax.Array],
-    channels: LayerChannels,
-    targets: Targets,
-    seen: dict[str, np.ndarray],
-) -> ChannelRows:
-    """Of the channels that add most, in magnitude, to all followed dims together."""
-    added = finite_or(np.abs(channels.added)) * targets.valid[..., None, None]
-    strongest = np.argsort(-added.sum((0, 1, 2)), kind="stable")[:KEPT_ROWS]
-    indices = channels.indices[strongest]
-
-    def rows(name: str) -> np.ndarray:
-        return finite_or(np.asarray(kernels[name])[:, indices].astype(np.float32).T, np.nan)
-
-    outlier_NxT = np.asarray(targets.mask.any(axis=0))
-    at_S = _compared(outlier_NxT.shape[1])
-    x_ExSxD = seen["elsewhere"]
-    plain_ExS = ~outlier_NxT[targets.sequences][:, at_S] & np.isfinite(x_ExSxD).all(-1)
-
-    def elsewhere(rows_RxD: np.ndarray) -> np.ndarray:
-        products_ExSxR = finite_or(x_ExSxD) @ finite_or(rows_RxD).T
-        return np.where(plain_ExS[..., None], products_ExSxR, np.nan)
-
-    gate, up = rows("gate") if "gate" in kernels else None, rows("up")
-    return ChannelRows(
-        layer=layer,
-        indices=indices,
-        gate=gate,
-        up=up,
-        x=seen["mlp_in"],
-        gate_elsewhere=None if gate is None else elsewhere(gate),
-        up_elsewhere=elsewhere(up),
-    )
