@@ -24,6 +24,7 @@ from sysout_jax.analyses.lifecycle.results import (
 )
 from sysout_jax.analyses.lifecycle.targets import choose_targets
 from sysout_jax.analyses.lifecycle.trace import Trace, trace
+from sysout_jax.analyses.lifecycle.wave_spread import spreading
 from sysout_jax.analyses.lifecycle.waves import waves_of, writes_to_follow
 from sysout_jax.calls import check_arguments
 from sysout_jax.data.text import Windows
@@ -71,7 +72,7 @@ def lifecycle(
             unedited = _unedited(stream, stats, tau)
             others.append(unedited)
         followed = follow(stream, stats, level, others)
-    waves = waves_of(writes, tau)
+    waves = waves_of(writes, tau, spreading(lm, stats))
 
     def report(at: float, trace: Trace | None, candidate: Lifecycle | None = None) -> Lifecycle:
         birth = find_birth(stats, trace, at)
