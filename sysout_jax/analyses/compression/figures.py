@@ -40,7 +40,8 @@ def perplexity(results: Sequence[Compression]) -> Figure:
     """Perplexity over that of full precision, and the relative error of the last h: a point per method and model."""
     labels = list(dict.fromkeys(o.label for r in results for o in r.outcomes[1:]))
     figure = style.new_figure(1.5 + 0.3 * len(labels))
-    panels = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    part = style.body(figure)
+    panels = part.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     shown, errors, names = [], 0, short_names([r.model for r in results])
     for i, result in enumerate(results):
         colour, marker = _MODELS[i % len(_MODELS)]
@@ -76,7 +77,7 @@ def perplexity(results: Sequence[Compression]) -> Figure:
         axes.grid(axis="x")
         for y in range(len(labels)):
             axes.axhline(y + 0.5, color=style.BAND, lw=0.6)
-    figure.legend(loc="outside lower center", ncols=3)
+    part.legend(loc="outside lower center", ncols=3)
     return figure
 
 
@@ -138,7 +139,8 @@ def kept(result: Compression) -> Figure:
     """Perplexity with outliers, or as many random others, kept in full precision: a panel per method."""
     attributions = [a for a in result.attributions if a.kept]
     figure = style.new_figure(1.6 + 0.42 * len(attributions[0].kept), remark(result))
-    panels = figure.subplots(1, len(attributions), sharey=True, squeeze=False)[0]
+    part = style.body(figure)
+    panels = part.subplots(1, len(attributions), sharey=True, squeeze=False)[0]
     for axes, attribution in zip(panels, attributions, strict=True):
         _kept_panel(axes, attribution, result.outcomes[0].perplexity.value)
     panels[0].set_yticks(
@@ -147,7 +149,7 @@ def kept(result: Compression) -> Figure:
     panels[0].set_ylim(len(attributions[0].kept) - 0.5, -0.5)
     handles, labels = panels[0].get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
-    figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=4)
+    part.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=4)
     return figure
 
 

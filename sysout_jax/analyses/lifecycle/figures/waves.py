@@ -69,6 +69,7 @@ def waves(report: Lifecycle, token_text: TokenText) -> Figure:
     bottom.set_xticks(taus, [f"{tau:,.0f}" for tau in taus])
     bottom.set_xlabel("threshold τ")
     bottom.set_ylabel("number")
+    bottom.margins(y=0.15)
     bottom.set_ylim(bottom=-0.2)
     bottom.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     style.legend_above(bottom, 3)
