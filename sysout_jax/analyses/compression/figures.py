@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from sysout_jax.analyses.compression.results import Attribution, Compression
 from sysout_jax.figures import style
@@ -69,15 +68,16 @@ def perplexity(results: Sequence[Compression]) -> Figure:
     _ratio_axis(panels[0], shown)
     panels[1].set_title("error of the last h")
     if errors:
-        _log_axis(panels[1], subs=(1.0, 3.0))
+        style.log_axis(panels[1], "x")
     else:
         panels[1].set_xticks([])
-    panels[1].set_xlabel("‖h' − h‖ / ‖h‖, mean over tokens")
+    panels[1].set_xlabel("‖h' − h‖ / ‖h‖,\nmean over tokens")
     for axes in panels:
         axes.grid(axis="x")
         for y in range(len(labels)):
             axes.axhline(y + 0.5, color=style.BAND, lw=0.6)
-    part.legend(loc="outside lower center", ncols=3)
+    if len(results) > 1:
+        part.legend(loc="outside lower center", ncols=3)
     return figure
 
 
@@ -178,7 +178,7 @@ def _kept_panel(axes: Axes, attribution: Attribution, full: float) -> None:
     if not np.isfinite(values).any():
         style.nothing_to_draw(axes)
     if finite.max() > _LOG_FROM * finite.min():
-        _log_axis(axes)
+        style.log_axis(axes, "x")
     else:
         margin = max(0.1 * np.ptp(finite), 1e-3 * finite.max())
         axes.set_xlim(finite.min() - margin, finite.max() + margin)
@@ -190,20 +190,12 @@ def _kept_panel(axes: Axes, attribution: Attribution, full: float) -> None:
 def _ratio_axis(axes: Axes, values: list[float]) -> None:
     finite = np.array([*(v for v in values if np.isfinite(v)), 1.0])
     if finite.max() > _LOG_FROM:
-        _log_axis(axes)
+        style.log_axis(axes, "x")
         return
     margin = max(0.08 * np.ptp(finite), 0.005)
     axes.set_xlim(finite.min() - margin, finite.max() + margin)
     axes.locator_params(axis="x", nbins=6)
     axes.ticklabel_format(axis="x", useOffset=False)
-
-
-def _log_axis(axes: Axes, subs: tuple[float, ...] = (1.0, 2.0, 5.0)) -> None:
-    """Labels that read as numbers, not as powers, at `subs` times powers of ten."""
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=8))
-    axes.xaxis.set_major_formatter(lambda value, _: number(value))
-    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _widen(axes: Axes, ratio: np.ndarray) -> None:

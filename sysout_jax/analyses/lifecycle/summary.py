@@ -9,7 +9,7 @@ from math import isfinite
 from sysout_jax.analyses.lifecycle.results import Birth, BirthEvent, Effect, Lifecycle, Spread
 from sysout_jax.analyses.lifecycle.story import course_of
 from sysout_jax.analyses.lifecycle.wave_spread import WaveSpread
-from sysout_jax.figures.select import digits, layer_ranges, named, plural
+from sysout_jax.figures.select import digits, in_layers, named, plural
 from sysout_jax.interventions.weights import CONTROLS
 from sysout_jax.outliers.definitions import SINK_SHARE
 from sysout_jax.outliers.tokens import TokenText
@@ -121,7 +121,7 @@ def _wave_spread(spread: WaveSpread | None) -> list[str]:
     lengths = spread.drain_of(at, head)
     values = f", values {lengths:.2f} of the others' length" if isfinite(lengths) else ""
     return [
-        f"           sinks for {len(spread.sinks)} of {plural(spread.mass.size, 'head')} in layers {layer_ranges(spread.layers)}; most: layer "
+        f"           sinks for {len(spread.sinks)} of {plural(spread.mass.size, 'head')} {in_layers(spread.layers)}; most: layer "
         f"{spread.layers[at] + 1} head {head}, {_percent(spread.mass[at, head])} (even attention: {_percent(spread.even[at], 1)}){values}"
     ]
 
