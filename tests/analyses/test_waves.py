@@ -164,10 +164,11 @@ def test_two_waves_at_different_dims_and_layers():
     (shown,) = (s for s in sections if s.title == FIGURES["waves"].title)
     (table,) = (b for b in shown.blocks if isinstance(b, Table) and "sink heads" in b.header)
     assert [row[:2] for row in table.rows] == [(1, "3–6"), (2, "5–6")]
-    assert table.rows[1][3:6] == (
+    assert table.rows[1][3:7] == (
         f"{len(two.spread.sinks)} of 8",
         f"{percent(two.spread.mass[at, head])} ({percent(two.spread.even[at])})",
-        f"{head} of layer {two.spread.layers[at] + 1}",
+        two.spread.layers[at] + 1,
+        head,
     )
     _holds_what_attention_gives(planted, tokens, report)
 

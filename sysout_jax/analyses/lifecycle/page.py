@@ -192,7 +192,8 @@ def _wave_spreads(report: Lifecycle) -> Table | None:
                 percent(spread.mass.mean()),
                 f"{len(spread.sinks)} of {spread.mass.size}",
                 f"{percent(spread.mass[at, head])} ({percent(spread.even[at])})",
-                f"{head} of layer {spread.layers[at] + 1}",
+                spread.layers[at] + 1,
+                head,
                 number(spread.drain_of(at, head)),
             )
         )
@@ -204,6 +205,7 @@ def _wave_spreads(report: Lifecycle) -> Table | None:
         "attention on them, mean of heads",
         "sink heads",
         "most of a head (even share)",
+        "layer",
         "head",
         "‖v‖ there to others'",
     )
