@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -17,6 +18,7 @@ from sysout_jax.analyses.lifecycle.writes import Followed
 from sysout_jax.figures.select import percent
 from sysout_jax.reports.page import Table
 from sysout_jax.testing import Birth, planted_llama, random_plant
+from sysout_jax.weights import InMemory, groups
 from tests.random_models import random_model
 
 MEAN = 1.0
@@ -199,6 +201,30 @@ def _holds_what_attention_gives(planted, tokens: np.ndarray, report: so.Lifecycl
         np.testing.assert_allclose(
             spread.drain, report.spread.drain[list(spread.layers)], rtol=1e-4
         )
+
+
+def test_two_waves_of_the_same_dim_that_cross_the_threshold_again():
+    """A planted life that ends, and a copy of its birth two layers later: at the same tokens and dim, through the same channel."""
+    planted = planted_llama(seed=5, num_layers=7, births=(Birth(1, dims=1),), death_layer=3)
+    lm, tokens = planted.lm, planted.tokens(2, 64, 5)
+    (birth,) = planted.truth.births
+    params = {name: lm.read(name) for name in groups(lm.config)}
+    params["layer_5"] = params["layer_5"] | {"mlp": params["layer_1"]["mlp"]}
+    report = so.lifecycle(dataclasses.replace(lm, source=InMemory(params)), tokens, cause=False)
+    one, two = report.waves.waves
+    assert one.dims == two.dims == birth.dims and set(one.tokens) == set(two.tokens)
+    assert (one.born, one.ended, two.born, two.ended) == ((1,), (3,), (5,), ())
+    for wave in (one, two):
+        assert wave.above and [c for c, _ in wave.births[0].channels] == list(birth.channels)
+    assert [c for c, _ in one.deaths[0].channels] == list(planted.truth.death_channels)
+    assert (one.last, two.survives) == (2, True)
+    assert np.flatnonzero(one.alive).tolist() == [1, 2] and np.flatnonzero(two.alive).tolist() == [5, 6]  # fmt: skip
+    # each has its own layers of spread: what enters them alive
+    assert (one.spread.layers, two.spread.layers) == ((2, 3), (6,))
+    assert {sink for sink in planted.truth.sink_heads if sink[0] in (2, 3)} <= set(one.spread.sinks)
+    assert report.waves.sweep[1000.0] == (2, 2, 1)
+    # and the fields of one threshold tell both births, and that it is alive at the end
+    assert report.birth.layers == (1, 5) and report.death.layer is None
 
 
 def test_the_spread_of_a_wave_counts_its_own_live_tokens():
