@@ -160,6 +160,7 @@ class _Follow:
         if "expert" in taps:
             recorded["expert"] = rows(taps["expert"])
         recorded["x_in"] = at_dims(x_in)
+        # only the birth layer's are used; a program of its own takes seconds to compile, the copies of the others milliseconds
         recorded["elsewhere"] = taps["mlp_in"][:, compared(x_in.shape[1])].astype(jnp.float32)
         return (
             recorded
