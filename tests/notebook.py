@@ -1,5 +1,7 @@
 """Runs notebooks without Jupyter, and stores what their cells show: `python -m tests.notebook notebooks/*.ipynb`.
 
+`python -m tests.notebook --owner NAME notebooks/*.ipynb` runs nothing: it writes into links and first cells which GitHub account holds the repository.
+
 A cell shows what it prints and its last expression, a figure as a picture. Where a run takes place (paths, times) does not matter to what is stored: a
 notebook should not print it.
 """
@@ -70,11 +72,27 @@ def _outputs(printed: str, value: Any, number: int) -> list[dict]:
     return outputs
 
 
+def set_owner(notebook: dict, owner: str) -> None:
+    """Put the account where none is named yet, and take away the remark that says so."""
+    for cell in notebook["cells"]:
+        lines = [line for line in cell["source"] if not line.startswith("*`OWNER`")]
+        cell["source"] = [
+            line.replace("/OWNER/", f"/{owner}/").replace('OWNER = ""', f'OWNER = "{owner}"')
+            for line in lines
+        ]
+
+
 def main() -> None:
-    for name in sys.argv[1:]:
+    names, owner = sys.argv[1:], ""
+    if names[:1] == ["--owner"]:
+        owner, names = names[1], names[2:]
+    for name in names:
         path = Path(name)
         notebook = json.loads(path.read_text(encoding="utf-8"))
-        run(notebook)
+        if owner:
+            set_owner(notebook, owner)
+        else:
+            run(notebook)
         path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

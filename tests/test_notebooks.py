@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from tests.notebook import run
+from tests.notebook import main, run
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
 
@@ -28,6 +28,27 @@ def test_outputs_are_stored(path):
     assert "colab.research.google.com" in first and "pip install" in "".join(
         code(notebook)[0]["source"]
     )
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_owner_is_written_by_one_command(path, tmp_path, monkeypatch):
+    """Until then a remark says what OWNER is, and the first cell asks for it where it would be needed."""
+    text = path.read_text(encoding="utf-8")
+    assert "*`OWNER` in the badge's link" in text
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="Write into OWNER"):
+        exec("".join(code(json.loads(text))[0]["source"]), {})
+    copy = tmp_path / path.name
+    copy.write_text(text, encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["notebook", "--owner", "someone", str(copy)])
+    main()
+    named = json.loads(copy.read_text(encoding="utf-8"))
+    assert f"github/someone/sysout_jax/blob/main/notebooks/{path.name})" in "".join(named["cells"][0]["source"])  # fmt: skip
+    assert "/OWNER/" not in copy.read_text(encoding="utf-8") and "`OWNER`" not in copy.read_text(encoding="utf-8")  # fmt: skip
+    called = []
+    monkeypatch.setattr("subprocess.run", lambda command, check: called.append(command[-1]))
+    exec("".join(code(named)[0]["source"]), {})
+    assert called == ["git+https://github.com/someone/sysout_jax"]
 
 
 @pytest.mark.slow

@@ -12,4 +12,4 @@ EDIT_LOOKS = {
     "row": (style.PINK, "D"),
 }
 #: Marker of each of `CONTROLS`.
-CONTROL_LOOKS = {"random": "|", "equal norm": "x"}
+CONTROL_LOOKS = {"random": "+", "equal norm": "x"}

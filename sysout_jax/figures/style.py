@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
@@ -92,6 +92,12 @@ def new_figure(height: float, subtitle: str = "", width: float = WIDTH) -> Figur
     if subtitle:
         figure.suptitle(subtitle, fontsize=10, fontstyle="italic")
     return figure
+
+
+def body(figure: Figure) -> SubFigure:
+    """All of a figure but its remark and what it was made from: a legend at the edge of all panels belongs to it, or it would stand on them."""
+    (part,) = figure.subfigures(1, 1, squeeze=False).ravel()
+    return part
 
 
 def layer_ticks(num_layers: int) -> list[int]:

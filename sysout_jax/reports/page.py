@@ -94,7 +94,8 @@ th[aria-sort=descending] button::after { content: " ▼"; }
 .controls input { vertical-align: middle; width: 12rem; }
 .controls output { font-variant-numeric: tabular-nums; }
 .text { line-height: 1.75; max-height: 24rem; overflow: auto; border: 1px solid var(--line); padding: .5rem; }
-.text span { border-radius: 2px; padding: .1rem .12rem; margin-right: 1px; overflow-wrap: anywhere; }
+.text span { display: inline-block; max-width: 100%; border-radius: 2px; line-height: 1.35; padding: 0 .12rem; margin: .1rem 1px .1rem 0;
+  overflow-wrap: anywhere; }
 .text span:hover { outline: 2px solid #d55e00; }
 .readout { min-height: 1.5em; margin: .3rem 0; }
 .heads { width: 100%; border: 1px solid var(--line); }

@@ -63,15 +63,15 @@ def figure_sections(
     specs: Mapping[str, FigureSpec],
     report: Any,
     token_text: TokenText,
-    tables: Mapping[str, str | Table | None],
+    tables: Mapping[str, str | Table | Sequence[Table] | None],
 ) -> list[Section]:
-    """One section for each figure that applies: the picture, its sentence, and the table or text of its name if there is one."""
+    """One section for each figure that applies: the picture, its sentence, and the tables or text of its name if there are any."""
     sections = []
     for name, spec in specs.items():
         if spec.applies(report):
             blocks: list[str | Table | Picture] = [Picture(name, spec.sentence(report, token_text))]
-            if table := tables.get(name):
-                blocks.append(table)
+            if below := tables.get(name):
+                blocks += [below] if isinstance(below, (str, Table)) else below
             sections.append(Section(spec.title, tuple(blocks)))
     return sections
 

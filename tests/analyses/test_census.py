@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
-from sysout_jax.analyses.census.page import _reading
+from sysout_jax.analyses.census.page import _effects, _reading, summary
 from sysout_jax.analyses.census.writers import find_writers
 from sysout_jax.analyses.measured import measured_by_census
 from sysout_jax.interventions.weights import CONTROLLED, CONTROLS, EDITS
@@ -42,6 +42,20 @@ def masked():
     lm = with_params(planted.lm, params)
     tokens = planted.tokens(2, 64)
     return lm, tokens, (birth.layer, row, channel), so.census(lm, tokens, count=2, seeds=2)
+
+
+def test_sentences_stand_beside_what_they_explain(masked):
+    """Brackets and controls are in the page's table, not in the terminal's; of one sequence there are no intervals."""
+    *_, result = masked
+    told, page = summary(result), _effects(result)
+    assert "rackets" not in told and "ontrols" not in told and "Loss unedited: " in told
+    assert (
+        "In brackets: 95%" in page.note
+        and "[" in str(page.rows)
+        and "Controls: mean over 2 seeds" in page.note
+    )
+    alone = _effects(dataclasses.replace(result, num_sequences=1))
+    assert "rackets" not in alone.note and "Controls: mean over 2 seeds" in alone.note
 
 
 def loss(lm: so.LanguageModel, tokens, layer: int, edit) -> float:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 import sysout_jax as so
+from sysout_jax.analyses.compression import figures
 from sysout_jax.analyses.compression.errors import hidden_errors
 from sysout_jax.analyses.compression.keeps import KEEPS
+from sysout_jax.analyses.compression.results import Outcome
 from sysout_jax.analyses.measured import measured_by_compression
 from sysout_jax.compress.methods import METHODS, Compressor, Settings
 from sysout_jax.data.text import Windows, read_text, text_windows
 from sysout_jax.families.sizes import MODEL_SIZES
 from sysout_jax.models import parameter_count, parameter_shapes
+from sysout_jax.numerics.intervals import Interval
 from sysout_jax.perplexity import joined_rows
 from sysout_jax.testing import Birth, planted_llama
 from sysout_jax.weights import InMemory
@@ -192,6 +197,27 @@ def test_weights_that_are_not_finite_give_no_number_and_no_crash():
     assert result.outliers is None and "no outlier" in result.notes[0]
     assert not result.attributions[0].kept
     assert json.dumps(result.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("worst", [1.004, 1.6, 30.0, 141_327.0])
+def test_labels_of_the_figure_stay_apart(worst):
+    """However bad the worst method is: numbers along both axes do not touch, and no word leaves the figure."""
+
+    def outcome(ratio: float, error: float) -> Outcome:
+        interval = Interval(ratio, ratio, ratio, (ratio,))
+        return Outcome("w4_tensor", f"W4 so {error}", None, interval, interval, error, 0)
+
+    outcomes = (outcome(1.0, 0.0), outcome(1.001, 0.03), outcome(worst, 1.6))
+    figure = figures.perplexity([SimpleNamespace(model="some-model", outcomes=outcomes)])
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        assert figure.bbox.x0 <= axes.xaxis.label.get_window_extent().x0
+        assert axes.xaxis.label.get_window_extent().x1 <= figure.bbox.x1
+        low, high = sorted(axes.get_xlim())
+        ticks = zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+        boxes = [label.get_window_extent() for at, label in ticks if low <= at <= high]
+        assert len(boxes) > 1
+        assert all(one.x1 + 2 < two.x0 for one, two in itertools.pairwise(boxes))
 
 
 def test_names_of_published_values(planted):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
-from sysout_jax.analyses.lifecycle.trace import WINDOW
+from sysout_jax.analyses.lifecycle.close_up import WINDOW
 from sysout_jax.config import ATTENTION
 from sysout_jax.outliers.definitions import entering
 from sysout_jax.testing import Birth, planted_llama
@@ -150,7 +150,7 @@ def test_what_is_not_followed_is_counted(monkeypatch):
     tokens = plant.tokens(12, 64, seed)
     whole = so.lifecycle(plant.lm, tokens, cause=False).trace
     assert len(whole.targets.sequences) == 12 and whole.targets.tokens_left_out == 0
-    monkeypatch.setattr("sysout_jax.analyses.lifecycle.measure.MAX_ELEMENTS", 1)
+    monkeypatch.setattr("sysout_jax.analyses.lifecycle.targets.MAX_ELEMENTS", 1)
     one = so.lifecycle(plant.lm, tokens, cause=False).trace
     assert len(one.targets.sequences) == 1
     ever = so.collect(plant.lm, tokens).h.outlier_tokens(1000.0).any(0)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 import sysout_jax as so
+from sysout_jax.analyses.lifecycle.figures import FIGURES
+from sysout_jax.analyses.lifecycle.page import lifecycle_sections
+from sysout_jax.analyses.lifecycle.summary import lifecycle_summary
+from sysout_jax.analyses.lifecycle.wave_spread import spread_of
 from sysout_jax.analyses.lifecycle.waves import Life, find_waves, grouped, lives_of
 from sysout_jax.analyses.lifecycle.writes import Followed
+from sysout_jax.figures.select import percent
+from sysout_jax.reports.page import Table
 from sysout_jax.testing import Birth, planted_llama, random_plant
+from sysout_jax.weights import InMemory, groups
 from tests.random_models import random_model
 
 MEAN = 1.0
@@ -147,6 +155,106 @@ def test_two_waves_at_different_dims_and_layers():
     kept = json.loads(report.to_json())["waves"]
     assert [wave["births"][0]["layer"] for wave in kept["waves"]] == [1, 3]
     assert kept["sweep"]["1000.0"] == [2, 2, 1]
+    assert kept["waves"][1]["spread"]["layers"] == [4, 5]
+    assert set(kept["waves"][1]["spread"]) == {"layers", "tokens", "mass", "even", "drain", "sinks"}
+    told = lifecycle_summary(report, lambda n, t: "tok").split("\n")
+    spread = [line.strip() for line in told if line.strip().startswith("sinks for")]
+    at, head = two.spread.strongest
+    most = f"most: layer {two.spread.layers[at] + 1} head {head}, {two.spread.mass[at, head]:.0%} (even"
+    assert f"sinks for {len(two.spread.sinks)} of 8 heads in layers 5–6; {most}" in spread[1]
+    sections = lifecycle_sections(report, lambda n, t: "tok")
+    (shown,) = (s for s in sections if s.title == FIGURES["waves"].title)
+    (table,) = (b for b in shown.blocks if isinstance(b, Table) and "sink heads" in b.header)
+    assert [row[:2] for row in table.rows] == [(1, "3–6"), (2, "5–6")]
+    assert table.rows[1][3:7] == (
+        f"{len(two.spread.sinks)} of 8",
+        f"{percent(two.spread.mass[at, head])} ({percent(two.spread.even[at])})",
+        two.spread.layers[at] + 1,
+        head,
+    )
+    _holds_what_attention_gives(planted, tokens, report)
+
+
+def _holds_what_attention_gives(planted, tokens: np.ndarray, report: so.Lifecycle) -> None:
+    """Query by query from captured maps and values: in each layer after the birth, until the death takes them, of each wave."""
+    lm = planted.lm
+    _, taps = so.capture(lm, tokens, ("attn_map", "v"))
+    lengths = np.linalg.norm(taps["v"].astype(np.float64), axis=-1)  # (L, N, T, K)
+    marked = planted.mask(tokens)
+    N, T = tokens.shape
+    for wave, birth in zip(report.waves.waves, planted.truth.births, strict=True):
+        spread = wave.spread
+        assert spread.layers == tuple(range(birth.layer + 1, lm.num_layers))
+        assert (spread.tokens == marked.sum()).all()
+        for at, layer in enumerate(spread.layers):
+            looking = [(n, t) for n, t in np.ndindex(N, T) if marked[n, : t + 1].any()]
+            given = [taps["attn_map"][layer][n, :, t][:, marked[n]].sum(1) for n, t in looking]
+            np.testing.assert_allclose(spread.mass[at], np.mean(given, 0), rtol=1e-4)
+            even = [marked[n, : t + 1].sum() / (t + 1) for n, t in looking]
+            np.testing.assert_allclose(spread.even[at], np.mean(even), rtol=1e-6)
+            ratio = lengths[layer][marked].mean(0) / lengths[layer][~marked].mean(0)
+            np.testing.assert_allclose(spread.drain[at], ratio, rtol=1e-4)
+        want = {sink for sink in planted.truth.sink_heads if sink[0] in spread.layers}
+        assert want <= set(spread.sinks) and want
+        # what the narrow pass found on the tokens over τ, which are those of both
+        np.testing.assert_allclose(spread.mass, report.spread.mass[list(spread.layers)], rtol=1e-4)
+        np.testing.assert_allclose(
+            spread.drain, report.spread.drain[list(spread.layers)], rtol=1e-4
+        )
+
+
+def test_two_waves_of_the_same_dim_that_cross_the_threshold_again():
+    """A planted life that ends, and a copy of its birth two layers later: at the same tokens and dim, through the same channel."""
+    planted = planted_llama(seed=5, num_layers=7, births=(Birth(1, dims=1),), death_layer=3)
+    lm, tokens = planted.lm, planted.tokens(2, 64, 5)
+    (birth,) = planted.truth.births
+    params = {name: lm.read(name) for name in groups(lm.config)}
+    params["layer_5"] = params["layer_5"] | {"mlp": params["layer_1"]["mlp"]}
+    report = so.lifecycle(dataclasses.replace(lm, source=InMemory(params)), tokens, cause=False)
+    one, two = report.waves.waves
+    assert one.dims == two.dims == birth.dims and set(one.tokens) == set(two.tokens)
+    assert (one.born, one.ended, two.born, two.ended) == ((1,), (3,), (5,), ())
+    for wave in (one, two):
+        assert wave.above and [c for c, _ in wave.births[0].channels] == list(birth.channels)
+    assert [c for c, _ in one.deaths[0].channels] == list(planted.truth.death_channels)
+    assert (one.last, two.survives) == (2, True)
+    assert np.flatnonzero(one.alive).tolist() == [1, 2] and np.flatnonzero(two.alive).tolist() == [5, 6]  # fmt: skip
+    # each has its own layers of spread: what enters them alive
+    assert (one.spread.layers, two.spread.layers) == ((2, 3), (6,))
+    assert {sink for sink in planted.truth.sink_heads if sink[0] in (2, 3)} <= set(one.spread.sinks)
+    assert report.waves.sweep[1000.0] == (2, 2, 1)
+    # and the fields of one threshold tell both births, and that it is alive at the end
+    assert report.birth.layers == (1, 5) and report.death.layer is None
+
+
+def test_the_spread_of_a_wave_counts_its_own_live_tokens():
+    """Two tokens of which one dies: 4 queries, 2 query heads that share a key head, column sums and lengths written down."""
+    none = np.zeros((1, 2, 4))
+    sums = np.array(
+        [none, [[[4, 0, 0, 0], [1, 1.8, 0.6, 0.6]]], [[[2, 1, 0.5, 0.5], [0, 3, 1, 0]]]]
+    )
+    norm = np.array([np.ones((1, 1, 4)), [[[2, 1, 4, 6]]], [[[1, 3, 2, 4]]]])
+    spread = spread_of([(), {(0, 0), (0, 1)}, {(0, 1)}], sums, norm, [None] * 3)
+    assert spread.layers == (1, 2) and spread.tokens.tolist() == [2, 1]
+    # layer 1: all four queries see one of both; layer 2: the last three see token 1
+    np.testing.assert_allclose(spread.mass, [[1.0, 0.7], [1 / 3, 1.0]])
+    np.testing.assert_allclose(
+        spread.even, [(1 + 1 + 2 / 3 + 1 / 2) / 4, (1 / 2 + 1 / 3 + 1 / 4) / 3]
+    )
+    np.testing.assert_allclose(spread.drain, [[1.5 / 5], [3 / (7 / 3)]])
+    assert spread.sinks == ((1, 0), (2, 1))  # 0.7 is under the even share of 0.79, 1/3 under 0.36
+    assert spread.strongest == (0, 0) and spread.drain_of(1, 1) == pytest.approx(9 / 7)
+    # of two keys that a query sees, token 1 is seen by queries 1 and 2, always beside another
+    near = spread_of([(), (), {(0, 1)}], sums, norm, [2] * 3)
+    np.testing.assert_allclose(near.mass, [[0.5, 1.5]])
+    np.testing.assert_allclose(near.even, [0.5])
+
+
+def test_a_wave_that_no_layer_follows_has_no_spread():
+    nobody = spread_of([()] * 2, np.zeros((2, 1, 3, 4)), np.ones((2, 1, 1, 4)), [None] * 2)
+    assert nobody.layers == () and nobody.mass.shape == (0, 3) and nobody.strongest is None
+    whole = spread_of([{(0, 0)}], np.ones((1, 1, 3, 1)), np.ones((1, 1, 1, 1)), [None])
+    assert np.isnan(whole.drain).all() and whole.sinks == ()  # there are no other tokens
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama-gqa"])

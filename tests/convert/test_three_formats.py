@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import sysout_jax as so
+from sysout_jax.analyses.lifecycle.measure import follow
 from sysout_jax.data.text import read_text, text_windows
+from sysout_jax.engine import Stream
 from tests.analyze.command import write_model
 from tests.convert.command import run_here
 from tests.convert.gguf_writer import write_gguf
@@ -85,11 +88,40 @@ def test_smollm2_from_its_gguf_file(smollm2, shared_data):
     assert report.death.layer + 1 == 29
     assert [c.index for c in report.death.oppositions[0].channels] == [678]
 
+    _waves_are_those_of_the_reference(report, [lm.tokenizer.token(int(t)) for t in tokens.ravel()])
+    # one story at every τ: what L19H8 looks at are the live tokens
+    for tau in (100.0, 300.0):
+        assert follow(Stream(lm, tokens), report.stats, tau).drain[18, 2] == pytest.approx(0.074, abs=6e-4)  # fmt: skip
+
     x_down = so.collect(lm, text_windows(lm.tokenizer, text, 2, 256, bos=False)).x_down
     for layer, channel, value in ((3, 90, 82), (10, 200, 85), (12, 1229, 3_010), (29, 678, 2_377)):
         assert x_down.top_channels[layer - 1, 0] == channel
         assert abs(x_down.top_values[layer - 1, 0]) == pytest.approx(value, rel=5e-3)
     assert x_down.ratio[11] == pytest.approx(28_895, rel=1e-4)
+
+
+def _waves_are_those_of_the_reference(report: so.Lifecycle, texts: list[str]) -> None:
+    """Two strong lives of dim 507; layers counted from 0 here."""
+    early, late, *weak = report.waves.waves
+    assert all(wave.ratio < 150 for wave in weak)
+    assert early.dims[0] == late.dims[0] == 507 and (early.above, late.above) == (False, True)
+    assert (early.born, early.ended) == ((1, 2), (9, 10)) and (late.born, late.ended) == ((11,), (28, 29))  # fmt: skip
+    assert early.ratio == pytest.approx(549, rel=2e-3) and late.ratio == pytest.approx(8_365, rel=2e-3)  # fmt: skip
+    assert [c for c, _ in early.births[1].channels] == [90, 430]
+    assert [write.channels[0][0] for write in early.deaths] == [200, 222]
+    assert [c for c, _ in late.births[0].channels] == [1229, 1487]
+    assert late.deaths[0].channels[0][0] == 678
+    firsts = {(n, 0) for n in range(4)}
+    assert set(late.tokens) == firsts and firsts < set(early.tokens)
+    others = Counter(texts[n * 512 + t] for n, t in early.tokens if t)
+    assert set(others) == {"_the", "_"}
+    # attention per layer as in the table, on the tokens alive there: all heads of layer 13, and L19H8
+    assert early.spread.layers[0] == 2 and late.spread.layers == tuple(range(12, 30))
+    assert late.spread.mass[0].mean() == pytest.approx(0.38, abs=6e-3)
+    at = late.spread.layers.index(18)
+    assert late.spread.strongest == (at, 8) and (18, 8) in late.spread.sinks
+    assert late.spread.mass[at, 8] == pytest.approx(0.9999, abs=6e-5)
+    assert late.spread.drain_of(at, 8) == pytest.approx(0.074, abs=6e-4)
 
 
 @pytest.mark.endurance

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
+import sysout_jax
 from sysout_jax.figures.select import named, runs
 from sysout_jax.figures.stamp import ROOM, origin, stamp
-from sysout_jax.figures.style import new_figure
+from sysout_jax.figures.style import body, new_figure
 
 
 def settings(**flags):
@@ -30,6 +35,30 @@ def test_the_line_is_on_the_figure_and_takes_no_room_from_it():
     assert stamp(figure, "a line") is figure
     assert figure.get_supxlabel() == "a line" and figure.get_figheight() == 2.0 + ROOM
     assert stamp(new_figure(2.0), "").get_figheight() == 2.0
+
+
+def test_the_line_is_apart_from_a_legend_of_all_panels():
+    """At the lower edge of the figure itself it stood on the line."""
+    figure = new_figure(2.0, "a remark")
+    part = body(figure)
+    axes = part.subplots()
+    axes.plot([0, 1], label="a long name of a curve")
+    axes.set_xlabel("something")
+    legend = part.legend(loc="outside lower center")
+    stamp(
+        figure,
+        "a line so long that it reaches the middle of the figure, and further, to the left of it",
+    )
+    figure.draw_without_rendering()
+    line, *others = (t.get_window_extent() for t in (figure._supxlabel, legend, axes.xaxis.label))
+    assert line.x0 < legend.get_window_extent().x1
+    assert all(line.y1 < other.y0 for other in others) and not others[0].overlaps(others[1])
+
+
+@pytest.mark.parametrize("tree", ["consistency", "intervene", "compression"])
+def test_legends_at_the_lower_edge_are_not_the_figures_own(tree):
+    source = (Path(sysout_jax.__file__).parent / "analyses" / tree / "figures.py").read_text()
+    assert "part.legend(" in source and "figure.legend(" not in source
 
 
 def test_names_in_words():

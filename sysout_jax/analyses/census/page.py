@@ -104,7 +104,7 @@ def summary(result: Census) -> str:
             "Change of the loss. Ranks: by column, row, activation.",
             *pairs,
             agreement_sentence(result),
-            _note(result),
+            _unedited(result),
         ]
     )
 
@@ -140,11 +140,15 @@ def _interval(interval: Interval) -> str:
     return f"{value} [{_share(interval.low)}, {_share(interval.high)}]"
 
 
+def _unedited(result: Census) -> str:
+    return f"Loss unedited: {result.loss:.4f} nats. Perplexity: {result.protocol.sentence()}."
+
+
 def _note(result: Census) -> str:
-    return (
-        f"In brackets: {LEVEL:.0%} bootstrap intervals over the sequences, edited and unedited paired. Controls: mean over "
-        f"{plural(result.num_seeds, 'seed')}. Loss unedited: {result.loss:.4f} nats. Perplexity: {result.protocol.sentence()}."
-    )
+    """Of a table with intervals and controls."""
+    intervals = f"In brackets: {LEVEL:.0%} bootstrap intervals over the sequences, edited and unedited paired. "
+    paired = intervals if result.num_sequences > 1 else ""
+    return f"{paired}Controls: mean over {plural(result.num_seeds, 'seed')}. {_unedited(result)}"
 
 
 def _sections(result: Census) -> list[Section]:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from sysout_jax.analyses.compression.results import Attribution, Compression
 from sysout_jax.figures import style
@@ -40,7 +39,8 @@ def perplexity(results: Sequence[Compression]) -> Figure:
     """Perplexity over that of full precision, and the relative error of the last h: a point per method and model."""
     labels = list(dict.fromkeys(o.label for r in results for o in r.outcomes[1:]))
     figure = style.new_figure(1.5 + 0.3 * len(labels))
-    panels = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    part = style.body(figure)
+    panels = part.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     shown, errors, names = [], 0, short_names([r.model for r in results])
     for i, result in enumerate(results):
         colour, marker = _MODELS[i % len(_MODELS)]
@@ -68,15 +68,16 @@ def perplexity(results: Sequence[Compression]) -> Figure:
     _ratio_axis(panels[0], shown)
     panels[1].set_title("error of the last h")
     if errors:
-        _log_axis(panels[1], subs=(1.0, 3.0))
+        style.log_axis(panels[1], "x")
     else:
         panels[1].set_xticks([])
-    panels[1].set_xlabel("‖h' − h‖ / ‖h‖, mean over tokens")
+    panels[1].set_xlabel("‖h' − h‖ / ‖h‖,\nmean over tokens")
     for axes in panels:
         axes.grid(axis="x")
         for y in range(len(labels)):
             axes.axhline(y + 0.5, color=style.BAND, lw=0.6)
-    figure.legend(loc="outside lower center", ncols=3)
+    if len(results) > 1:
+        part.legend(loc="outside lower center", ncols=3)
     return figure
 
 
@@ -138,7 +139,8 @@ def kept(result: Compression) -> Figure:
     """Perplexity with outliers, or as many random others, kept in full precision: a panel per method."""
     attributions = [a for a in result.attributions if a.kept]
     figure = style.new_figure(1.6 + 0.42 * len(attributions[0].kept), remark(result))
-    panels = figure.subplots(1, len(attributions), sharey=True, squeeze=False)[0]
+    part = style.body(figure)
+    panels = part.subplots(1, len(attributions), sharey=True, squeeze=False)[0]
     for axes, attribution in zip(panels, attributions, strict=True):
         _kept_panel(axes, attribution, result.outcomes[0].perplexity.value)
     panels[0].set_yticks(
@@ -147,7 +149,7 @@ def kept(result: Compression) -> Figure:
     panels[0].set_ylim(len(attributions[0].kept) - 0.5, -0.5)
     handles, labels = panels[0].get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
-    figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=4)
+    part.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=4)
     return figure
 
 
@@ -176,7 +178,7 @@ def _kept_panel(axes: Axes, attribution: Attribution, full: float) -> None:
     if not np.isfinite(values).any():
         style.nothing_to_draw(axes)
     if finite.max() > _LOG_FROM * finite.min():
-        _log_axis(axes)
+        style.log_axis(axes, "x")
     else:
         margin = max(0.1 * np.ptp(finite), 1e-3 * finite.max())
         axes.set_xlim(finite.min() - margin, finite.max() + margin)
@@ -188,20 +190,12 @@ def _kept_panel(axes: Axes, attribution: Attribution, full: float) -> None:
 def _ratio_axis(axes: Axes, values: list[float]) -> None:
     finite = np.array([*(v for v in values if np.isfinite(v)), 1.0])
     if finite.max() > _LOG_FROM:
-        _log_axis(axes)
+        style.log_axis(axes, "x")
         return
     margin = max(0.08 * np.ptp(finite), 0.005)
     axes.set_xlim(finite.min() - margin, finite.max() + margin)
     axes.locator_params(axis="x", nbins=6)
     axes.ticklabel_format(axis="x", useOffset=False)
-
-
-def _log_axis(axes: Axes, subs: tuple[float, ...] = (1.0, 2.0, 5.0)) -> None:
-    """Labels that read as numbers, not as powers, at `subs` times powers of ten."""
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=8))
-    axes.xaxis.set_major_formatter(lambda value, _: number(value))
-    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _widen(axes: Axes, ratio: np.ndarray) -> None:

@@ -51,7 +51,8 @@ def remark(report: Consistency) -> str:
 def table(report: Consistency, token_text: TokenText) -> Figure:
     """Every row of the table with the 95 % intervals of its three measures."""
     figure = style.new_figure(5.4, remark(report))
-    axes = figure.subplots()
+    part = style.body(figure)
+    axes = part.subplots()
     y = np.arange(len(ROWS), dtype=float)
     y[4:] += 0.5  # room for a word
     for offset, measure in zip((-0.22, 0.0, 0.22), MEASURES, strict=True):
@@ -81,7 +82,7 @@ def table(report: Consistency, token_text: TokenText) -> Figure:
     axes.grid(axis="x")
     handles, labels = axes.get_legend_handles_labels()
     # below everything: the panel itself is too narrow for it
-    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    part.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
 
 
@@ -103,12 +104,15 @@ def layers(report: Consistency, token_text: TokenText) -> Figure:
     image = axes.imshow(
         overlap_RxL,
         aspect="auto",
-        cmap=style.HEAT,
+        cmap=style.HEAT.with_extremes(bad=(0, 0, 0, 0)),
         vmin=0,
         vmax=100,
         extent=(0.5, L + 0.5, len(ROWS) - 0.5, -0.5),
         interpolation="nearest",
     )
+    axes.patch.set(
+        hatch="////", edgecolor="#b0b0b0", facecolor="white"
+    )  # seen where there is no value
     if L <= 16:
         for i, layer in np.argwhere(np.isfinite(overlap_RxL)):
             value = overlap_RxL[i, layer]
@@ -126,7 +130,7 @@ def layers_sentence(report: Consistency, token_text: TokenText) -> str:
     defined = np.isfinite(report.shown.layers("overlap")).sum(axis=1)
     parts = [f"{row_name(i)} {defined[i]}" for i, row in enumerate(ROWS) if row.of_paper]
     return (
-        f"Grey: the layer has no outlier of the first type, so the formula has nothing to divide by. Layers with a value, of "
+        f"Hatched: the layer has no outlier of the first type, so the formula has nothing to divide by. Layers with a value, of "
         f"{report.num_layers}: {', '.join(parts)}."
     )
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from matplotlib.transforms import Bbox
 from mpl_toolkits.mplot3d.axes3d import Axes3D
 from mpl_toolkits.mplot3d.proj3d import proj_transform
@@ -98,6 +98,8 @@ def landscape(
         axis.pane.set_facecolor("white")
         axis._axinfo["grid"].update(color="#dddddd", linewidth=0.5)
         axis.set_major_locator(MaxNLocator(4))
+    axes.zaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
+    axes.zaxis.set_tick_params(pad=1 if small else 2)
     if tokens:  # the name of the last token stands where 0 would
         axes.zaxis.set_major_locator(MaxNLocator(4, prune="lower"))
     axes.set_xlabel(_X_LABEL[name], fontsize=9, labelpad=-4 if small else 0)
@@ -166,13 +168,15 @@ def _highlight(axes: Axes3D, surface: Surface, position: dict[int, float] | None
         )  # fmt: skip
         near = any(abs(element.channel - c) < 0.12 * surface.channels for c in named)
         if element.channel not in named and not near and len(named) < MAX_NAMED:
+            beside = [c for c in named if abs(element.channel - c) < 0.24 * surface.channels]
+            away = "left" if beside and element.channel > beside[0] else "right"
             named.append(element.channel)
             axes.text(
                 element.channel,
                 y,
                 abs(element.value) + 0.03 * top,
                 element.label,
-                ha="center",
+                ha=away if beside else "center",
                 va="bottom",
                 fontsize=8.5,
                 fontweight="bold",
@@ -199,7 +203,7 @@ def overview_sentence(report: Existence, token_text: TokenText) -> str:
     ]
     most = int(report.attention.received.argmax())
     return (
-        f"{joined(layers)[0].upper()}{joined(layers)[1:]}: of h and x_down the layer of the largest ratio, of W_down the layer of the birth. The attention of layer {report.attention.layer + 1} gathers most on "
+        f"Drawn are {joined(layers)}: of h and x_down the layer of the largest ratio, of W_down the layer of the birth. The attention of layer {report.attention.layer + 1} gathers most on "
         f"one token, of those drawn {percent(float(report.attention.received[most]))} on token {report.shown[most]} "
         f"“{token_text(report.sequence, int(report.shown[most]))}”."
     )

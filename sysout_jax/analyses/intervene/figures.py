@@ -56,7 +56,8 @@ def effects(result: Interventions) -> Figure:
     """Outliers left, attention on their tokens and perplexity: a point per kind of edit, bars over sequences, dots over seeds."""
     kinds = list(dict.fromkeys((o.where, o.what) for o in result.outcomes))
     figure = style.new_figure(1.6 + 0.42 * len(kinds), remark(result))
-    panels = figure.subplots(1, 3, sharey=True)
+    part = style.body(figure)
+    panels = part.subplots(1, 3, sharey=True)
     for axes, field, title in (
         (panels[0], "outliers", f"{called(result)}s left"),
         (panels[1], "mass" if result.sinks else "mass_later", "attention on them"),
@@ -70,7 +71,7 @@ def effects(result: Interventions) -> Figure:
     panels[0].set_ylim(len(kinds) - 0.5, -0.5)
     handles, labels = panels[0].get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
-    figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=4)
+    part.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=4)
     return figure
 
 
@@ -136,7 +137,8 @@ def layers(result: Interventions) -> Figure:
     """Outlier tokens per layer, one panel per place of editing."""
     places = list(dict.fromkeys(o.where for o in result.outcomes))
     figure = style.new_figure(2.9, remark(result))
-    panels = figure.subplots(1, len(places), sharey=True, squeeze=False).ravel()
+    part = style.body(figure)
+    panels = part.subplots(1, len(places), sharey=True, squeeze=False).ravel()
     x, every = style.layers_from_one(result.num_layers), style.mark_every(result.num_layers)
     for axes, place in zip(panels, places, strict=True):
         axes.plot(x, result.baseline.outliers_per_layer, color="#c4c4c4", lw=5, label="as it is")
@@ -171,7 +173,7 @@ def layers(result: Interventions) -> Figure:
         f"tokens that hold\nan {called(result)}" if result.found else "tokens over\nthe level"
     )
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5)
+    part.legend(handles, labels, loc="outside lower center", ncols=5)
     return figure
 
 

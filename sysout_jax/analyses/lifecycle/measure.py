@@ -22,15 +22,9 @@ from sysout_jax.analyses.lifecycle.results import (
     SinkHead,
     Spread,
 )
-from sysout_jax.analyses.lifecycle.trace import (
-    MAX_DIMS,
-    MAX_ELEMENTS,
-    MAX_TOKENS,
-    WINDOW,
-    Targets,
-    Trace,
-    trace,
-)
+from sysout_jax.analyses.lifecycle.targets import choose_targets
+from sysout_jax.analyses.lifecycle.trace import Trace, trace
+from sysout_jax.analyses.lifecycle.wave_spread import spreading
 from sysout_jax.analyses.lifecycle.waves import waves_of, writes_to_follow
 from sysout_jax.calls import check_arguments
 from sysout_jax.data.text import Windows
@@ -78,7 +72,7 @@ def lifecycle(
             unedited = _unedited(stream, stats, tau)
             others.append(unedited)
         followed = follow(stream, stats, level, others)
-    waves = waves_of(writes, tau)
+    waves = waves_of(writes, tau, spreading(lm, stats))
 
     def report(at: float, trace: Trace | None, candidate: Lifecycle | None = None) -> Lifecycle:
         birth = find_birth(stats, trace, at)
@@ -117,32 +111,8 @@ def _unedited(stream: Stream, stats: Stats, tau: float) -> Unedited:
 
 def follow(stream: Stream, stats: Stats, tau: float, others: Sequence[Observer] = ()) -> Trace:
     """Choose what to follow from the statistics, and trace it; `others` as `trace` takes them."""
-    living = np.asarray(stats.h.outlier_tokens(tau))
-    alive = np.asarray(living.any(axis=0))  # (N, T) ever an outlier
-    ratio = rules.ratio(stats.h.token_max, stats.h.sequence_mean[..., None]).max(axis=0)
-    strength = np.where(alive, ratio, 0.0)
-    channel_ratio = stats.h.channel_ratio.max(axis=0)
-    flagged = np.flatnonzero(stats.h.outlier_channels(tau).any(axis=0))
-    dims = np.sort(flagged[np.argsort(-channel_ratio[flagged], kind="stable")[:MAX_DIMS]])
-    most = min(int(alive.sum(axis=1).max()), MAX_TOKENS)
-    order = np.argsort(-strength, axis=1, kind="stable")[:, :most]
-    valid = np.take_along_axis(alive, order, axis=1)
-    room = max(MAX_ELEMENTS // (most * len(dims)), 1)
-    sequences = np.sort(np.argsort(-strength.max(axis=1), kind="stable")[:room])
-    sequences = sequences[alive[sequences].any(axis=1)]
-    valid, order = valid[sequences], order[sequences]
-    first = int(alive[sequences[0]].argmax())
-    targets = Targets(
-        sequences=sequences,
-        tokens=np.where(valid, order, order[:, :1]),
-        valid=valid,
-        mask=rules.entering(living),
-        dims=dims,
-        window=int(np.clip(first - 4, 0, max(stats.tokens.shape[1] - WINDOW, 0))),
-        tokens_left_out=int(alive.sum() - valid.sum()),
-        dims_left_out=len(flagged) - len(dims),
-    )
-    return trace(stream, targets, int(living.any(axis=(1, 2)).argmax()), others)
+    birth_layer = int(stats.h.outlier_tokens(tau).any(axis=(1, 2)).argmax())
+    return trace(stream, choose_targets(stats.h, tau), birth_layer, others)
 
 
 def _outlier_elements(stats: Stats, trace: Trace, tau: float) -> tuple[np.ndarray, np.ndarray]:

@@ -13,9 +13,9 @@ from sysout_jax.analyses.lifecycle.figures.followed import followed
 from sysout_jax.analyses.lifecycle.results import Channel, Effect, Lifecycle
 from sysout_jax.analyses.lifecycle.story import story
 from sysout_jax.analyses.lifecycle.summary import verdict
-from sysout_jax.analyses.lifecycle.trace import Targets
+from sysout_jax.analyses.lifecycle.targets import Targets
 from sysout_jax.analyses.lifecycle.waves import Write
-from sysout_jax.figures.select import digits, joined, listed, number, percent, plural
+from sysout_jax.figures.select import digits, joined, layer_ranges, listed, number, percent, plural
 from sysout_jax.interventions.weights import CONTROLS, EDITS
 from sysout_jax.outliers.definitions import (
     ALIVE_SHARE,
@@ -69,7 +69,7 @@ def write_lifecycle_report(
 def lifecycle_sections(report: Lifecycle, token_text: TokenText) -> list[Section]:
     """Everything between the headline and the settings."""
     tables = {
-        "waves": _waves(report, token_text),
+        "waves": [table for table in (_waves(report, token_text), _wave_spreads(report)) if table],
         "activations": _flags(report),
         "birth": _births(report, token_text),
         "spread": _heads(report),
@@ -181,6 +181,42 @@ def _waves(report: Lifecycle, token_text: TokenText) -> Table | None:
     if followed.dims_left_out:
         note += f" {plural(followed.dims_left_out, 'weaker dim')} not followed."
     return Table(header, rows, note)
+
+
+def _wave_spreads(report: Lifecycle) -> Table | None:
+    """What attention gives the waves' tokens, where a layer follows."""
+    rows = []
+    for count, wave in enumerate(report.waves.waves[:MAX_WAVES], start=1):
+        spread = wave.spread
+        if spread is None or spread.strongest is None:
+            continue
+        at, head = spread.strongest
+        rows.append(
+            (
+                count,
+                layer_ranges(spread.layers),
+                percent(spread.mass.mean()),
+                f"{len(spread.sinks)} of {spread.mass.size}",
+                f"{percent(spread.mass[at, head])} ({percent(spread.even[at])})",
+                spread.layers[at] + 1,
+                head,
+                number(spread.drain_of(at, head)),
+            )
+        )
+    if not rows:
+        return None
+    header = (
+        "wave",
+        "its tokens enter layers",
+        "attention on them, mean of heads",
+        "sink heads",
+        "most of a head (even share)",
+        "layer",
+        "head",
+        "‖v‖ there to others'",
+    )
+    note = "Attention on the tokens of a wave that enter a layer alive, whether or not they are over τ; heads of all these layers."
+    return Table(header, tuple(rows), note)
 
 
 def _written(report: Lifecycle, writes: tuple[Write, ...]) -> str:
@@ -342,7 +378,7 @@ def _definitions(report: Lifecycle) -> Table:
         ),
         ("attention on outlier tokens", ATTENTION_ON_THEM),
         ("even share", "what attention that is even over all keys a query sees would give these tokens, mean over the same queries"),
-        ("sink head", f"a head after the birth with more than {SINK_SHARE:.0%} of its attention on outlier tokens, and more than the even share"),
+        ("sink head", f"a head after the birth with more than {SINK_SHARE:.0%} of its attention on outlier tokens, and more than the even share; of a wave, on its tokens"),
         ("q/k dims that carry it", f"the fewest that make up {MAIN_SHARE:.0%} of what speaks for these tokens: mean over queries of q·k with them minus q·k with the "
          "other keys before the query; their share exceeds 100% where the other dims speak against"),
         ("channel's share", "W_down[d*, c*] · x_down[c*] over h[d*], mean over outlier elements"),

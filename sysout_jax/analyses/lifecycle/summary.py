@@ -8,7 +8,8 @@ from math import isfinite
 
 from sysout_jax.analyses.lifecycle.results import Birth, BirthEvent, Effect, Lifecycle, Spread
 from sysout_jax.analyses.lifecycle.story import course_of
-from sysout_jax.figures.select import digits, named, plural
+from sysout_jax.analyses.lifecycle.wave_spread import WaveSpread
+from sysout_jax.figures.select import digits, in_layers, named, plural
 from sysout_jax.interventions.weights import CONTROLS
 from sysout_jax.outliers.definitions import SINK_SHARE
 from sysout_jax.outliers.tokens import TokenText
@@ -107,8 +108,22 @@ def _waves(report: Lifecycle, token_text: TokenText) -> list[str]:
         lines += [
             f"        {count}: {named('dim', wave.dims, 3)}, {course_of(wave)}; up to {wave.ratio:,.0f} times the mean{' *' if wave.above else ''}",
             f"           {tokens}: {shown}{_more(list(texts), 3)}",
+            *_wave_spread(wave.spread),
         ]
     return lines
+
+
+def _wave_spread(spread: WaveSpread | None) -> list[str]:
+    """What attention does with the tokens of a wave, where a layer follows."""
+    if spread is None or spread.strongest is None:
+        return []
+    at, head = spread.strongest
+    lengths = spread.drain_of(at, head)
+    values = f", values {lengths:.2f} of the others' length" if isfinite(lengths) else ""
+    return [
+        f"           sinks for {len(spread.sinks)} of {plural(spread.mass.size, 'head')} {in_layers(spread.layers)}; most: layer "
+        f"{spread.layers[at] + 1} head {head}, {_percent(spread.mass[at, head])} (even attention: {_percent(spread.even[at], 1)}){values}"
+    ]
 
 
 def _birth(report: Lifecycle, token_text: TokenText) -> list[str]:

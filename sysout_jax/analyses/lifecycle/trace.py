@@ -10,81 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sysout_jax.analyses.lifecycle.channels import LayerChannels, channels_of
+from sysout_jax.analyses.lifecycle.close_up import HeadCloseUp, close_up_of, window_of
+from sysout_jax.analyses.lifecycle.excitation import ChannelRows, compared, rows_of
 from sysout_jax.analyses.lifecycle.sinks import SUMMED, attention_sums, summed
+from sysout_jax.analyses.lifecycle.targets import MAX_DIMS, Targets
 from sysout_jax.attention import AttentionSpec
-from sysout_jax.attention.rows import causal_logits, scaled
 from sysout_jax.engine import Observe, Observer, Stream
 from sysout_jax.nonfinite import Nonfinite, finite_or
-
-MAX_TOKENS = 16  # outlier tokens followed per sequence
-MAX_DIMS = 16
-MAX_ELEMENTS = 4096  # followed in all, so that a report stays small
-WINDOW = 48  # positions of the close-up of one head
-KEPT_CHANNELS = 64  # strongest channels kept per layer and dim
-COMPARED = 64  # tokens of each sequence, evenly spread, that outlier tokens are compared with
-KEPT_ROWS = 16  # strongest channels of the birth layer whose rows of gate and up are kept
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What to follow: E of N sequences, up to M outlier tokens in each, and P feature dims."""
-
-    sequences: np.ndarray  # (E,) int, rows of the analysed tokens
-    tokens: np.ndarray  # (E, M) int positions, padded with the first one
-    valid: np.ndarray  # (E, M) bool: not padding
-    mask: np.ndarray  # (L, N, T) bool: every outlier token that enters the layer, followed or not; where none enters, all there ever are
-    dims: np.ndarray  # (P,) int feature dims of h
-    window: int  # first position of the close-up, which shows the first followed sequence
-    tokens_left_out: int  # weaker outlier tokens, of all sequences
-    dims_left_out: int
-
-
-@dataclass(frozen=True)
-class HeadCloseUp:
-    """One head over `WINDOW` positions of one sequence (Figure 8)."""
-
-    layer: int
-    head: int
-    start: int  # first position
-    x: np.ndarray  # (W, D) what q, k and v are projected from: the residual stream after the norm
-    q: np.ndarray  # (W, Dh)
-    k: np.ndarray  # (W, Dh)
-    v: np.ndarray  # (W, Dh)
-    logits: np.ndarray  # (W, W) -inf above the diagonal
-    probabilities: np.ndarray  # (W, W)
-
-
-@dataclass(frozen=True)
-class LayerChannels:
-    """What the strongest channels of one layer's MLP add to each followed dim, at each followed token."""
-
-    indices: np.ndarray  # (C,) int channels that are among the strongest for some dim
-    added: (
-        np.ndarray
-    )  # (E, M, P, C) W_down[d, c] · x_down[c], times what a norm after the MLP multiplies d with
-    x_down: (
-        np.ndarray
-    )  # (E, M, C), as gate and up NaN in channels of experts that the token does not go through
-    gate: np.ndarray | None  # (E, M, C) before the activation function; None without a gate
-    up: np.ndarray  # (E, M, C)
-
-
-@dataclass(frozen=True)
-class ChannelRows:
-    """What excites the strongest channels of one layer's MLP: their rows of gate and up, and the input they meet (Figure 7)."""
-
-    layer: int
-    indices: np.ndarray  # (R,) int channels, strongest first
-    gate: np.ndarray | None  # (R, D) rows of W_gate; None without a gate
-    up: np.ndarray  # (R, D) rows of W_up
-    x: np.ndarray  # (E, M, D) input of the MLP after the norm, at the followed tokens
-    #: (E, S, R) product of the rows with the input at S tokens of the sequence; NaN at those that ever hold an outlier, or where the input is not finite
-    gate_elsewhere: np.ndarray | None
-    up_elsewhere: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -101,14 +37,15 @@ class Trace:
     mass: np.ndarray  # (L, H) attention on outlier tokens, mean over queries that can see one; a share but with sigmoid attention and softpick
     even: np.ndarray  # (L,) what attention that is even over the keys a query sees would give them, mean over the same queries
     drain: np.ndarray  # (L, K) mean ‖v‖ of outlier tokens over that of the others
-    output_drain: (
-        np.ndarray
-    )  # (L, H) root mean square of ‖v W_O‖ of outlier tokens over that of the others
-    update: np.ndarray  # (L, H) ‖c Σ over outlier tokens of A v‖ / ‖output of the head‖, other queries; c is `attn_scale`, or 1; with gate_elements a mean, so that this is no more than near
-    loudness: (
-        np.ndarray
-    )  # (L, H) mean ‖output of the head‖ over its mean over the heads of the layer, other queries
-    qk: np.ndarray  # (L, H, Dh) part of each dim in the mean logit to outlier tokens minus that to the others, among the keys a query sees
+    #: (L, H) root mean square of ‖v W_O‖ of outlier tokens over that of the others
+    output_drain: np.ndarray
+    #: (L, H) ‖c Σ over outlier tokens of A v‖ / ‖output of the head‖, other queries; c is `attn_scale`, or 1; with gate_elements a mean, so that
+    #: this is no more than near
+    update: np.ndarray
+    #: (L, H) mean ‖output of the head‖ over its mean over the heads of the layer, other queries
+    loudness: np.ndarray
+    #: (L, H, Dh) part of each dim in the mean logit to outlier tokens minus that to the others, among the keys a query sees
+    qk: np.ndarray
     close_up: HeadCloseUp  # the head with the largest mass among layers from the first outlier on
     nonfinite: Nonfinite
 
@@ -169,9 +106,9 @@ class _Tracing:
         self._layers.append(
             {name: seen[name][..., :P] for name in ("x_in", "attn_out", "down", "h")} | attention
         )
-        self._channels.append(_channels(np.asarray(kernels["down"]), targets, seen))
+        self._channels.append(channels_of(np.asarray(kernels["down"]), targets, seen))
         if layer == self._birth_layer:
-            self._rows = _rows(layer, kernels, self._channels[-1], targets, seen)
+            self._rows = rows_of(layer, kernels, self._channels[-1], targets, seen)
         mass_H = finite_or(attention["mass"], -1.0)
         best = self._close_up
         if best is None or (
@@ -187,7 +124,7 @@ class _Tracing:
             targets=self._targets,
             channels=tuple(self._channels),
             rows=self._rows,
-            close_up=_close_up(layer, head, seen, self._targets.window, self._specs[layer]),
+            close_up=close_up_of(layer, head, seen, self._targets.window, self._specs[layer]),
             nonfinite=self._stream.nonfinite(),
             **{
                 name: np.stack([recorded[name] for recorded in self._layers])
@@ -223,146 +160,10 @@ class _Follow:
         if "expert" in taps:
             recorded["expert"] = rows(taps["expert"])
         recorded["x_in"] = at_dims(x_in)
-        recorded["elsewhere"] = taps["mlp_in"][:, _compared(x_in.shape[1])].astype(jnp.float32)
+        # only the birth layer's are used; a program of its own takes seconds to compile, the copies of the others milliseconds
+        recorded["elsewhere"] = taps["mlp_in"][:, compared(x_in.shape[1])].astype(jnp.float32)
         return (
             recorded
             | attention_sums(taps, extra["mask"], self.spec)
-            | _window(taps, extra["window"])
+            | window_of(taps, extra["window"])
         )
-
-
-def _compared(length: int) -> np.ndarray:
-    """(S,) positions of the tokens that outlier tokens are compared with."""
-    return np.unique(np.linspace(0, length - 1, COMPARED).astype(int))
-
-
-#: What the close-up shows, and the axis of its positions in one sequence; sigmoid attention has no lse.
-_WINDOWED = {"attn_in": 0, "q": 0, "k": 0, "v": 0, "lse": 1}
-
-
-def _window(taps, start_B):
-    size = min(WINDOW, taps["q"].shape[1])
-
-    def cut(name: str):
-        def cut_one(x, start):
-            return jax.lax.dynamic_slice_in_dim(x, start, size, _WINDOWED[name])
-
-        return jax.vmap(cut_one)(taps[name].astype(jnp.float32), start_B)
-
-    return {f"window_{name}": cut(name) for name in _WINDOWED if name in taps}
-
-
-def _channels(
-    kernel_FxD: np.ndarray, targets: Targets, seen: dict[str, np.ndarray]
-) -> LayerChannels:
-    """Keep the channels that add most, in magnitude, to some followed dim."""
-    columns_FxP = finite_or(kernel_FxD[:, targets.dims].astype(np.float32), np.nan)
-    weight = targets.valid[..., None].astype(np.float32)
-    gain_ExMxP = seen.get("down_gain")
-    strength_FxP = _met(seen, weight, len(kernel_FxD)) * np.abs(finite_or(columns_FxP))
-    kept = np.unique(np.argsort(-strength_FxP, axis=0, kind="stable")[:KEPT_CHANNELS])
-    x_down, share = _at_channels(seen, "x_down", kept), _shares(seen, kept)
-    added = x_down[:, :, None, :] * columns_FxP[kept].T
-    if share is not None:  # experts that a token does not go through add nothing
-        added = np.where(share[:, :, None] > 0, added * share[:, :, None], 0.0)
-    return LayerChannels(
-        indices=kept,
-        added=added if gain_ExMxP is None else added * gain_ExMxP[..., None],
-        x_down=x_down,
-        gate=_at_channels(seen, "gate", kept) if "gate" in seen else None,
-        up=_at_channels(seen, "up", kept),
-    )
-
-
-def _met(seen: dict[str, np.ndarray], weight_ExMx1: np.ndarray, channels: int) -> np.ndarray:
-    """(F, P) or (F, 1) what a column of W_down is multiplied with at all followed tokens together, in magnitude."""
-    gain_ExMxP = seen.get("down_gain")
-    if "expert" not in seen:
-        x = finite_or(seen["x_down"] * weight_ExMx1)
-        if gain_ExMxP is None:
-            return np.abs(x).sum((0, 1))[:, None]
-        return np.einsum("emf,emp->fp", np.abs(x), np.abs(finite_or(gain_ExMxP)))
-    x_ExMxRxF = np.abs(
-        finite_or(seen["x_down"] * (seen["expert_weight"] * weight_ExMx1)[..., None])
-    )
-    gain = np.ones_like(weight_ExMx1) if gain_ExMxP is None else np.abs(finite_or(gain_ExMxP))
-    F = x_ExMxRxF.shape[-1]
-    met = np.zeros((channels // F, F, gain.shape[-1]), np.float32)
-    for place in np.ndindex(x_ExMxRxF.shape[:3]):
-        met[seen["expert"][place]] += x_ExMxRxF[place][:, None] * gain[place[:2]]
-    return met.reshape(channels, -1)
-
-
-def _at_channels(seen: dict[str, np.ndarray], name: str, kept_C: np.ndarray) -> np.ndarray:
-    """(E, M, C) values of channels; NaN in experts that the token does not go through."""
-    if "expert" not in seen:
-        return np.asarray(seen[name][..., kept_C])
-    F = seen[name].shape[-1]
-    here_ExMxRxC = seen["expert"][..., None] == kept_C // F
-    values_ExMxRxC = seen[name][..., kept_C % F]
-    return np.where(
-        here_ExMxRxC.any(2), np.where(here_ExMxRxC, values_ExMxRxC, 0.0).sum(2), np.nan
-    ).astype(np.float32)
-
-
-def _shares(seen: dict[str, np.ndarray], kept_C: np.ndarray) -> np.ndarray | None:
-    """(E, M, C) weight of each channel's expert at the followed tokens, 0 where they do not go through it; None without experts."""
-    if "expert" not in seen:
-        return None
-    here_ExMxRxC = seen["expert"][..., None] == kept_C // seen["x_down"].shape[-1]
-    return np.where(here_ExMxRxC, seen["expert_weight"][..., None], 0.0).sum(2)
-
-
-def _rows(
-    layer: int,
-    kernels: dict[str, jax.Array],
-    channels: LayerChannels,
-    targets: Targets,
-    seen: dict[str, np.ndarray],
-) -> ChannelRows:
-    """Of the channels that add most, in magnitude, to all followed dims together."""
-    added = finite_or(np.abs(channels.added)) * targets.valid[..., None, None]
-    strongest = np.argsort(-added.sum((0, 1, 2)), kind="stable")[:KEPT_ROWS]
-    indices = channels.indices[strongest]
-
-    def rows(name: str) -> np.ndarray:
-        return finite_or(np.asarray(kernels[name])[:, indices].astype(np.float32).T, np.nan)
-
-    outlier_NxT = np.asarray(targets.mask.any(axis=0))
-    at_S = _compared(outlier_NxT.shape[1])
-    x_ExSxD = seen["elsewhere"]
-    plain_ExS = ~outlier_NxT[targets.sequences][:, at_S] & np.isfinite(x_ExSxD).all(-1)
-
-    def elsewhere(rows_RxD: np.ndarray) -> np.ndarray:
-        products_ExSxR = finite_or(x_ExSxD) @ finite_or(rows_RxD).T
-        return np.where(plain_ExS[..., None], products_ExSxR, np.nan)
-
-    gate, up = rows("gate") if "gate" in kernels else None, rows("up")
-    return ChannelRows(
-        layer=layer,
-        indices=indices,
-        gate=gate,
-        up=up,
-        x=seen["mlp_in"],
-        gate_elsewhere=None if gate is None else elsewhere(gate),
-        up_elsewhere=elsewhere(up),
-    )
-
-
-def _close_up(
-    layer: int, head: int, seen: dict[str, np.ndarray], start: int, spec: AttentionSpec
-) -> HeadCloseUp:
-    q = seen["window_q"][0, :, head]
-    group = seen["window_q"].shape[2] // seen["window_k"].shape[2]
-    k, v = seen["window_k"][0, :, head // group], seen["window_v"][0, :, head // group]
-    at_W = start + jnp.arange(len(q))
-    slopes = None if spec.alibi is None else jnp.asarray(spec.alibi[head : head + 1])
-    values, seen_pairs, _ = causal_logits(
-        scaled(jnp.asarray(q)[None], spec), jnp.asarray(k.T), at_W, at_W, spec, slopes
-    )
-    logits = np.where(seen_pairs[0], values[0], -np.inf)
-    lse = seen["window_lse"][0, head][:, None] if "window_lse" in seen else None
-    probabilities = np.asarray(spec.weights(jnp.asarray(logits), lse))
-    return HeadCloseUp(
-        layer, head, start, seen["window_attn_in"][0], q, k, v, logits, probabilities
-    )

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sysout_jax.analyses.lifecycle.wave_spread import Place, Spreading, WaveSpread
 from sysout_jax.analyses.lifecycle.writes import Followed, Writes
 from sysout_jax.config import ModelConfig
 from sysout_jax.engine import Stream
@@ -50,6 +51,7 @@ class Wave:
     last: int  # last layer whose output holds it, somewhere
     alive: np.ndarray  # (L,) int: tokens of it that the output of each layer holds
     course: np.ndarray  # (L,) largest |h| of its elements over the mean of their sequence, also where they are not alive
+    spread: WaveSpread | None  # None where attention was not gathered
     ratio: float  # largest |h| over the mean of its sequence
     value: float  # h there
     peak: int  # layer of it
@@ -100,7 +102,10 @@ class Life(NamedTuple):
 
 
 def find_waves(lm: LanguageModel, tokens: np.ndarray, stats: ActivationStats, tau: float) -> Waves:
-    """One pass over all `tokens` (N, T), at every token that holds an element over the level in some layer; `stats` are those of h."""
+    """One pass over all `tokens` (N, T), at every token that holds an element over the level in some layer; `stats` are those of h.
+
+    Their spread is not told: that needs statistics of attention.
+    """
     writes = writes_to_follow(lm.config, stats, tau)
     if not writes.nothing:
         Stream(lm, tokens).run([writes])
@@ -114,13 +119,13 @@ def writes_to_follow(config: ModelConfig, stats: ActivationStats, tau: float) ->
     )
 
 
-def waves_of(writes: Writes, tau: float) -> Waves:
-    """After the pass."""
+def waves_of(writes: Writes, tau: float, spread: Spreading | None = None) -> Waves:
+    """After the pass; `spread` tells what attention does with a wave's tokens."""
     if writes.nothing:
         return Waves(writes.level, (), 0, dict.fromkeys(SWEEP, (0, 0, 0)))
     followed, level = writes.followed, writes.level
     lives = [life for k in range(followed.h.shape[1]) for life in lives_of(k, followed, level)]
-    waves = [_wave(group, followed, tau) for group in grouped(lives, followed.places)]
+    waves = [_wave(group, followed, tau, spread) for group in grouped(lives, followed.places)]
     waves.sort(key=lambda wave: (wave.first, -wave.ratio))
     sweep = {at: _counted([wave for wave in waves if wave.ratio > at]) for at in SWEEP}
     return Waves(level, tuple(waves), writes.dims_left_out, sweep)
@@ -188,14 +193,18 @@ def grouped(lives: Iterable[Life], places: np.ndarray) -> list[list[Life]]:
     return [members for _, members in groups]
 
 
-def _wave(lives: Sequence[Life], followed: Followed, tau: float) -> Wave:
+def _wave(lives: Sequence[Life], followed: Followed, tau: float, spread: Spreading | None) -> Wave:
     elements = np.array([life.element for life in lives])
     peaks = np.array([life.peak for life in lives])
     ratios = rules.ratio(np.abs(followed.h[peaks, elements]), followed.mean[peaks, elements])
-    alive: list[set[tuple[int, ...]]] = [set() for _ in followed.h]
+    alive: list[set[Place]] = [set() for _ in followed.h]
+    embedded: set[Place] = set()
     for life in lives:
+        sequence, token, _ = followed.places[life.element].tolist()
         for layer in range(life.first, life.last + 1):
-            alive[layer].add(tuple(followed.places[life.element, :2]))
+            alive[layer].add((sequence, token))
+        if life.embedded:
+            embedded.add((sequence, token))
     held = np.flatnonzero([bool(tokens) for tokens in alive])
     best = int(np.argmax(ratios))
     order = np.argsort(-ratios, kind="stable")
@@ -206,12 +215,13 @@ def _wave(lives: Sequence[Life], followed: Followed, tau: float) -> Wave:
         dims=tuple(dict.fromkeys(d for _, _, d in places)),
         tokens=tuple(dict.fromkeys((n, t) for n, t, _ in places)),
         births=_writes(lives, followed, "births"),
-        embedded=any(life.embedded for life in lives),
+        embedded=bool(embedded),
         deaths=_writes(lives, followed, "deaths"),
         first=int(held[0]),
         last=int(held[-1]),
         alive=np.array([len(tokens) for tokens in alive]),
         course=ratio_LxK.max(axis=1),
+        spread=spread([embedded, *alive[:-1]]) if spread else None,
         ratio=float(ratios[best]),
         value=float(followed.h[peaks[best], elements[best]]),
         peak=int(peaks[best]),

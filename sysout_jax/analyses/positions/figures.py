@@ -19,6 +19,7 @@ from sysout_jax.figures.select import (
     in_layers,
     joined,
     listed,
+    named,
     number,
     percent,
     plural,
@@ -71,8 +72,8 @@ def channels(report: Positions, token_text: TokenText) -> Figure:
         axes.set_ylim(-0.04 * C, 1.04 * C)
         axes.set_ylabel(f"{_UNIT[name]} (of {C:,})")
         axes.grid(axis="y")
-        named = _everywhere(place, ratio_LxC)
-        axes.set_title(f"{name}: {_UNIT[name]}s {listed(named, 6)}" if named else name)
+        known = _everywhere(place, ratio_LxC)
+        axes.set_title(f"{name}: {named(_UNIT[name], known, 6)}" if known else name)
         style.layer_axis(axes, report.num_layers, label=axes is panels[1])
     return figure
 
@@ -89,13 +90,13 @@ def channels_sentence(report: Positions, token_text: TokenText) -> str:
     parts = []
     for name, place in _places(report).items():
         ratio_LxC = getattr(report.stats, name).channel_ratio
-        named = _everywhere(place, ratio_LxC)
+        known = _everywhere(place, ratio_LxC)
         what = "outliers" if place.found else f"elements over {number(place.level)} times the mean"
         parts.append(
-            f"{what} of {name} sit in {len(named):,} of {plural(ratio_LxC.shape[1], _UNIT[name])} "
-            f"({listed(map(getattr(report.stats, name).label, named), 6) or 'none'})"
+            f"{what} of {name} sit in {len(known):,} of {plural(ratio_LxC.shape[1], _UNIT[name])} "
+            f"({listed(map(getattr(report.stats, name).label, known), 6) or 'none'})"
         )
-    return f"Over all layers, {joined(parts)}."
+    return f"Over all layers, {joined(parts)}. The larger a mark, the further it is over the threshold."
 
 
 @style.styled
@@ -135,6 +136,7 @@ def _stems(axes: Axes, values_C: np.ndarray, marked: np.ndarray, labels: list[st
     axes.vlines(marked, 0, values_C[marked], color=style.ORANGE, lw=1.6)
     axes.set_xlim(-0.02 * len(values_C) - 0.5, 1.02 * len(values_C))
     axes.locator_params(axis="both", nbins=5)
+    style.thousands(axes)
     taken: list[float] = []
     for c, label in list(zip(marked, labels, strict=True))[:MAX_NAMED]:
         # a name that would touch another one is left to the table
@@ -226,7 +228,7 @@ def keys(report: Positions, token_text: TokenText) -> Figure:
         axes.plot(x, values / T, color=colour, ls=line, marker=marker, markevery=every, label=name)
     axes.axhline(CODE_SHARE, color=style.GREEN, lw=1, label="code's rule, T / 10")
     if report.keys.rule != "candidate":
-        axes.fill_between([], [], color=style.BAND, label="has outliers")
+        axes.fill_between([], [], color=style.BAND, label="flagged in some sequence")
     axes.set_ylim(0, max(1.08 * report.keys.top.max() / T, 0.12))
     if not report.keys.top.any():
         style.nothing_to_draw(axes)

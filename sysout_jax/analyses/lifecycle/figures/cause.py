@@ -55,8 +55,8 @@ def _perplexities(axes: Axes, causes: Cause) -> None:
 
     for y, edit in enumerate(rows):
         colour, marker = EDIT_LOOKS[edit]
-        for kind, effect in causes.edits[edit].controls.items():
-            point(y + 0.2, effect, color=style.GREY, marker=CONTROL_LOOKS[kind], ms=8, label=f"control: {kind}")  # fmt: skip
+        for below, (kind, effect) in enumerate(causes.edits[edit].controls.items(), start=1):
+            point(y - 0.08 + 0.23 * below, effect, color=style.GREY, marker=CONTROL_LOOKS[kind], ms=8, label=f"control: {kind}")  # fmt: skip
         for effect in causes.edits[edit].alone:
             point(y - 0.25, effect, color=colour, marker=marker, mfc="white", ms=5, label="one writer alone")  # fmt: skip
         point(y, causes.edits[edit].effect, color=colour, marker=marker, ms=8, mec=style.BLACK)

@@ -56,10 +56,11 @@ def death(report: Lifecycle, token_text: TokenText) -> Figure:
     upper.set_ylabel(f"h, mean over\n{called(report)} tokens")
     _added(lower, trace, dims[0], L)
     if life.death.oppositions:
-        upper.fill_between([], [], color=style.BAND, label="opposes")
+        upper.fill_between([], [], color=style.BAND, label=f"takes {called(report)}s back")
     for axes in (upper, lower):
         style.legend_above(axes, MAX_DIMS + 1)
         axes.grid(axis="y")
+        style.thousands(axes)
         style.layer_axis(axes, L, label=axes is lower)
     _table(table, oppositions, len(life.death.oppositions))
     return figure

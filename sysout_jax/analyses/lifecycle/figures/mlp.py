@@ -12,7 +12,7 @@ from sysout_jax.analyses.lifecycle.figures.followed import subtitle
 from sysout_jax.analyses.lifecycle.results import BirthEvent, Lifecycle, Opposition
 from sysout_jax.analyses.lifecycle.trace import Trace
 from sysout_jax.figures import style
-from sysout_jax.figures.select import listed, percent
+from sysout_jax.figures.select import named, percent
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.tokens import TokenText
 
@@ -84,7 +84,7 @@ def _channels(figure: SubFigure, shown: CloseUp) -> None:
             "o",
             color=style.ORANGE,
             mec=style.BLACK,
-            label=f"c*: {listed(c.label for c in event.channels)}",
+            label=named("channel", (c.label for c in event.channels)),
             zorder=3,
         )
         axes.axhline(0, color=style.BLACK, lw=0.8)
@@ -128,7 +128,7 @@ def _contributions(axes: Axes, shown: CloseUp) -> None:
         range(len(order)), [shown.life.stats.x_down.label(channels.indices[c]) for c in order]
     )
     axes.invert_yaxis()
-    axes.axvline(0, color=style.BLACK, lw=0.8)
+    axes.axvline(0, color=style.BLACK, lw=0.8, zorder=3)
     axes.margins(x=0.24)
     axes.locator_params(axis="x", nbins=5)
     style.thousands(axes, "x")

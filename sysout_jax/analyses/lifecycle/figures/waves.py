@@ -1,12 +1,13 @@
-"""Waves: every life of large elements over the layers, and how many there are at which threshold."""
+"""Waves: every life of large elements over the layers, what attention gives it, and how many there are at which threshold."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from sysout_jax.analyses.lifecycle.results import Lifecycle
 from sysout_jax.analyses.lifecycle.story import course_of
@@ -24,7 +25,7 @@ _STYLES: Any = (
     {"color": style.PINK, "ls": ":"},
 )
 _COUNTS: Any = (
-    ("waves", {"color": style.BLACK, "ls": "-", "marker": "o"}),
+    ("waves", {"color": style.BLACK, "ls": "-", "marker": "o", "ms": 9}),
     ("layers of birth", {"color": style.ORANGE, "ls": "--", "marker": "^", "mfc": "white"}),
     ("layers of death", {"color": style.BLUE, "ls": "-.", "marker": "v", "mfc": "white"}),
 )
@@ -39,9 +40,9 @@ def drawn(report: Lifecycle) -> list[tuple[int, Wave]]:
 
 @style.styled
 def waves(report: Lifecycle, token_text: TokenText) -> Figure:
-    """The strength of each wave per layer, thick where it lives; and how many waves exceed a threshold."""
-    figure = style.new_figure(5.8)
-    top, bottom = figure.subplots(2, 1, height_ratios=(2.2, 1))
+    """The strength of each wave per layer, thick where it lives; attention on its live tokens; and how many waves exceed a threshold."""
+    figure = style.new_figure(7.2)
+    top, middle, bottom = figure.subplots(3, 1, height_ratios=(2.2, 1, 1))
     x = style.layers_from_one(report.num_layers)
     for (count, wave), look in zip(drawn(report), _STYLES, strict=False):
         top.plot(x, wave.course, lw=0.8, **look)
@@ -58,8 +59,9 @@ def waves(report: Lifecycle, token_text: TokenText) -> Figure:
         top.axhline(
             tau, color=style.BLACK if asked else style.GREY, lw=1.0 if asked else 0.6, zorder=0
         )
-    style.layer_axis(top, report.num_layers)
+    style.layer_axis(top, report.num_layers, label=False)
     style.legend_above(top, 2)
+    _attention(middle, report)
     taus = list(report.waves.sweep)
     for i, (name, look) in enumerate(_COUNTS):
         bottom.plot(taus, [report.waves.sweep[tau][i] for tau in taus], label=name, **look)
@@ -67,10 +69,27 @@ def waves(report: Lifecycle, token_text: TokenText) -> Figure:
     bottom.set_xticks(taus, [f"{tau:,.0f}" for tau in taus])
     bottom.set_xlabel("threshold τ")
     bottom.set_ylabel("number")
+    bottom.margins(y=0.15)
     bottom.set_ylim(bottom=-0.2)
     bottom.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     style.legend_above(bottom, 3)
     return figure
+
+
+def _attention(axes: Axes, report: Lifecycle) -> None:
+    """Mean of heads, in the layers that tokens of the wave enter alive."""
+    largest = 0.0
+    for (_, wave), look in zip(drawn(report), _STYLES, strict=False):
+        if wave.spread is not None and wave.spread.layers:
+            mass = np.full(report.num_layers, np.nan)
+            mass[list(wave.spread.layers)] = wave.spread.mass.mean(axis=1)
+            axes.plot(style.layers_from_one(report.num_layers), mass, lw=2.8, marker="." if np.isfinite(mass).sum() == 1 else "", **look)  # fmt: skip
+            largest = max(largest, np.nanmax(mass, initial=0.0))
+    axes.set_ylim(0, 1.1 * largest or 1.0)
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_ylabel("attention on\nits tokens")
+    style.layer_axis(axes, report.num_layers)
 
 
 def waves_sentence(report: Lifecycle, token_text: TokenText) -> str:
@@ -87,7 +106,7 @@ def waves_sentence(report: Lifecycle, token_text: TokenText) -> str:
     return (
         f"{plural(len(followed.waves), 'wave')} over {number(followed.level)} times the mean, {said} τ = {report.tau:g}; the strongest, "
         f"{number(strongest.ratio)} times, is {course_of(strongest)}. A line is thick where the wave lives; ▲ a layer that writes it, "
-        f"▼ one that takes it back; horizontal lines are thresholds, the black one is τ.{left}"
+        f"▼ one that takes it back; horizontal lines are thresholds, the black one is τ. In the middle, the share of attention, mean of heads, on those of its tokens that enter the layer alive.{left}"
     )
 
 

@@ -50,9 +50,9 @@ def rows(report: Lifecycle) -> tuple[Row, ...]:
         if not births:
             return f"largest ratio {number(ratio)}"
         if len(births) == 1:
-            return named(word, [channel.label for channel in births[0].channels], 2)
+            return f"☆ {named(word, [channel.label for channel in births[0].channels], 2)}"
         lines = [
-            f"{named(word, [channel.label for channel in event.channels], 2)} (layer {event.layer + 1})"
+            f"☆ {named(word, [channel.label for channel in event.channels], 2)} (layer {event.layer + 1})"
             for event in births[:MOST_BIRTHS]
         ]
         if more := len(births) - MOST_BIRTHS:
