@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from tests.convert.test_gguf import equal
 from tests.families import other_layouts
 from tests.families.cases import CASES, OTHERS, Case, random_tokens, save, transformers_model
 from tests.families.test_families import config_of
+from tests.parameters import mostly_endurance
 
 pytestmark = pytest.mark.parity
 
@@ -151,6 +153,19 @@ def test_what_the_converter_changed_must_be_undone(name, tmp_path):
     assert np.abs(logits(tmp_path / "m.gguf") - logits(hf)).max() > 1
 
 
+def in_turn(names, kinds) -> list:
+    """All pairs; those in which every name has one kind, and the kinds take turns, are for make test."""
+    return mostly_endurance(itertools.product(names, kinds), zip(names, itertools.cycle(kinds)))
+
+
+def case_name(value) -> str:
+    return value if isinstance(value, str) else value.name
+
+
+#: Types that the package `gguf` can write.
+WRITTEN = (Type.F16, Type.Q8_0, Type.Q4_1)
+
+
 def whole_blocks(tensors: dict[str, np.ndarray], kind: Type) -> dict[str, np.ndarray]:
     """The matrices whose rows are whole blocks."""
     size = gguf.GGML_QUANT_SIZES[kind][0]
@@ -158,8 +173,7 @@ def whole_blocks(tensors: dict[str, np.ndarray], kind: Type) -> dict[str, np.nda
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [Type.F16, Type.Q8_0, Type.Q4_1], ids=lambda kind: kind.name)
-@pytest.mark.parametrize("name", FIRST)
+@pytest.mark.parametrize(("name", "kind"), in_turn(FIRST, WRITTEN), ids=case_name)
 def test_quantised_is_what_the_blocks_say(name, kind, tmp_path):
     hf = hugging_face(name, tmp_path, **WIDE)
 
@@ -177,8 +191,7 @@ def test_quantised_is_what_the_blocks_say(name, kind, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", BLOCKS, ids=lambda kind: kind.name)
-@pytest.mark.parametrize("name", FIRST)
+@pytest.mark.parametrize(("name", "kind"), in_turn(FIRST, BLOCKS), ids=case_name)
 def test_random_blocks_are_what_the_package_reads(name, kind, tmp_path):
     hf = hugging_face(name, tmp_path, **WIDE)
     size, nbytes = gguf.GGML_QUANT_SIZES[kind]

@@ -30,11 +30,15 @@ from tests.families.cases import (
     save,
     transformers_model,
 )
+from tests.parameters import mostly_endurance
 from tests.random_models import random_params
 
 #: One shape of each family; the others are for make test.
 FIRST = list({case.kind: name for name, case in reversed(CASES.items())}.values())
 EACH = [*FIRST, *OTHERS]
+#: One family of every wiring: gated, without a gate, parallel, with ALiBi, norms after, caps and windows, experts, sinks. Tests that compile
+#: many programs run over these; over all others they are endurance.
+WIRINGS = ["llama", "gpt2", "phi", "mpt", "olmo2", "gemma2", "mixtral", "gpt_oss", "minicpm"]
 EVERY = [name if name in FIRST else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
 
 
@@ -84,7 +88,9 @@ def test_equals_transformers(name, tmp_path):
 
 @pytest.mark.parity
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FIRST)
+@pytest.mark.parametrize(
+    "name", mostly_endurance(FIRST, usual=[name for name in WIRINGS if name in FIRST])
+)
 def test_bfloat16(name, tmp_path):
     """What bfloat16 is off float32 by is no more than 1.5 times what it is in transformers, and 1 % of the length of all; with experts of
     logits alone: a token near the border between two goes to another one."""
@@ -108,7 +114,7 @@ def test_bfloat16(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("name", mostly_endurance(EACH, usual=WIRINGS))
 def test_how_sequences_are_cut_into_steps_changes_no_bit(name):
     lm, tokens = model_of(name), random_tokens(1)
     together, apart = captured(lm, tokens), captured(lm.with_passes(batch_size=1), tokens)
@@ -117,7 +123,7 @@ def test_how_sequences_are_cut_into_steps_changes_no_bit(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("name", mostly_endurance(EACH, usual=WIRINGS))
 def test_training(name, tmp_path):
     """The loss of the first step is that of the streamed pass, and steps on one batch lower it."""
     lm, tokens = model_of(name), random_tokens(5)
@@ -213,7 +219,7 @@ def test_carriers_of_the_mlp_add_up(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("name", mostly_endurance(EACH, usual=WIRINGS))
 def test_every_analysis(name):
     lm, tokens = model_of(name), random_tokens(3)
     stats = so.collect(lm, tokens, tau=4.0)
