@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 
 from tests.notebook import main, run
 
+pytestmark = pytest.mark.optimised  # real models: most of the time goes to computing
+
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
 
 
