@@ -9,17 +9,15 @@ process, less that of a process that only imports the command; compilation and d
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import numpy as np
 import tyro
+from contest import whole_process
 
 from sysout_jax.checkpoints.checkpoint import save
 from sysout_jax.data.demo import byte_tokenizer
@@ -71,8 +69,8 @@ def main() -> None:
         for name in args.commands:
             out = str(Path(directory) / name)
             command = [sys.executable, "-m", f"analyze.{name}"]
-            _, bare = run([*command, "--help"])
-            seconds, peak = run(
+            _, bare = whole_process([*command, "--help"])
+            seconds, peak = whole_process(
                 [*command, "--ckpt", str(ckpt), *flags, *COMMANDS[name], "--out", out]
             )
             added = peak - bare
@@ -91,19 +89,6 @@ def random_params() -> dict:
         return (0.02 * rng.standard_normal(shape.shape)).astype(np.float32)
 
     return jax.tree.map(draw, parameter_shapes(SHAPE))
-
-
-def run(command: list[str]) -> tuple[float, int]:
-    """Seconds and peak resident bytes of a process; ends here with its error when it fails."""
-    start = time.perf_counter()
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            errors.seek(0)
-            sys.exit(f"{' '.join(command)} failed:\n{errors.read().decode()[-3000:]}")
-    return time.perf_counter() - start, usage.ru_maxrss * 1024
 
 
 if __name__ == "__main__":

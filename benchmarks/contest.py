@@ -7,9 +7,11 @@ tells differences of a few percent that processes drown.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 
@@ -56,3 +58,16 @@ def ratio(found: dict[str, list[dict]], above: str, below: str, field: str) -> f
     """Median over the rounds of one contestant's number over another's."""
     pairs = zip(found[above], found[below], strict=True)
     return statistics.median(a[field] / b[field] for a, b in pairs)
+
+
+def whole_process(command: Sequence[str]) -> tuple[float, int]:
+    """Seconds and peak resident bytes of a process; ends here with its error when it fails."""
+    start = time.perf_counter()
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            errors.seek(0)
+            sys.exit(f"{' '.join(command)} failed:\n{errors.read().decode()[-3000:]}")
+    return time.perf_counter() - start, usage.ru_maxrss * 1024
