@@ -145,6 +145,10 @@ def _read_yarn(scaling: Fields, factor: float, original: int) -> RopeScaling:
 
 
 def _read_longrope(scaling: Fields, factor: float, original: int) -> RopeScaling:
+    if original < 2:
+        raise InputError(
+            f"the original context of longrope is {original}; expected at least 2 tokens"
+        )
     magnitude = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     factors = {}
     for ours, theirs in (("factors", "long_factor"), ("short_factors", "short_factor")):

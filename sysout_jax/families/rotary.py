@@ -53,6 +53,10 @@ class RotaryConfig(ModelConfig):
                 f"num_heads {self.num_heads} times head_dim {self.head_dim} must be below 2^31"
             )
         scaling = self.rope_scaling
+        if scaling and scaling.kind == "yarn" and self.rope_theta == 1:
+            raise InputError(
+                "rope_theta is 1; expected more with yarn, whose pairs turn at different speeds"
+            )
         pairs = (self.rotary_dims or self.head_dim) // 2
         if scaling and scaling.kind == "longrope" and len(scaling.factors) != pairs:
             raise InputError(

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-ANALYSES = ("lifecycle", "positions", "consistency", "existence", "length", "variants", "intervene", "compression", "absorb", "all", "census")  # fmt: skip
+ANALYSES = ("lifecycle", "positions", "consistency", "existence", "length", "variants", "intervene", "compression", "absorb", "all", "census", "compare")  # fmt: skip
 MODULES = {f"analyze.{name}": f"analyze.{name}" for name in ANALYSES} | {
     "convert": "sysout_jax.convert.__main__",
     "train": "train.__main__",

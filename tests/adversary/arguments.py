@@ -25,6 +25,11 @@ BASE: list[str] = [
     f"analyze.absorb --ckpt model --text text.txt {SMALL} --prefix 3 --out new --save saved",
     f"analyze.all --ckpt model --text text.txt {SMALL} --skip compression intervene length --out new",
     f"analyze.census --ckpt model --text text.txt {SMALL} --count 1 --out new",
+    "analyze.compare --runs first second --out new",
+    "analyze.consistency --ckpt run --data data --num-seqs 1 --out new",
+    f"analyze.variants --ckpt run --steps all --text text.txt {SMALL} --out new",
+    f"analyze.variants --ckpt sweep --over seed --text text.txt {SMALL} --out new",
+    "analyze.variants --read stored/variants_sweep.json --out new",
     "convert --src model --out new",
     "convert --src model --out new --format hf",
     "train.prepare --source a.txt b.jsonl --tokenizer bytes --out new",
@@ -33,6 +38,7 @@ BASE: list[str] = [
     "train.sweep grid.py --workdir new",
     "train --config tiny.py --workdir new --steps 2",
     "train --config tiny.py --workdir run --steps 4",
+    "train --config tiny.py --workdir new --init run --steps 2",
 ]
 
 NUMBERS = ["0", "-1", "1", "2", "3", "nan", "inf", "-inf", "1e308", "1e300", "-1e308", "1e-320", "1e400", "0.5", "1.5", "-0.0", "2147483647", "2147483648", "9223372036854775808", "18446744073709551616", str(10**30), str(10**70), "1" * 5000, "0x10", "1_0", "١", "", " "]  # fmt: skip
@@ -41,7 +47,7 @@ PATHS = ["model", "run", "text.txt", "nowhere", "nowhere/deep/er", "text.txt/bel
 
 #: Flags that ask for work in proportion to their value: large ones are no mistakes and take for ever.
 WORK = ("seeds", "longest", "windows", "count", "steps", "tokens", "accumulate", "eval_sequences", "monitor_sequences", "batch_size", "workers", "num_layers", "d_model", "d_ff", "num_heads", "vocab_size", "context_length", "head_dim", "num_kv_heads")  # fmt: skip
-PATH_FLAGS = ("ckpt", "text", "out", "src", "source", "tokenizer", "config", "workdir", "compare", "calibration", "token_classes", "data", "save")  # fmt: skip
+PATH_FLAGS = ("ckpt", "text", "out", "src", "source", "tokenizer", "config", "workdir", "compare", "calibration", "token_classes", "data", "save", "runs", "read", "init")  # fmt: skip
 NOT_TO_WRITE = (
     "/dev/null",
     "/proc/self/x",
@@ -97,7 +103,8 @@ def mutated(rng: Random, command: list[str]) -> list[str]:
                 command.insert(rng.randrange(1, len(command) + 1), rng.choice(WORDS + PATHS))
             case _:
                 _set(rng, command)
-    if command[0].startswith("analyze.") and not {"--num-seqs", "--prompt"} & set(command):
+    reads_models = command[0].startswith("analyze.") and command[0] != "analyze.compare"
+    if reads_models and not {"--num-seqs", "--prompt", "--read"} & set(command):
         command += SMALL.split()  # cut away, it leaves a whole job, which is no mistake
     return command
 

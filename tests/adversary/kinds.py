@@ -137,6 +137,21 @@ def _header_integers(rng: Random, root: Path) -> list[Edit]:
     return [["splice", name, at, 4, struct.pack("<I", rng.choice(INTEGERS) % 2**32).hex()]]
 
 
+def _gguf(rng: Random, root: Path) -> list[Edit]:
+    """Its header: counts, lengths, types, names, tokens; sometimes what lies behind it."""
+    name = "model.gguf"
+    data = (root / name).read_bytes()
+    head = data.rindex(b"output_norm.weight") + 400
+    return [bytes_edit(rng, "splice", name, data[:head] if rng.random() < 0.85 else data)]
+
+
+def _vocabulary(rng: Random, root: Path) -> list[Edit]:
+    name = rng.choice(("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"))  # fmt: skip
+    if name == "merges.txt":
+        return [file_edit(rng, root, f"model/{name}")]
+    return _json_of(f"model/{name}")(rng, root)
+
+
 def _line(rng: Random, root: Path) -> list[Edit]:
     """A line of .jsonl: its values, or the bytes of its file."""
     name = rng.choice(("b.jsonl", "c.jsonl.gz", "d.jsonl.xz"))
@@ -179,6 +194,9 @@ KINDS: dict[str, Kind] = {
     "index": Kind("sharded", _json_of("model/model.safetensors.index.json"), LOADS("model"), 6),
     "shards": Kind("sharded", _shards, LOADS("model"), 3),
     "tokenizer": Kind("hf", _json_of("model/tokenizer.json"), (*LOADS("model") * 2, f"analyze.existence --ckpt model {SMALL} --out new", f"{PREPARE} model"), 6),
+    "vocabulary": Kind("vocabulary", _vocabulary, (*LOADS("model"), f"analyze.existence --ckpt model {SMALL} --out new"), 4),
+    "sentencepiece": Kind("pieces", _either(_bytes_of("model/tokenizer.model"), _json_of("model/tokenizer_config.json")), LOADS("model"), 3),
+    "gguf": Kind("gguf", _gguf, LOADS("model.gguf"), 8),
     "nanogpt": Kind("nanogpt", lambda rng, root: [zip_edit(rng, root, "ckpt.pt")], LOADS("ckpt.pt"), 14),
     "llama2c": Kind("llama2c", _header_integers, ("load v0/model.bin", "load v1/model.bin", "collect v0/model.bin", "convert --src v1/model.bin --out new"), 5),
     "pieces": Kind("llama2c", _bytes_of("v0/tokenizer.bin", "v1/tokenizer.bin"), ("load v0/model.bin", "load v1/model.bin", "convert --src v1/model.bin --out new"), 4),
@@ -190,6 +208,10 @@ KINDS: dict[str, Kind] = {
     "metrics": Kind("run", _metrics, (RESUME, f"analyze.variants --ckpt run {SMALL} --out new"), 3, "run/metrics.jsonl"),
     "data": Kind("run", _either(_json_of("data/meta.json"), _bytes_of("data/train.bin", "data/val.bin")), (f"{RESUME}2 --steps 2",), 5, allowed=(1,)),
     "other-data": Kind("run", _bytes_of("data/train.bin", "data/val.bin"), (RESUME,), 2, "data/*", more_edits=0),
+    "prepared": Kind("run", _json_of("data/meta.json"), ("analyze.consistency --ckpt run --data data --num-seqs 1 --out new",), 2),
+    "init": Kind("run", _files_below("run/checkpoints"), ("train --config tiny.py --workdir new --init run --steps 2",), 2, allowed=(1,)),
+    "reports": Kind("reports", _json_of("first/lifecycle.json"), ("analyze.compare --runs first second --out new",), 3),
+    "sweeps": Kind("reports", _json_of("stored/variants_sweep.json"), ("analyze.variants --read stored/variants_sweep.json --out new",), 3),
     "sources": Kind("sources", _line, (f"{PREPARE} bytes", f"{PREPARE} ."), 10),
     "text": Kind("everything", _text, (f"analyze.consistency --ckpt model --text text.txt {SMALL} --out new",), 3),
     "classes": Kind("everything", _json_of("classes.json"), (f"analyze.positions --ckpt model --token-classes classes.json {SMALL} --out new",), 2),

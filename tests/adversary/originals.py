@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from tests.adversary import actions
 from tests.analyze.command import CONFIG, write_model
 
 TEXT = "Summer is warm. Winter is cold.\nThe first sentence was short, and so is this one.\n" * 6
@@ -47,12 +48,16 @@ def build(root: Path) -> None:
     _nanogpt(_folder(root / "nanogpt"), hf)
     _llama2c(_folder(root / "llama2c"), tensors)
     _converted(_folder(root / "converted") / "model", hf)
+    _gguf(_folder(root / "gguf"), hf)
+    _vocabulary(_folder(root / "vocabulary") / "model", hf)
+    _pieces(_folder(root / "pieces") / "model", hf)
     _sources(_folder(root / "sources"), hf)
     shutil.copytree(root / "sources", root / "hf", dirs_exist_ok=True, ignore=lambda *_: {"tokenizer.json"})  # fmt: skip
     _run(_folder(root / "run"))
+    _reports(_folder(root / "reports"), hf, root / "run")
     everything = _folder(root / "everything")
     shutil.copytree(hf, everything / "model")
-    for part in ("sources", "run"):
+    for part in ("sources", "run", "reports"):
         shutil.copytree(root / part, everything, dirs_exist_ok=True)
     classes = {"strong delimiter": ["."], "weak semantic": ["the"]}
     (everything / "classes.json").write_text(json.dumps(classes))
@@ -110,6 +115,50 @@ def _llama2c(directory: Path, tensors: dict[str, np.ndarray]) -> None:
         (folder / "tokenizer.bin").write_bytes(struct.pack("<I", 6) + body)
 
 
+def _gguf(directory: Path, hf: Path) -> None:
+    from tests.convert.gguf_writer import write_gguf
+
+    spec = json.loads((hf / "tokenizer.json").read_text())["model"]
+    tokens = sorted(spec["vocab"], key=spec["vocab"].get)
+    tokens += ["<|endoftext|>", "th", *(f"[PAD{i}]" for i in range(258, CONFIG["vocab_size"]))]
+    keys = {
+        "add_tokenizer_model": "gpt2",
+        "add_tokenizer_pre": "gpt-2",
+        "add_token_list": tokens,
+        "add_token_types": [1] * 256 + [3, 1] + [5] * (len(tokens) - 258),
+        "add_token_merges": ["t h"],
+        "add_bos_token_id": 256,
+    }
+    write_gguf(hf, directory / "model.gguf", keys=keys)
+
+
+def _vocabulary(model: Path, hf: Path) -> None:
+    """A tokenizer of many files, as GPT-2's was first published."""
+    shutil.copytree(hf, model)
+    spec = json.loads((hf / "tokenizer.json").read_text())["model"]
+    (model / "tokenizer.json").unlink()
+    (model / "vocab.json").write_text(json.dumps(spec["vocab"] | {"<|endoftext|>": 256, "th": 257}))
+    (model / "merges.txt").write_text("#version: 0.2\nt h\n")
+    fields = {"tokenizer_class": "GPT2Tokenizer", "bos_token": "<|endoftext|>", "add_bos_token": True, "add_prefix_space": False, "added_tokens_decoder": {"258": {"content": "<x>", "special": True}}}  # fmt: skip
+    (model / "tokenizer_config.json").write_text(json.dumps(fields))
+    special = {"bos_token": "<|endoftext|>", "eos_token": {"content": "<|endoftext|>"}}
+    (model / "special_tokens_map.json").write_text(json.dumps(special))
+    (model / "added_tokens.json").write_text(json.dumps({"<y>": 259}))
+
+
+def _pieces(model: Path, hf: Path) -> None:
+    """A tokenizer of sentencepiece."""
+    from tests.convert.test_hf_tokenizer import sentencepiece
+
+    shutil.copytree(hf, model)
+    (model / "tokenizer.json").unlink()
+    held = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
+    held += [(f"<0x{b:02X}>", 0.0, 6) for b in range(256)]
+    held += [(piece, -float(i), 1) for i, piece in enumerate(["▁", *"etaoinshr", "th", "the", "▁the"])]  # fmt: skip
+    (model / "tokenizer.model").write_bytes(sentencepiece(held))
+    (model / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": True}))
+
+
 def _converted(model: Path, hf: Path) -> None:
     from sysout_jax import loading
     from sysout_jax.checkpoints import checkpoint
@@ -145,6 +194,33 @@ def _run(directory: Path) -> None:
     prepare([Source(Path("text.txt"))], "bytes", Path("data"), val_fraction=0.3)
     Path("text.txt").unlink()
     fit(dataclasses.replace(load_config(Path("tiny.py")), steps=STEPS), Path("run"))
+
+
+def _reports(directory: Path, hf: Path, run: Path) -> None:
+    """Reports that other commands read, and the sweep behind one of them."""
+    from tests.adversary.arguments import SMALL
+
+    actions.make_fast()
+    os.chdir(run)
+    shutil.copy("grid.py", directory)
+    _call(f"train.sweep grid.py --workdir {directory / 'sweep'}")
+    os.chdir(directory)
+    for name, flags in (("first", SMALL), ("second", "--prompt word")):
+        _call(f"analyze.lifecycle --ckpt {hf} {flags} --out {name}")
+    _call(f"analyze.variants --ckpt sweep --over seed {SMALL} --out stored")
+    for figures in directory.glob("*/figures"):
+        shutil.rmtree(figures)
+
+
+def _call(command: str) -> None:
+    from sysout_jax.commands import cli
+
+    sys.argv = command.split(" ")
+    try:
+        cli.run(actions.main_of(sys.argv[0]))
+    except SystemExit as end:
+        if end.code:
+            raise RuntimeError(f"{command}: ends with status {end.code}") from None
 
 
 if __name__ == "__main__":

@@ -82,6 +82,30 @@ def test_rotary_scaling(theirs):
     assert_refused(four | {"rope_scaling": scaling | {theirs: NAN}}, f"rope_scaling.{theirs}")
 
 
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ({"rope_theta": 1.0, "rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_theta is 1"),
+        (
+            {
+                "rope_scaling": {
+                    "type": "longrope",
+                    "short_factor": [1.0, 1.0],
+                    "long_factor": [1.0, 1.0],
+                    "original_max_position_embeddings": 1,
+                }
+            },
+            "original context of longrope is 1",
+        ),
+    ],
+)
+def test_rotary_settings_that_would_divide_by_zero(setting, says):
+    fields = fixture("llama-mha")
+    del fields["rope_parameters"]
+    with pytest.raises(InputError, match=f"^c: .*{says}; expected"):
+        read_config(fields | setting, "c")
+
+
 @pytest.mark.parametrize("name", ["rope_scaling", "rope_parameters"])
 def test_rotary_settings_that_are_no_object(name):
     fields = fixture("llama-mha")
