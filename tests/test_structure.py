@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -77,6 +78,28 @@ def test_only_command_lines_parse_and_print():
         assert not imports(TREES[path]) & {"argparse", "tyro"}, path
         calls = (n.func for n in ast.walk(TREES[path]) if isinstance(n, ast.Call))
         assert "print" not in {getattr(called, "id", "") for called in calls}, path
+
+
+def test_messages_of_the_library_name_no_flags():
+    """Flags are the fields of the command lines' dataclasses; docstrings may say what they lead to."""
+    command_lines = {**of("sysout_jax", "commands"), **of("sysout_jax", "convert")}
+    fields = {
+        node.target.id
+        for tree in {**command_lines, **of("analyze"), **of("train")}.values()
+        for outer in ast.walk(tree)
+        if isinstance(outer, ast.ClassDef)
+        for node in outer.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+    assert {"ckpt", "num_seqs", "accept_setting", "over"} <= fields
+    flags = re.compile("--(" + "|".join(name.replace("_", "-") for name in fields) + r")\b")
+    for path in of("sysout_jax").keys() - command_lines.keys():
+        nodes = list(ast.walk(TREES[path]))
+        docstrings = [node.value for node in nodes if isinstance(node, ast.Expr)]
+        for node in nodes:
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                named = flags.search(node.value)
+                assert not named or node in docstrings, (path, node.lineno, named)
 
 
 @pytest.mark.parametrize("optional", ["torch", "transformers", "huggingface_hub", "wandb"])

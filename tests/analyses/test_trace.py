@@ -33,8 +33,8 @@ def test_rows_times_input_are_what_the_model_computes(name):
     seed = fresh_seed()
     lm = random_model(name, seed)
     tokens = np.random.default_rng(seed).integers(0, 61, (2, 60))
-    path = followed(lm, tokens).trace
-    rows, close_up = path.rows, path.close_up
+    traced = followed(lm, tokens).trace
+    rows, close_up = traced.rows, traced.close_up
     names = ("up", "q", "v", "attn_in", *(("gate",) if name != "gpt2" else ()))
     _, taps = so.capture(lm, tokens, names)
     mlp = lm.params[f"layer_{rows.layer}"]["mlp"]
@@ -43,10 +43,10 @@ def test_rows_times_input_are_what_the_model_computes(name):
     for tapped, matrix in matrices.items():
         bias = np.asarray(mlp[f"{tapped}_proj"].get("bias", np.zeros(lm.config.d_ff)))
         product = rows.x @ matrix.T + bias[rows.indices]
-        for e, sequence in enumerate(path.targets.sequences):
-            want = taps[tapped][rows.layer][sequence][path.targets.tokens[e]][:, rows.indices]
+        for e, sequence in enumerate(traced.targets.sequences):
+            want = taps[tapped][rows.layer][sequence][traced.targets.tokens[e]][:, rows.indices]
             np.testing.assert_allclose(product[e], want, rtol=1e-4, atol=1e-4)
-    first, place = path.targets.sequences[0], slice(close_up.start, close_up.start + WINDOW)
+    first, place = traced.targets.sequences[0], slice(close_up.start, close_up.start + WINDOW)
     assert close_up.x.shape == (WINDOW, lm.config.d_model)
     want = taps["attn_in"][close_up.layer][first][place]
     np.testing.assert_allclose(close_up.x, want, rtol=1e-5, atol=1e-5)
@@ -71,16 +71,16 @@ def test_attention_on_outliers_is_that_of_the_variant(name, attention):
     seed = fresh_seed()
     lm = random_model(name, seed, attention=attention)
     tokens = np.random.default_rng(seed).integers(0, 61, (3, 60))
-    path = followed(lm, tokens).trace
+    traced = followed(lm, tokens).trace
     scaled = () if attention in UNSCALED else ("attn_scale",)
     _, taps = so.capture(lm, tokens, ("attn_map", "v", "attn_heads", *scaled))
     maps = taps["attn_map"].astype(np.float64)
     group = lm.config.num_heads // taps["v"].shape[3]
     values = np.repeat(taps["v"], group, axis=3)
-    mask = path.targets.mask
+    mask = traced.targets.mask
     sees = np.cumsum(mask, axis=2) > 0
     mass = np.einsum("lehts,les,let->lh", maps, mask, sees) / sees.sum((1, 2))[:, None]
-    np.testing.assert_allclose(path.mass, mass, rtol=1e-4)
+    np.testing.assert_allclose(traced.mass, mass, rtol=1e-4)
     added = np.einsum("lehts,les,leshd->lethd", maps, mask, values)
     if scaled:
         added *= taps["attn_scale"].transpose(0, 1, 3, 2)[..., None]
@@ -90,11 +90,11 @@ def test_attention_on_outliers_is_that_of_the_variant(name, attention):
     others = sees & ~mask
     count = np.maximum(others.sum((1, 2)), 1)[:, None]
     np.testing.assert_allclose(
-        path.update, np.einsum("leth,let->lh", share, others) / count, rtol=1e-4
+        traced.update, np.einsum("leth,let->lh", share, others) / count, rtol=1e-4
     )
-    head = path.close_up
+    head = traced.close_up
     place = slice(head.start, head.start + WINDOW)
-    want = maps[head.layer, path.targets.sequences[0], head.head][place, place]
+    want = maps[head.layer, traced.targets.sequences[0], head.head][place, place]
     np.testing.assert_allclose(head.probabilities, want, rtol=1e-4, atol=1e-6)
 
 
@@ -104,7 +104,7 @@ def test_sinks_values_and_logits_are_compared_among_the_keys_that_a_query_sees(w
     seed = fresh_seed()
     lm = random_model("llama-gqa", seed, sliding_window=window)
     tokens = np.random.default_rng(seed).integers(0, 61, (3, 60))
-    path = followed(lm, tokens).trace
+    traced = followed(lm, tokens).trace
     _, taps = so.capture(lm, tokens, ("q", "k", "v", "attn_heads"))
     L, N, T, H, Dh = taps["q"].shape
     q, heads = taps["q"].astype(np.float64), taps["attn_heads"].astype(np.float64)
@@ -115,7 +115,7 @@ def test_sinks_values_and_logits_are_compared_among_the_keys_that_a_query_sees(w
         [np.asarray(lm.params[f"layer_{l}"]["attn"]["o_proj"]["kernel"]) for l in range(L)]
     )
     projected = np.einsum("lnthd,lhde->lnthe", v, o.reshape(L, H, Dh, -1))
-    for l, mask in enumerate(path.targets.mask):
+    for l, mask in enumerate(traced.targets.mask):
         even, parts, lengths = [], [], []
         for n, t in np.ndindex(N, T):
             seen = np.arange(T) <= t
@@ -130,17 +130,17 @@ def test_sinks_values_and_logits_are_compared_among_the_keys_that_a_query_sees(w
             lengths.append(np.linalg.norm(heads[l, n, t], axis=-1))
             difference = k[l, n, looked].mean(0) - k[l, n, seen & ~mask[n]].mean(0)
             parts.append(q[l, n, t] * difference / np.sqrt(Dh))
-        np.testing.assert_allclose(path.even[l], np.mean(even), rtol=1e-5)
-        np.testing.assert_allclose(path.qk[l], np.mean(parts, 0), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(traced.even[l], np.mean(even), rtol=1e-5)
+        np.testing.assert_allclose(traced.qk[l], np.mean(parts, 0), rtol=1e-3, atol=1e-4)
         loudness = np.mean(lengths, 0)
-        np.testing.assert_allclose(path.loudness[l], loudness / loudness.mean(), rtol=1e-4)
+        np.testing.assert_allclose(traced.loudness[l], loudness / loudness.mean(), rtol=1e-4)
         held = mask.any(1)[:, None]
 
         def root_mean_square(x_NxTxHxD, where, l=l):
             return np.sqrt((x_NxTxHxD[l][where] ** 2).sum(-1).mean(0))
 
         want = root_mean_square(projected, mask) / root_mean_square(projected, ~mask & held)
-        np.testing.assert_allclose(path.output_drain[l], want, rtol=1e-4)
+        np.testing.assert_allclose(traced.output_drain[l], want, rtol=1e-4)
 
 
 def test_what_is_not_followed_is_counted(monkeypatch):

@@ -78,7 +78,7 @@ def _changed(name: str, w: np.ndarray, config: dict) -> np.ndarray:
 def to_gguf(name: str, w: np.ndarray, config: dict, permute: bool = True) -> tuple[str, np.ndarray]:
     """GGUF's name and form of one tensor."""
     arch = architecture(config)
-    kind = next(kind for kind, its in gguf.MODEL_ARCH_NAMES.items() if its == arch)
+    kind = next(kind for kind, known in gguf.MODEL_ARCH_NAMES.items() if known == arch)
     theirs = gguf.get_tensor_name_map(kind, 8).get_name(name, (".weight", ".bias"))
     assert theirs, name
     return theirs, _changed(name, w, config) if permute else w

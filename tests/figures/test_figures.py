@@ -219,9 +219,9 @@ def test_the_end_shows_what_cancels_the_outlier():
 
 def test_signed_queries_keys_and_values_are_those_of_the_head():
     report = report_of("planted")
-    head, path = report.trace.close_up, report.trace
-    mask = path.targets.mask[
-        head.layer, path.targets.sequences[0], head.start : head.start + len(head.q)
+    head, traced = report.trace.close_up, report.trace
+    mask = traced.targets.mask[
+        head.layer, traced.targets.sequences[0], head.start : head.start + len(head.q)
     ]
     panels = figures_of("planted")["spread"].axes[1:4]
     assert [panel.get_title("left")[0] for panel in panels] == ["q", "k", "v"]
@@ -233,9 +233,9 @@ def test_signed_queries_keys_and_values_are_those_of_the_head():
 
 def test_the_normalised_input_is_drawn_and_its_outlier_dims_named():
     report = report_of("planted")
-    head, path = report.trace.close_up, report.trace
-    mask = path.targets.mask[
-        head.layer, path.targets.sequences[0], head.start : head.start + len(head.x)
+    head, traced = report.trace.close_up, report.trace
+    mask = traced.targets.mask[
+        head.layer, traced.targets.sequences[0], head.start : head.start + len(head.x)
     ]
     panel = figures_of("planted")["spread"].axes[0]
     assert f"layer {head.layer + 1}" in panel.get_title("left")

@@ -146,7 +146,7 @@ def _parse(path: Path, header: bytes) -> tuple[int, int, dict[str, int], bool]:
     if version != 1:
         what = "int8 weights" if version == 2 else "an unknown layout"
         raise InputError(
-            f"{path}: llama2.c version {version} ({what}) is not read; export it again with --version 1 (float32)"
+            f"{path}: llama2.c version {version} ({what}) is not read; export it again as version 1 (float32)"
         )
     fields = dict(zip(_FIELDS, _HEADER.unpack_from(header, 8), strict=True))
     return 1, _HEADER_BYTES_V1, fields, bool(header[8 + _HEADER.size])
