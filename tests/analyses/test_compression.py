@@ -220,6 +220,14 @@ def test_labels_of_the_figure_stay_apart(worst):
         assert all(one.x1 + 2 < two.x0 for one, two in itertools.pairwise(boxes))
 
 
+def test_draws_that_differ_by_orders_of_magnitude_are_told_by_median_and_range():
+    draws = (5_315.4, 1_217_876.0, 9_000.0)
+    several = Interval(float(np.mean(draws)), np.nan, np.nan, draws)
+    assert figures.draws(several) == "9,000 (5,315.4–1,217,876)"
+    assert figures.draws(Interval(31.25, np.nan, np.nan, (31.25,))) == "31.25"
+    assert "NaN" in figures.draws(Interval(np.nan, np.nan, np.nan, (np.nan, 1.0)))
+
+
 def test_names_of_published_values(planted):
     _, _, result = planted
     found = measured_by_compression(result)

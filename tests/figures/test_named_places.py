@@ -22,12 +22,12 @@ def test_where_names_the_channels_of_every_star():
     (event,) = report.birth.events
     labels = [channel.label for channel in event.channels]
     w_down = rows(report)[1]
-    assert w_down.note == f"columns {', '.join(labels[:2])}" and w_down.carriers == (event.layer,)
+    assert w_down.note == f"☆ columns {', '.join(labels[:2])}" and w_down.carriers == (event.layer,)
     other = dataclasses.replace(event, layer=event.layer + 1, channels=event.channels[:1])
     twice = dataclasses.replace(report, birth=dataclasses.replace(report.birth, events=(event, other)))  # fmt: skip
     note = rows(twice)[2].note.split("\n")
     assert note[0].endswith(f"(layer {event.layer + 1})") and labels[0] in note[0]
-    assert note[1] == f"channel {labels[0]} (layer {event.layer + 2})"
+    assert note[1] == f"☆ channel {labels[0]} (layer {event.layer + 2})"
     assert len(rows(twice)[2].carriers) == len(note) == MOST_BIRTHS
     thrice = dataclasses.replace(report, birth=dataclasses.replace(report.birth, events=(event, other, other)))  # fmt: skip
     assert rows(thrice)[1].note.endswith(", 1 birth more")

@@ -239,3 +239,13 @@ def test_names_of_tokens_in_landscapes_stay_apart(case, figure, monkeypatch):
         assert not any(a.overlaps(b) for a, b in itertools.combinations(named.values(), 2))
     if figure == "h":
         assert any(name.endswith(f" {report.h.elements[0].line}") for name in named)
+
+
+def test_the_papers_values_are_drawn_beside_ours():
+    (axes,) = CONSISTENCY["table"].draw(report_of("consistency", "planted"), text).axes
+    (paper,) = (each for each in axes.collections if each.get_label() == "paper, LLaMA2-7B")
+    lines = paper.get_segments()
+    assert [x for ((x, _), _) in lines] == [100.0, 100.0, 100.0, 95.0]
+    ticks = axes.get_yticks()[:4]
+    np.testing.assert_allclose([(low + high) / 2 for ((_, low), (_, high)) in lines], ticks)
+    assert "100%, 100%, 100%, 95%" in CONSISTENCY["table"].sentence(report_of("consistency", "planted"), text)  # fmt: skip

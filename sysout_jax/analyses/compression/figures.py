@@ -12,6 +12,7 @@ from sysout_jax.analyses.compression.results import Attribution, Compression
 from sysout_jax.figures import style
 from sysout_jax.figures.select import change, digits, number, percent, short_names
 from sysout_jax.nonfinite import finite_or
+from sysout_jax.numerics.intervals import Interval
 
 KEPT_LABELS = {
     "birth_weights": "birth weights W_down[d*, c*]",
@@ -165,13 +166,12 @@ def _kept_panel(axes: Axes, attribution: Attribution, full: float) -> None:
             (outcome.control, style.BLUE, "s", 0.14, "random others kept"),
         )
         for interval, colour, marker, offset, label in looks:
+            middle = float(np.median(interval.seeds))
             at = [y + offset] * len(interval.seeds)
             if len(at) > 1:
                 axes.plot(interval.seeds, at, "|", color=style.BLACK, ms=11, mew=0.8)
-            axes.plot(
-                interval.value, y + offset, marker, color=colour, mec=style.BLACK, label=label, ms=6
-            )
-            values += [interval.value, *interval.seeds]
+            axes.plot(middle, y + offset, marker, color=colour, mec=style.BLACK, label=label, ms=6)
+            values += list(interval.seeds)
     axes.set_title(attribution.label)
     axes.set_xlabel("perplexity")
     finite = np.array([v for v in values if np.isfinite(v)] or [1.0])
@@ -185,6 +185,13 @@ def _kept_panel(axes: Axes, attribution: Attribution, full: float) -> None:
         axes.locator_params(axis="x", nbins=4)
         axes.ticklabel_format(axis="x", useOffset=False)
     axes.grid(axis="x")
+
+
+def draws(perplexity: Interval) -> str:
+    """Of draws that may differ by orders of magnitude: their median, and from the least to the most where there are several."""
+    seeds = perplexity.seeds
+    told = digits(float(np.median(seeds)))
+    return f"{told} ({digits(min(seeds))}–{digits(max(seeds))})" if len(seeds) > 1 else told
 
 
 def _ratio_axis(axes: Axes, values: list[float]) -> None:
@@ -251,7 +258,7 @@ def kept_sentence(result: Compression) -> str:
         best = min(attribution.kept, key=lambda k: finite_or(k.perplexity.value, np.inf))
         parts.append(
             f"{attribution.label}: perplexity {digits(attribution.perplexity)} falls to {digits(best.perplexity.value)} with {best.weights:,} weights kept "
-            f"({KEPT_LABELS[best.what]}), to {digits(best.control.value)} with as many random others"
+            f"({KEPT_LABELS[best.what]}), to {draws(best.control)} with as many random others"
             if best.perplexity.value < attribution.perplexity
             else f"{attribution.label}: nothing kept lowers the perplexity of {digits(attribution.perplexity)}"
         )

@@ -96,7 +96,7 @@ def summary(results: Sequence[Compression]) -> str:
             lines.append(f"Kept in full precision, {name} ({outliers}):")
             rows = [
                 (a.label, figures.KEPT_LABELS[k.what], f"{k.weights:,}", digits(k.perplexity.value),
-                 digits(k.control.value))
+                 figures.draws(k.control))
                 for a, k in kept
             ]  # fmt: skip
             lines.append(
@@ -236,7 +236,7 @@ def _kept_section(result: Compression, name: str, figure: str) -> Section:
             figures.KEPT_LABELS[keep.what],
             keep.weights,
             digits(keep.perplexity.value),
-            digits(keep.control.value),
+            figures.draws(keep.control),
             _error(keep.error),
             _error(keep.control_error),
         )
@@ -281,7 +281,7 @@ def _definitions(result: Compression) -> Table:
         ("only this layer", "all other layers in full precision"),
         ("own error", "‖h' − h‖ / ‖h‖ after a compressed layer that reads the exact input, mean over tokens; accumulated: all layers compressed"),
         *((f"kept: {figures.KEPT_LABELS[name]}", f"{rule}, at their original values and left out of every scale") for name, rule in KEEPS.items()),
-        ("random others", "as many random columns, rows or weights of the same matrices kept instead; mean over seeds"),
+        ("random others", "as many random columns, rows or weights of the same matrices kept instead; perplexity: the median of the seeds, from the least to the most; error: their mean"),
     ]  # fmt: skip
     run = {METHODS[o.method].prune for o in result.outcomes[1:]}
     if run <= {""}:

@@ -13,12 +13,19 @@ from sysout_jax.figures.select import joined, number, percent
 from sysout_jax.figures.spec import FigureSpec
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.tokens import TokenText
+from sysout_jax.published.values import published
 
 _LOOKS: Any = {
     "overlap": {"color": style.BLACK, "marker": "o", "label": "overlap, |1 ∩ 2| / |1|"},
     "reverse": {"color": style.BLUE, "marker": "s", "mfc": "white", "label": "reverse, |1 ∩ 2| / |2|"},
     "iou": {"color": style.ORANGE, "marker": "^", "mfc": "white", "label": "IoU, |1 ∩ 2| / |1 ∪ 2|"},
 }  # fmt: skip
+
+
+#: Overlaps of the first rows in LLaMA2-7B, in %: the paper's Table 1.
+PAPER = tuple(
+    each.want for each in published("llama-2-7b") if each.quantity.startswith("consistency ")
+)
 
 
 def row_name(i: int) -> str:
@@ -67,6 +74,7 @@ def table(report: Consistency, token_text: TokenText) -> Figure:
             capsize=3,
             **_LOOKS[measure],
         )
+    axes.vlines(PAPER, y[: len(PAPER)] - 0.42, y[: len(PAPER)] + 0.42, color="#c4c4c4", lw=5, zorder=0, label="paper, LLaMA2-7B")  # fmt: skip
     for i, average in enumerate(report.shown.averages("overlap", report.seed)):
         if not np.isfinite(average.value):
             axes.text(
@@ -82,7 +90,7 @@ def table(report: Consistency, token_text: TokenText) -> Figure:
     axes.grid(axis="x")
     handles, labels = axes.get_legend_handles_labels()
     # below everything: the panel itself is too narrow for it
-    part.legend(handles, labels, loc="outside lower center", ncols=3)
+    part.legend(handles, labels, loc="outside lower center", ncols=4, columnspacing=1.2)
     return figure
 
 
@@ -90,8 +98,9 @@ def table_sentence(report: Consistency, token_text: TokenText) -> str:
     """The four rows of the paper in numbers."""
     averages = report.shown.averages("overlap", report.seed)
     parts = [f"{row_name(i)} {percent(averages[i].value)}" for i, row in enumerate(ROWS) if row.of_paper]  # fmt: skip
+    paper = ", ".join(f"{value:g}%" for value in PAPER)
     what = f"τ = {report.tau:g}" if not report.candidate else "the candidates' thresholds"
-    return f"At {what} the overlap is: {', '.join(parts)} (LLaMA2-7B in the paper: 100%, 100%, 100%, 95%; n/a: no outlier of the first type)."
+    return f"At {what} the overlap is: {', '.join(parts)} (LLaMA2-7B in the paper: {paper}; n/a: no outlier of the first type)."
 
 
 @style.styled

@@ -193,6 +193,7 @@ def _attention(part: Any, report: Existence, token_text: TokenText) -> None:
     style.token_map(axes, values, title, labels, report.outliers, least=0.0)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylabel("query")
+    axes.set_xlabel(f"key: {len(labels)} of {report.length:,} tokens are drawn")
     axes.tick_params(labelsize=7.5)
 
 
