@@ -86,8 +86,11 @@ def main() -> None:
     if not any(part.done for part in parts):
         raise RunError(f"none of the analyses could be done; {parts[0].name}: {parts[0].headline}")
     exported = export_statistics(out, args.export, prepared, shared) if args.export else []
-    paths = exported + write_index(out, prepared.lm.name, parts, settings(args, prepared))
-    say(fit(index_summary(parts)))
+    stats = vars(shared).get("stats")  # where an analysis asked for them
+    nonfinite = stats.nonfinite if stats else None
+    recorded = settings(args, prepared)
+    paths = exported + write_index(out, prepared.lm.name, parts, recorded, nonfinite)
+    say(fit(index_summary(parts, nonfinite)))
     say(
         f"Report  {out / 'report.html'} ({len(paths)} files in {out}, and one directory for each analysis)"
     )

@@ -21,10 +21,13 @@ from tests.parameters import mostly_endurance
 
 pytestmark = pytest.mark.slow
 
-COMMANDS = "lifecycle positions consistency existence length compression intervene variants".split()
+COMMANDS = (
+    "lifecycle positions consistency existence length compression intervene variants census".split()
+)
 MORE = {
     "compression": ["--methods", "w8_tensor", "smooth_static", "prune_model", "--attribute", "w8_tensor", "--seeds", 1],
     "intervene": ["--seeds", 1],
+    "census": ["--count", 1],
 }  # fmt: skip
 DOWN = "model.layers.1.mlp.down_proj.weight"
 
@@ -142,6 +145,31 @@ def test_damaged_models(command, kind, model, tmp_path, monkeypatch, capsys):
         assert wanted in words(printed) and wanted in page
 
 
+@pytest.mark.parametrize("command", ["absorb", "all"])
+@pytest.mark.parametrize("kind", ["layer", "everything"])
+def test_commands_with_several_reports(command, kind, model, tmp_path, monkeypatch, capsys):
+    """Two models beside each other, and an index: each says what is not finite."""
+    damage, _, line = DAMAGES[kind]
+    tensors = load_file(model / "model.safetensors")
+    damage(tensors)
+    save_file(tensors, model / "model.safetensors")
+    (tmp_path / "text.txt").write_text("Summer is warm. " * 8)
+    flags = ["--text", tmp_path / "text.txt", "--seq-len", 12, "--num-seqs", 2]
+    more = {"absorb": ["--prefix", 3], "all": ["--skip", "compression", "intervene", "length", "existence"]}  # fmt: skip
+    out = tmp_path / "out"
+    status, printed, err = run(monkeypatch, capsys, command, model, out, *flags, *more[command])
+    assert status == 0 and err == ""
+    fields, page = read_report(out, command)
+    check_text(words(printed))
+    check_text(page)
+    assert line in words(printed) and line in page
+    for found in (fields["before"], fields["after"]) if command == "absorb" else (fields,):
+        assert found["nonfinite"]["weights"]
+    if kind == "everything":
+        assert "nothing could be measured" in words(printed)
+        assert " 0 times" not in words(printed)
+
+
 @pytest.mark.parametrize(
     ("command", "tau"),
     mostly_endurance(
@@ -163,7 +191,7 @@ def test_sound_models_of_one_layer_and_head_on_one_token(
     out = tmp_path / "out"
     flags = ["--prompt", "a", "--tau", tau]
     status, printed, err = run(monkeypatch, capsys, command, model, out, *flags)
-    if command == "compression":
+    if command in ("compression", "census"):
         assert status == 2 and "one token predict nothing" in err and err.count("\n") == 1
         return
     assert status == 0 and err == ""

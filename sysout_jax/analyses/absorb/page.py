@@ -16,7 +16,7 @@ from sysout_jax.figures.spec import draw_figures
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.outliers.definitions import SINK_SHARE, TAUS, is_sink
 from sysout_jax.outliers.tokens import TokenText
-from sysout_jax.reports.nonfinite import remarks
+from sysout_jax.reports.nonfinite import nothing_measured, remarks
 from sysout_jax.reports.page import Section, Table
 from sysout_jax.reports.report import counting, figure_sections, write_report
 from sysout_jax.reports.terminal import text_table
@@ -55,6 +55,10 @@ def write_absorb_report(
 def verdict(report: Absorption) -> str:
     """What the prefix is, and what absorbing it changes."""
     before, after = report.before, report.after
+    if before.nonfinite.everything:
+        protocol = report.protocol
+        windows = plural(protocol.windows, "sequence")
+        return nothing_measured(report.name, f"{windows} of {plural(protocol.length, 'token')}")
     quantised = report.quantised[-1:]
     parts = [
         f"perplexity {digits(before.perplexity.value)} → {digits(after.perplexity.value)}",
@@ -82,6 +86,7 @@ def summary(report: Absorption) -> str:
     """The same for the terminal, with the table and the proof."""
     lines = [
         verdict(report),
+        *_nonfinite(report),
         f"Protocol  {report.protocol.sentence()}",
         text_table(COLUMNS, _rows(report)),
         f"Proof     {_proof(report)}",
@@ -184,16 +189,20 @@ def _reading(report: Absorption) -> list[str]:
         f"Protocol: {report.protocol.sentence()}.",
         counting(NAME),
     ]
-    for name, reading in (("as it is", report.before), ("absorbed", report.after)):
-        lines += [f"{name}: {line}" for line in remarks(reading.nonfinite)]
-    return lines
+    return lines + _nonfinite(report)
+
+
+def _nonfinite(report: Absorption) -> list[str]:
+    readings = (("as it is", report.before), ("absorbed", report.after))
+    return [f"{name}: {line}" for name, reading in readings for line in remarks(reading.nonfinite)]
 
 
 def _proof(report: Absorption) -> str:
     proof = report.proof
+    logits = "n/a" if np.isnan(proof.logits) else f"{proof.logits:.2g}"
     return (
         f"The absorbed model on the text and the original on [prefix, text], both in {proof.dtype}: logits differ by at most "
-        f"{proof.logits:.2g} (the largest is {number(proof.logits_of)}; first {plural(proof.tokens, 'token')}), the likelihoods of next tokens "
+        f"{logits} (the largest is {number(proof.logits_of)}; first {plural(proof.tokens, 'token')}), the likelihoods of next tokens "
         f"by at most {'n/a' if np.isnan(proof.nll) else f'{proof.nll:.2g} nats'} over all windows. What is left is rounding."
     )
 

@@ -14,7 +14,7 @@ from sysout_jax.figures.select import digits, joined, number, plural
 from sysout_jax.interventions.weights import CONTROLS, EDITS
 from sysout_jax.numerics.intervals import LEVEL, Interval
 from sysout_jax.reports.expected import Expectation
-from sysout_jax.reports.nonfinite import remarks
+from sysout_jax.reports.nonfinite import nothing_measured, remarks
 from sysout_jax.reports.page import Picture, Section, Table
 from sysout_jax.reports.report import write_report
 from sysout_jax.reports.terminal import text_table
@@ -49,6 +49,11 @@ def write_census_report(
 
 def verdict(result: Census) -> str:
     """One sentence: whose loss hurts most."""
+    if result.nonfinite.everything:
+        windows = plural(result.num_sequences, "sequence")
+        return nothing_measured(result.model, f"{windows} of {plural(result.length, 'token')}")
+    if not np.isfinite(result.loss):
+        return f"{result.model}: the loss of this text is not finite, so nothing can be said of what a writer does to it."
     entry, effect = worst(result)
     change = _share(effect.loss_change.value)
     what = f"{effect.edit} of {figures.called(entry)}"
@@ -145,10 +150,18 @@ def _unedited(result: Census) -> str:
 
 
 def _note(result: Census) -> str:
+<<<<<<< HEAD
     """Of a table with intervals and controls."""
     intervals = f"In brackets: {LEVEL:.0%} bootstrap intervals over the sequences, edited and unedited paired. "
     paired = intervals if result.num_sequences > 1 else ""
     return f"{paired}Controls: mean over {plural(result.num_seeds, 'seed')}. {_unedited(result)}"
+=======
+    loss = f"{result.loss:.4f} nats" if np.isfinite(result.loss) else "n/a"
+    return (
+        f"In brackets: {LEVEL:.0%} bootstrap intervals over the sequences, edited and unedited paired. Controls: mean over "
+        f"{plural(result.num_seeds, 'seed')}. Loss unedited: {loss}. Perplexity: {result.protocol.sentence()}."
+    )
+>>>>>>> close11
 
 
 def _sections(result: Census) -> list[Section]:
