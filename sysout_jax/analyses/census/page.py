@@ -146,22 +146,15 @@ def _interval(interval: Interval) -> str:
 
 
 def _unedited(result: Census) -> str:
-    return f"Loss unedited: {result.loss:.4f} nats. Perplexity: {result.protocol.sentence()}."
+    loss = f"{result.loss:.4f} nats" if np.isfinite(result.loss) else "n/a"
+    return f"Loss unedited: {loss}. Perplexity: {result.protocol.sentence()}."
 
 
 def _note(result: Census) -> str:
-<<<<<<< HEAD
     """Of a table with intervals and controls."""
     intervals = f"In brackets: {LEVEL:.0%} bootstrap intervals over the sequences, edited and unedited paired. "
     paired = intervals if result.num_sequences > 1 else ""
     return f"{paired}Controls: mean over {plural(result.num_seeds, 'seed')}. {_unedited(result)}"
-=======
-    loss = f"{result.loss:.4f} nats" if np.isfinite(result.loss) else "n/a"
-    return (
-        f"In brackets: {LEVEL:.0%} bootstrap intervals over the sequences, edited and unedited paired. Controls: mean over "
-        f"{plural(result.num_seeds, 'seed')}. Loss unedited: {loss}. Perplexity: {result.protocol.sentence()}."
-    )
->>>>>>> close11
 
 
 def _sections(result: Census) -> list[Section]:
