@@ -29,6 +29,7 @@ MOST_NAME_BYTES = 1024  # the format itself allows 64
 #: Each costs time in Python. The largest models have some ten thousand tensors, and vocabularies and merges of a million strings.
 MOST_TENSORS, MOST_KEYS, MOST_STRINGS = 100_000, 10_000, 2_000_000
 MOST_HEADER_BYTES = 1 << 30  # a vocabulary of 260,000 tokens and their merges takes some 12 MiB
+DEQUANTISED = 1 << 20  # numbers at once
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 #: The format's numbers of scalar types, as numpy writes them.
 _SCALARS = dict(enumerate("u1 i1 <u2 <i2 <u4 <i4 <f4 ?".split())) | dict(
@@ -78,17 +79,29 @@ class GgufFile:
     def read(self, name: str) -> np.ndarray:
         """The numbers of one tensor: float32, or float16, bfloat16 and float64 where they are stored so."""
         tensor = self.tensors[name]
-        data = np.fromfile(tensor.path, np.uint8, tensor.nbytes, offset=tensor.offset)
-        if len(data) != tensor.nbytes:
-            raise InputError(f"{tensor.path}: ends within tensor {name}; download it again")
-        plain = PLAIN.get(tensor.type)
-        if plain is not None:
-            return data.view(plain).reshape(tensor.shape)
-        rows = data.reshape(*tensor.shape[:-1], -1)
-        with np.errstate(
-            all="ignore"
-        ):  # NaN and inf in the scales are found by whoever reads the weights
-            return dequantize(rows, tensor.type).reshape(tensor.shape)
+        width, count = tensor.shape[-1], math.prod(tensor.shape[:-1])
+
+        def stored(rows: int) -> np.ndarray:
+            nbytes = rows * (tensor.nbytes // count)
+            data = np.fromfile(file, np.uint8, nbytes)
+            if len(data) != nbytes:
+                raise InputError(f"{tensor.path}: ends within tensor {name}; download it again")
+            return data
+
+        with open(tensor.path, "rb") as file:
+            file.seek(tensor.offset)
+            plain = PLAIN.get(tensor.type)
+            if plain is not None:
+                return stored(count).view(plain).reshape(tensor.shape)
+            # a few rows at a time: the package holds twice what it gives
+            numbers = np.empty((count, width), np.float32)
+            for some in np.array_split(numbers, math.ceil(numbers.size / DEQUANTISED)):
+                if len(some):
+                    with np.errstate(all="ignore"):  # whoever reads weights finds NaN and inf
+                        some[...] = dequantize(
+                            stored(len(some)).reshape(len(some), -1), tensor.type
+                        )
+        return numbers.reshape(tensor.shape)
 
 
 #: Types that are not quantised, and their numpy dtypes.

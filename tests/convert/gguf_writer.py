@@ -84,7 +84,8 @@ def to_gguf(name: str, w: np.ndarray, config: dict, permute: bool = True) -> tup
     return theirs, _changed(name, w, config) if permute else w
 
 
-def _add_keys(writer: gguf.GGUFWriter, config: dict) -> None:
+def add_keys(writer: gguf.GGUFWriter, config: dict) -> None:
+    """What a file says of a Hugging Face config."""
     arch, (heads, kv_heads) = architecture(config), _heads(config)
     width = _one(config, "hidden_size", "n_embd", "d_model")
     inner = _one(config, "intermediate_size", "n_inner", "ffn_hidden_size", default=4 * width)
@@ -240,7 +241,7 @@ def write_gguf(
     """
     config = json.loads((hf / "config.json").read_text())
     writer = gguf.GGUFWriter(path, architecture(config))
-    _add_keys(writer, config)
+    add_keys(writer, config)
     for name, value in (keys or {}).items():
         getattr(writer, name)(value)
     tensors = hf_tensors(hf)

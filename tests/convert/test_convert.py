@@ -10,6 +10,7 @@ import sys
 import tracemalloc
 from pathlib import Path
 
+import gguf
 import jax
 import ml_dtypes
 import numpy as np
@@ -21,7 +22,7 @@ from sysout_jax.checkpoints.formats.hf_config import read_config
 from sysout_jax.checkpoints.formats.names import stored_names
 from sysout_jax.checkpoints.formats.safetensors import SafetensorsSource
 from sysout_jax.commands import cli
-from sysout_jax.families import LAYOUTS
+from sysout_jax.families import ARCHITECTURES, LAYOUTS
 from sysout_jax.weights import expected_shapes, groups
 from tests.convert.command import (
     ROOT,
@@ -30,6 +31,7 @@ from tests.convert.command import (
     run_command,
     run_here,
 )
+from tests.convert.gguf_writer import add_keys
 from tests.parity_cases import FIXTURES
 
 
@@ -236,13 +238,8 @@ def test_reading_holds_one_tensor_beyond_what_it_returns(tmp_path):
     assert peak <= returned + largest + slack
 
 
-@pytest.mark.endurance
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak from /proc")
-@pytest.mark.parametrize("kind", ["orbax", "hf"])
-def test_command_holds_two_tensors_and_500_mb(tmp_path, kind):
-    """Of a model of 2.5 GB in holes on disk; memory is what the process itself asked for, without the pages of files."""
-    fields = llama_fields(vocab_size=30_000, hidden_size=1024, num_hidden_layers=32)
-    model = tmp_path / "model"
+def safetensors_of_holes(model: Path, fields: dict) -> tuple[int, int]:
+    """A Hugging Face directory of this config, all zeros and nothing on disk; its bytes as float32, and those of its largest tensor."""
     model.mkdir()
     (model / "config.json").write_text(json.dumps(fields))
     config = read_config(fields, "test").config
@@ -258,8 +255,50 @@ def test_command_holds_two_tensors_and_500_mb(tmp_path, kind):
     with (model / "model.safetensors").open("wb") as file:
         file.write(len(written).to_bytes(8, "little") + written)
         file.truncate(8 + len(written) + end)
+    return end, largest
+
+
+def gguf_of_holes(model: Path, fields: dict) -> tuple[int, int]:
+    """The same as a GGUF file with matrices in Q8_0."""
+    config = read_config(fields, "test").config
+    names = ARCHITECTURES["llama"]["llama"].names
+    stored = stored_names(names, expected_shapes(config))
+    writer = gguf.GGUFWriter(model, "llama")
+    add_keys(writer, fields | {"rms_norm_eps": 1e-6})
+    total, largest, held = 0, 0, 0
+    for ours, shape in expected_shapes(config).items():
+        size = 4 * int(np.prod(shape))
+        total, largest = total + size, max(largest, size)
+        shape = stored[ours].form.shapes(shape, config)[0]
+        if len(shape) == 1:
+            writer.add_tensor_info(stored[ours].name, shape, np.dtype(np.float32), size)
+        else:
+            shape, size = (shape[0], shape[1] // 32 * 34), size // 128 * 34
+            kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor_info(stored[ours].name, shape, np.dtype(np.uint8), size, kind)
+        held += -(-size // 32) * 32
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    with model.open("ab") as file:
+        file.truncate(-(-model.stat().st_size // 32) * 32 + held)
+    return total, largest
+
+
+@pytest.mark.endurance
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak from /proc")
+@pytest.mark.parametrize(
+    ("holes", "form"),
+    [(safetensors_of_holes, "orbax"), (safetensors_of_holes, "hf"), (gguf_of_holes, "orbax")],
+)
+def test_command_holds_two_tensors_and_500_mb(holes, form, tmp_path):
+    """Of a model of 2.5 GB in holes on disk; memory is what the process itself asked for, without the pages of files."""
+    fields = llama_fields(vocab_size=30_000, hidden_size=1024, num_hidden_layers=32)
+    model = tmp_path / "model"
+    total, largest = holes(model, fields)
     limit = 2 * largest + 500 * 10**6
-    assert end > 3 * limit  # what holds the model fails
+    assert total > 3 * limit  # what holds the model fails
     program = (
         "import sys; from sysout_jax.commands import cli; from sysout_jax.convert import __main__ as convert;"
         "from pathlib import Path; import threading, time; most = [0]\n"
@@ -268,7 +307,7 @@ def test_command_holds_two_tensors_and_500_mb(tmp_path, kind):
         "threading.Thread(target=watch, daemon=True).start(); before = held()\n"
         "convert.main(); print(most[0] - before)"
     )
-    flags = ("--src", model, "--out", tmp_path / "out", "--format", kind)
+    flags = ("--src", model, "--out", tmp_path / "out", "--format", form)
     done = subprocess.run(
         [sys.executable, "-c", program, *map(str, flags)],
         cwd=ROOT,

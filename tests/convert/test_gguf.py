@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import tracemalloc
 from pathlib import Path
 
 import gguf
@@ -118,6 +119,30 @@ def test_every_type_that_the_package_dequantises(kind, wide, tmp_path):
     got = GgufFile(tmp_path / "one.gguf").read("w")
     assert got.shape == (256, 512)
     np.testing.assert_array_equal(got, gguf.quants.dequantize(rows, kind))
+
+
+@pytest.mark.parametrize("kind", [Type.Q8_0, Type.Q4_K, Type.IQ4_XS], ids=lambda kind: kind.name)
+def test_dequantising_holds_little_beyond_what_it_gives(kind, tmp_path):
+    block, nbytes = gguf.GGML_QUANT_SIZES[kind]
+    shape = (7, 2_000, 1_024)  # a stack of experts
+    rows = np.random.default_rng(0).integers(
+        0, 120, (*shape[:2], shape[2] // block * nbytes), np.uint8
+    )
+    writer = gguf.GGUFWriter(tmp_path / "one.gguf", "llama")
+    writer.add_tensor("w", rows, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file = GgufFile(tmp_path / "one.gguf")
+    tracemalloc.start()
+    try:
+        got = file.read("w")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert got.shape == shape and peak < 1.3 * got.nbytes
+    np.testing.assert_array_equal(got[[0, 6]], gguf.quants.dequantize(rows[[0, 6]], kind))
 
 
 def test_llama3_frequencies_come_as_a_tensor(tmp_path):
