@@ -93,7 +93,9 @@ def measure(name: str, repeat: int) -> None:
     for part, found in seconds.items():
         print(f"  {part:<52}{found:>10.3f} s")
     print(f"  a run of {whole.last_step:,} steps with {saves} saves and one resume: {spent:.1f} of {run:,.0f} s, {spent / run:.2g} of it (target 0.02)")  # fmt: skip
-    print(f"  they are more than 0.02 of it where a step takes less than {1e3 * spent / whole.last_step / 0.02:.0f} ms")
+    print(
+        f"  they are more than 0.02 of it where a step takes less than {1e3 * spent / whole.last_step / 0.02:.0f} ms"
+    )
 
 
 if __name__ == "__main__":
