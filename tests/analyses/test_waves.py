@@ -157,11 +157,20 @@ def test_two_waves_at_different_dims_and_layers():
     assert kept["sweep"]["1000.0"] == [2, 2, 1]
     assert kept["waves"][1]["spread"]["layers"] == [4, 5]
     assert set(kept["waves"][1]["spread"]) == {"layers", "tokens", "mass", "even", "drain", "sinks"}
-    told = lifecycle_summary(report, lambda n, t: "tok").split("\n")
-    spread = [line.strip() for line in told if line.strip().startswith("sinks for")]
+    # the terminal tells it of the strongest that is under τ
+    assert "sinks for" not in lifecycle_summary(report, lambda n, t: "tok")
+    under = tuple(dataclasses.replace(wave, above=False) for wave in (one, two))
+    weak = dataclasses.replace(report, waves=dataclasses.replace(report.waves, waves=under))
+    lines = lifecycle_summary(weak, lambda n, t: "tok").split("\n")
+    (spread,) = (line.strip() for line in lines if "sinks for" in line)
+    told = max((one, two), key=lambda wave: wave.ratio).spread
+    place, most = told.strongest
+    assert spread.startswith(f"sinks for {len(told.sinks)} of {told.mass.size} heads in layers ")
+    assert (
+        f"; most: layer {told.layers[place] + 1} head {most}, {told.mass[place, most]:.0%}, ‖v‖ "
+        in spread
+    )
     at, head = two.spread.strongest
-    most = f"most: layer {two.spread.layers[at] + 1} head {head}, {two.spread.mass[at, head]:.0%} (even"
-    assert f"sinks for {len(two.spread.sinks)} of 8 heads in layers 5–6; {most}" in spread[1]
     sections = lifecycle_sections(report, lambda n, t: "tok")
     (shown,) = (s for s in sections if s.title == FIGURES["waves"].title)
     (table,) = (b for b in shown.blocks if isinstance(b, Table) and "sink heads" in b.header)

@@ -101,6 +101,8 @@ def _waves(report: Lifecycle, token_text: TokenText) -> list[str]:
     numbered = sorted(enumerate(followed.waves, start=1), key=lambda counted: -counted[1].ratio)[
         :_MOST
     ]
+    # what exceeds τ has its lines below
+    told = next((count for count, wave in numbered if not wave.above), None)
     for count, wave in sorted(numbered):
         texts = Counter(token_text(n, t) for n, t in wave.tokens)
         shown = ", ".join(f"“{text}” x{times}" for text, times in texts.most_common(3))
@@ -108,21 +110,21 @@ def _waves(report: Lifecycle, token_text: TokenText) -> list[str]:
         lines += [
             f"        {count}: {named('dim', wave.dims, 3)}, {course_of(wave)}; up to {wave.ratio:,.0f} times the mean{' *' if wave.above else ''}",
             f"           {tokens}: {shown}{_more(list(texts), 3)}",
-            *_wave_spread(wave.spread),
+            *(_wave_spread(wave.spread) if count == told else []),
         ]
     return lines
 
 
 def _wave_spread(spread: WaveSpread | None) -> list[str]:
-    """What attention does with the tokens of a wave, where a layer follows."""
-    if spread is None or spread.strongest is None:
+    """What attention does with the tokens of a wave, where they are sinks."""
+    if spread is None or spread.strongest is None or not spread.sinks:
         return []
     at, head = spread.strongest
     lengths = spread.drain_of(at, head)
-    values = f", values {lengths:.2f} of the others' length" if isfinite(lengths) else ""
+    values = f", ‖v‖ {lengths:.2f} of others'" if isfinite(lengths) else ""
     return [
         f"           sinks for {len(spread.sinks)} of {plural(spread.mass.size, 'head')} {in_layers(spread.layers)}; most: layer "
-        f"{spread.layers[at] + 1} head {head}, {_percent(spread.mass[at, head])} (even attention: {_percent(spread.even[at], 1)}){values}"
+        f"{spread.layers[at] + 1} head {head}, {_percent(spread.mass[at, head])}{values}"
     ]
 
 
