@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sysout_jax.checks import Flag
+from sysout_jax.checks import Flag, Whole, check
 from sysout_jax.config import RULES, ActivationName
 from sysout_jax.errors import InputError
 from sysout_jax.families.equal_heads import EqualHeadsConfig
@@ -27,6 +27,10 @@ class OptConfig(EqualHeadsConfig):
     tied_embeddings: bool = True
     activation: ActivationName = "relu"
     bias: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check("context_length", self.context_length, Whole(1, 2**31 - 1 - OFFSET))
 
     def layer(self, l: int) -> LayerSpec:
         norm = NormSpec(self.norm_eps, centred=True, bias=True)

@@ -188,7 +188,7 @@ def read_windows(
     layers = list(default)
     if kinds is not None:
         known = ("full_attention", "sliding_attention")
-        if not isinstance(kinds, list) or len(kinds) != num_layers or set(kinds) - set(known):
+        if not isinstance(kinds, list) or len(kinds) != num_layers or any(kind not in known for kind in kinds):  # fmt: skip
             raise InputError(
                 f"layer_types is {shown(kinds)}; expected {' or '.join(known)} for each of {num_layers} layers"
             )

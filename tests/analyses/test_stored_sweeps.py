@@ -93,3 +93,19 @@ def test_the_table_of_the_documentation_is_that_of_its_files():
     files = sorted((REPOSITORY / "docs" / "section5").glob("*.json"))
     page = (REPOSITORY / "docs" / "section5.md").read_text(encoding="utf-8")
     assert files and sweep_markdown(read_sweeps(files)[1]) in page
+
+
+@pytest.mark.parametrize("value", ["1e400", "1e308", "-1e308", "null", '"inf"'])
+def test_numbers_that_cannot_be_averaged(value, tmp_path, recwarn):
+    """Whoever wrote them: they are n/a, and nothing warns."""
+    file = stored(tmp_path, (0, 1))
+    report = json.loads(file.read_text())
+    report["settings_of_runs"][0]["runs"][0]["values"]["h_ratio"][1] = "HERE"
+    file.write_text(json.dumps(report).replace('"HERE"', value))
+    _, groups = read_sweeps([file])
+    assert np.isfinite(
+        over_runs(groups[report["settings_of_runs"][0]["setting"]])["h_ratio"].mean
+    ).tolist() == [True, False, True]
+    table = sweep_markdown(groups)
+    assert "n/a" in table and "nan" not in table and "inf" not in table
+    assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]

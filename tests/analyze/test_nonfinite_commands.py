@@ -6,6 +6,7 @@ import importlib
 import itertools
 import json
 import re
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -168,6 +169,28 @@ def test_commands_with_several_reports(command, kind, model, tmp_path, monkeypat
     if kind == "everything":
         assert "nothing could be measured" in words(printed)
         assert " 0 times" not in words(printed)
+
+
+@pytest.mark.parametrize("kind", ["layer", "everything"])
+def test_checkpoints_beside_each_other(kind, model, tmp_path, monkeypatch, capsys):
+    """Of which one is damaged: the others' numbers stand, and that one is named."""
+    damage, _, line = DAMAGES[kind]
+    for step in (1, 2):
+        shutil.copytree(model, tmp_path / "folder" / f"step-{step}")
+    file = tmp_path / "folder" / "step-2" / "model.safetensors"
+    tensors = load_file(file)
+    damage(tensors)
+    save_file(tensors, file)
+    (tmp_path / "text.txt").write_text("Summer is warm. " * 4)
+    flags = ["--text", tmp_path / "text.txt", "--seq-len", 12, "--num-seqs", 2, "--steps", "all"]
+    folder, out = tmp_path / "folder", tmp_path / "out"
+    status, printed, err = run(monkeypatch, capsys, "variants", folder, out, *flags)
+    assert status == 0 and err == ""
+    fields, page = read_report(out, "variants_steps")
+    check_text(words(printed))
+    check_text(page)
+    assert words(printed).count(f"step-2: {line}") == 1 and f"step-2: {line}" in page
+    assert [bool(each["nonfinite"]["weights"]) for each in fields["checkpoints"]] == [False, True]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from sysout_jax.errors import InputError
 from sysout_jax.families import config_from_dict, gpt2, reading
 from sysout_jax.families.gpt2 import Gpt2Config
 from sysout_jax.families.llama import LlamaConfig
+from tests.families.cases import CASES as FAMILY_CASES
 from tests.parity_cases import FIXTURES
 
 NAN, INF = math.nan, math.inf
@@ -80,6 +81,20 @@ def test_rotary_scaling(theirs):
         assert_refused(fields | {"rope_parameters": scaling | {theirs: value}}, name)
     four = {k: v for k, v in fields.items() if k != "rope_parameters"}
     assert_refused(four | {"rope_scaling": scaling | {theirs: NAN}}, f"rope_scaling.{theirs}")
+
+
+@pytest.mark.parametrize("kinds", [[[1], "x"], [{}, {}], [None, 1], ["full_attention"] * 3, "x", 2])
+def test_kinds_of_layers_of_any_type(kinds):
+    fields = {**FAMILY_CASES["qwen2"].settings, "model_type": "qwen2", "layer_types": kinds}
+    assert_refused(fields, "layer_types")
+
+
+def test_a_table_of_positions_that_no_array_holds():
+    """OPT's has two rows more than its context."""
+    fields = {**FAMILY_CASES["opt"].settings, "model_type": "opt"}
+    for context in (2**31 - 1, 2**31 - 2):
+        assert_refused(fields | {"max_position_embeddings": context}, "context_length")
+    read_config(fields | {"max_position_embeddings": 2**31 - 3}, "c")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from sysout_jax.checkpoints.run_checkpoints import RUN, whole_steps
 from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.loading import FORMATS
+from sysout_jax.nonfinite import Nonfinite, finite_or
 from sysout_jax.outliers.definitions import even_share, value_drain
 from sysout_jax.statistics.collect import Stats, collect
 from sysout_jax.storage.serialise import plain
@@ -56,6 +57,8 @@ class Snapshot:
     """Names of `QUANTITIES` -> (L,); validation loss (1,)."""
     weight_ratios: Mapping[str, np.ndarray]
     """Matrix -> (L,) its largest extremal ratio of a column."""
+    nonfinite: Nonfinite | None = None
+    """What is NaN or inf; None where it was read from a report."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -82,6 +85,7 @@ def snapshot(lm: LanguageModel, tokens, path: Path, step: int | None = None) -> 
         weights_hash(lm),
         {name: values[name] for name in QUANTITIES if name in values},
         {module: ratios[:, i] for i, module in enumerate(stats.weights.modules)},
+        stats.nonfinite,
     )
 
 
@@ -147,12 +151,17 @@ def equals(snapshots: Sequence[Snapshot]) -> list[int]:
     return [first.setdefault(each.hash, place) for place, each in enumerate(snapshots)]
 
 
+LARGEST = 1e150  # of a value whose square is a number
+
+
 def over_runs(snapshots: Sequence[Snapshot]) -> dict[str, Mean]:
     """Mean and interval of each quantity that all of them have."""
     names = [n for n in QUANTITIES if all(n in each.values for each in snapshots)]
     means = {}
     for name in names:
-        values_RxL = np.stack([each.values[name] for each in snapshots])
+        # NaN already, or an infinity or a number so large that nothing can be computed with it
+        values_RxL = finite_or(np.stack([each.values[name] for each in snapshots]), np.nan)
+        values_RxL[np.abs(values_RxL) > LARGEST] = np.nan
         count = len(values_RxL)
         half = np.full(values_RxL.shape[1], np.nan)
         if count > 1:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from sysout_jax.analyses.variants.snapshots import (
     over_runs,
 )
 from sysout_jax.figures import style
-from sysout_jax.figures.select import number
+from sysout_jax.figures.select import number, percent
+from sysout_jax.reports.nonfinite import remarks
 from sysout_jax.reports.page import Picture, Section, Table
 from sysout_jax.reports.report import write_report
 from sysout_jax.reports.terminal import text_table
@@ -47,7 +49,7 @@ def steps_headline(snapshots: Sequence[Snapshot]) -> str:
     same = "" if different == count else f", {different} different models"
     return (
         f"{count} checkpoints{same}. At step {last.step:,} the first token gets at most "
-        f"{last.values['first_token_share'].max():.0%} of a layer's attention, and the largest |h| is "
+        f"{percent(last.values['first_token_share'].max())} of a layer's attention, and the largest |h| is "
         f"{number(float(last.values['h_ratio'].max()))} times its mean."
     )
 
@@ -69,7 +71,17 @@ def steps_summary(snapshots: Sequence[Snapshot]) -> str:
         text_table(("step", "weights", *(SHORT[n] for n in names)), steps_table(snapshots, names))
         for names in _NARROW
     ]
-    return "\n".join([steps_headline(snapshots), "Per layer, first to last:", *tables])
+    lines = [steps_headline(snapshots), *_nonfinite(snapshots), "Per layer, first to last:"]
+    return "\n".join([*lines, *tables])
+
+
+def _nonfinite(snapshots: Iterable[Snapshot]) -> list[str]:
+    """What is NaN or inf in which checkpoints."""
+    return [
+        f"{Path(each.path).name}: {line}"
+        for each in snapshots
+        for line in (remarks(each.nonfinite) if each.nonfinite else ())
+    ]
 
 
 @style.styled
@@ -112,7 +124,10 @@ def write_steps_report(
         payload={"run": name, "checkpoints": rows},
         sections=[
             Section("Against the step", (Picture("steps", "Every quantity, layer by layer."),)),
-            Section("Numbers", ("Layers are separated by spaces, first to last.", table)),
+            Section(
+                "Numbers",
+                ("Layers are separated by spaces, first to last.", *_nonfinite(snapshots), table),
+            ),
         ],
         figures={"steps": steps_figure(snapshots)},
         settings=settings,
@@ -151,7 +166,8 @@ def sweep_summary(groups: Mapping[str, Sequence[Snapshot]], over: str) -> str:
         return text_table(("setting", "runs", *(SHORT[n] for n in names)), rows)
 
     tables = map(table, _NARROW)
-    return "\n".join([sweep_headline(groups, over), "Means, per layer, first to last:", *tables])
+    lines = [sweep_headline(groups, over), *_nonfinite(chain(*groups.values()))]
+    return "\n".join([*lines, "Means, per layer, first to last:", *tables])
 
 
 def sweep_markdown(groups: Mapping[str, Sequence[Snapshot]]) -> str:
@@ -235,7 +251,7 @@ def write_sweep_report(
                     ),
                 ),
             ),
-            Section("Numbers", (caption, table)),
+            Section("Numbers", (caption, *_nonfinite(chain(*groups.values())), table)),
         ],
         figures={"sweep": sweep_figure(groups)},
         settings=settings,
@@ -251,7 +267,7 @@ def _digits(name: str) -> int:
 
 
 def _layers(values: np.ndarray, digits: int) -> str:
-    return " ".join(f"{v:.{digits}g}" for v in values)
+    return " ".join(f"{v:.{digits}g}" if np.isfinite(v) else "n/a" for v in values)
 
 
 def _with_interval(averaged: Mean, digits: int) -> str:
