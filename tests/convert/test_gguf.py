@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import tracemalloc
 from pathlib import Path
@@ -14,10 +15,11 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 
 import sysout_jax as so
+from analyze import existence
 from sysout_jax.containers.gguf_file import PLAIN, UNREADABLE, GgufFile
 from sysout_jax.models.layers import rotary_frequencies
 from sysout_jax.rope_scaling import RopeScaling
-from tests.analyze.command import write_model
+from tests.analyze.command import call, write_model
 from tests.convert.gguf_writer import hf_tensors, paired, to_gguf, write_gguf
 from tests.limits import memory_below, within
 from tests.parity_cases import FIXTURES
@@ -97,6 +99,21 @@ def test_quantised_from_weights(kind, wide, tmp_path):
             rounded = rows.swapaxes(1, 2).reshape(rounded.shape)
         np.testing.assert_array_equal(np.asarray(ours["kernel"]), rounded.T)
     assert kind.name in lm.stored_as["mlp/down_proj/kernel"]
+
+
+@pytest.mark.slow
+def test_reports_say_how_each_kind_of_matrix_is_stored(wide, tmp_path, monkeypatch, capsys):
+    write_gguf(wide, tmp_path / "model.gguf", quantise=Type.Q8_0)
+    shutil.copy(wide / "tokenizer.json", tmp_path)
+    flags = ("--num-seqs", 1, "--seq-len", 8, "--out", tmp_path / "out")
+    assert call(monkeypatch, existence.main, "--ckpt", tmp_path / "model.gguf", *flags) == 0
+    report = json.loads((tmp_path / "out" / "existence.json").read_text())
+    held = report["settings"]["stored_as"]
+    matrices = {f"attn/{part}_proj/kernel" for part in "qkvo"}
+    matrices |= {f"mlp/{part}_proj/kernel" for part in ("gate", "up", "down")}
+    assert {name: held[name] for name in matrices} == dict.fromkeys(matrices, "Q8_0")
+    assert held["attn_norm/scale"] == held["mlp_norm/scale"] == "F32"
+    assert "Q8_0" in (tmp_path / "out" / "report.html").read_text()
 
 
 READABLE = [kind for kind in Type if kind not in UNREADABLE and kind not in PLAIN]
