@@ -60,7 +60,11 @@ def _outputs(printed: str, value: Any, number: int) -> list[dict]:
                 "text/plain": ["a figure"],
             }
         elif hasattr(value, "_repr_html_"):
-            data["text/html"] = value._repr_html_().splitlines(True)
+            # the table is what is seen; the arrays behind it would be most of the file
+            data = {
+                "text/html": value._repr_html_().splitlines(True),
+                "text/plain": [type(value).__name__],
+            }
         outputs.append(
             {
                 "output_type": "execute_result",

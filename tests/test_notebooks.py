@@ -25,6 +25,8 @@ def test_outputs_are_stored(path):
     outputs = [output for cell in code(notebook) for output in cell["outputs"]]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert "<Figure size" not in json.dumps(outputs)
+    plain = ["".join(output.get("data", output).get("text/plain", "")) for output in outputs]
+    assert "/tmp/" not in json.dumps(outputs) and max(map(len, plain)) < 2_000
     # first: where it runs on Colab, and how it is installed there
     first = "".join(notebook["cells"][0]["source"])
     assert "colab.research.google.com" in first and "pip install" in "".join(
