@@ -18,12 +18,14 @@ from tests.adversary.kills import kill_once
 from tests.adversary.kinds import KINDS, Case, draw, schedule
 from tests.adversary.pool import Worker, build_originals
 
-pytestmark = [
-    pytest.mark.endurance,
-    pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures with Linux"),
-]
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="measures with Linux"
+)
 
 CASES = 240
+SOME = 400  # drawn for every test run; of these, those run that compile nothing
+#: Commands that compile little or nothing.
+QUICK = {"load", "convert", "train.prepare", "analyze.compare"}
 #: Commands whose first run compiles for long; thousands of cases run them as well.
 COMPILES = {
     "analyze.length",
@@ -38,6 +40,13 @@ COMPILES = {
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory) -> Path:
     return build_originals(tmp_path_factory.mktemp("adversary"))
+
+
+@pytest.fixture(scope="module")
+def quick_worker(originals, tmp_path_factory) -> Iterator[Worker]:
+    worker = Worker(originals, tmp_path_factory.mktemp("quick"), careful=False)
+    yield worker
+    worker.close()
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +65,22 @@ def faults_of(cases: list[Case], worker: Worker) -> dict[str, list[str]]:
     return dict(faults)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_some_drawn_cases(kind, quick_worker, originals):
+    """Of every kind, what costs little: readers, conversions, prepared data."""
+    cases = [draw(kind, seed, originals) for name, seed in schedule(SOME, 3) if name == kind]
+    assert faults_of([c for c in cases if c.command[0] in QUICK], quick_worker) == {}
+
+
+@pytest.mark.slow
+def test_quick_cases_that_found_a_fault(quick_worker):
+    cases = [case for case in corpus.cases() if case.command[0] in QUICK]
+    assert len(cases) > 50
+    assert faults_of(cases, quick_worker) == {}
+
+
+@pytest.mark.endurance
 @pytest.mark.parametrize("kind", KINDS)
 def test_drawn_cases(kind, worker, originals):
     seeds = [seed for name, seed in schedule(CASES, 0) if name == kind]
@@ -63,17 +88,20 @@ def test_drawn_cases(kind, worker, originals):
     assert faults_of([c for c in cases if c.command[0] not in COMPILES], worker) == {}
 
 
+@pytest.mark.endurance
 @pytest.mark.parametrize("kind", sorted({case.kind for case in corpus.cases()}))
 def test_cases_that_found_a_fault(kind, worker):
     assert faults_of([case for case in corpus.cases() if case.kind == kind], worker) == {}
 
 
+@pytest.mark.endurance
 def test_a_case_is_drawn_again_by_its_number(originals):
     for kind in KINDS:
         assert draw(kind, 7, originals) == draw(kind, 7, originals)
     assert len({str(draw("config", seed, originals)) for seed in range(20)}) > 10
 
 
+@pytest.mark.endurance
 def test_the_watchdog_ends_what_hangs(worker):
     """And a new process takes the next case."""
     case = Case("config", 0, "hf", [], ["collect", "model"])
@@ -82,6 +110,7 @@ def test_the_watchdog_ends_what_hangs(worker):
     assert worker.judged(case)[1] == []
 
 
+@pytest.mark.endurance
 @pytest.mark.parametrize("command", ["convert", "train.prepare", "train", "analyze.consistency"])
 def test_kills(command, originals):
     """One signal each, at a moment that differs from command to command."""
