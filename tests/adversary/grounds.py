@@ -23,15 +23,18 @@ SAVED = "saved"
 
 COMMANDS = {
     "convert": "sysout_jax.convert --src model --out new",
+    "convert.hf": "sysout_jax.convert --src model --out new --format hf",
     "train.prepare": "train.prepare --source long.jsonl b.jsonl --tokenizer tokenizer.json --out new --workers 2",
     "train": "train --config tiny.py --workdir new --steps 30 --save-every 4 --eval-every 10",
+    "train.sweep": "train.sweep grid.py --workdir new",
     "analyze.lifecycle": "analyze.lifecycle --ckpt model --num-seqs 1 --seq-len 24 --out new",
     "analyze.consistency": "analyze.consistency --ckpt model --num-seqs 1 --seq-len 24 --out new",
     "analyze.absorb": "analyze.absorb --ckpt model --prefix 3 --num-seqs 1 --seq-len 24 --out new --save saved",
     "analyze.variants": "analyze.variants --ckpt run --num-seqs 1 --seq-len 12 --out new",
+    "analyze.compare": "analyze.compare --runs first second --out new",
 }
 #: What differs between two undisturbed runs.
-VOLATILE = ("time", "command", "tokens_per_second", "mfu")
+VOLATILE = ("time", "command", "tokens_per_second", "mfu", "seconds")
 
 
 @dataclass
@@ -108,6 +111,13 @@ class Grounds:
             fields = json.loads((out / "model.json").read_text())
             fields.pop("files", None)  # have random names
             return self.weights(place, OUT), fields
+        if command == "convert.hf":
+            fields = json.loads((out / "config.json").read_text())
+            return self.weights(place, OUT), fields, sorted(p.name for p in out.iterdir())
+        if command == "train.sweep":
+            runs = sorted(path.name for path in out.glob("*=*"))
+            rows = json.loads((out / "sweep.json").read_text())
+            return [self.weights(place, f"{OUT}/{run}") for run in runs], _steady(rows)
         if command == "train":
             steps = sorted(int(p.name) for p in (out / "checkpoints").iterdir())
             rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -115,9 +125,11 @@ class Grounds:
             return steps[-1], self.weights(place, OUT), rows
         if command == "train.prepare":
             return {p.name: p.read_bytes() for p in out.iterdir()}
-        (file,) = out.glob("*.json")
         saved = self.weights(place, SAVED) if (place / SAVED).exists() else None
-        return _steady(json.loads(file.read_text())), sorted(p.name for p in out.rglob("*")), saved
+        found = {
+            str(p.relative_to(out)): _steady(json.loads(p.read_text())) for p in out.rglob("*.json")
+        }
+        return found, sorted(str(p.relative_to(out)) for p in out.rglob("*")), saved
 
     def weights(self, place: Path, model: str) -> str:
         with self._reading:

@@ -107,7 +107,7 @@ def kill_once(name: str, grounds: Grounds) -> Kill:
     _end_group(process.pid)
     if which != signal.SIGKILL and process.returncode in (128 + which, -which):
         left = plain(set(tree(place.parent)) - before)
-        if left and command != "train" and ready:
+        if left and command not in ("train", "train.sweep") and ready:
             kill.faults.append(f"left behind after {which.name}: {_shape(left)}")
     kill.faults += _again(command, place, usual, grounds)
     if not kill.faults:
@@ -177,7 +177,7 @@ def _again(command: str, place: Path, usual: Undisturbed, grounds: Grounds) -> l
     """The same command once more: it ends well, its result is that of an undisturbed run, and nothing temporary is left."""
     whole = (place / OUT).exists()
     faults = []
-    if whole and command in ("convert", "train.prepare"):
+    if whole and command in ("convert", "convert.hf", "train.prepare"):
         # what has its final name is whole, and a second run says that it exists
         if grounds.result(command, place) != usual.result:
             faults.append("half-written under its final name")
