@@ -52,7 +52,9 @@ def test_every_family(name, tmp_path, monkeypatch, capsys):
     pytest.importorskip("transformers")
     src = save(transformers_model(CASES[name], 0), tmp_path / "src")
     assert run_here(monkeypatch, "--src", src, "--out", tmp_path / "out", "--verify") == 0
-    lines = capsys.readouterr().out.splitlines()[2:]
+    lines = capsys.readouterr().out.splitlines()[
+        -3:
+    ]  # others may stand before: ids beyond the vocabulary
     shares = [float(line.split()[-3]) / float(line.split()[-1]) for line in lines]
     assert len(shares) == 3 and np.max(shares) < 1e-4
 
