@@ -34,7 +34,7 @@ class Args:
     format: Literal["orbax", "hf"] = "orbax"
     """orbax opens everywhere in this library; hf opens in transformers (every family, with default attention)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of the written weights; auto keeps the one they are stored in."""
+    """Number format of the written weights; auto keeps the one they are stored in, and writes quantised ones in float32."""
     verify: bool = False
     """Compare logits and h of every layer with what transformers computes from the source; needs torch and transformers (extra parity)."""
     accept_setting: tuple[str, ...] = ()

@@ -381,7 +381,7 @@ def _definitions(report: Lifecycle) -> Table:
         ("sink head", f"a head after the birth with more than {SINK_SHARE:.0%} of its attention on outlier tokens, and more than the even share; of a wave, on its tokens"),
         ("q/k dims that carry it", f"the fewest that make up {MAIN_SHARE:.0%} of what speaks for these tokens: mean over queries of q·k with them minus q·k with the "
          "other keys before the query; their share exceeds 100% where the other dims speak against"),
-        ("channel's share", "W_down[d*, c*] · x_down[c*] over h[d*], mean over outlier elements"),
+        ("channel's share", "W_down[d*, c*] · x_down[c*] over h[d*], mean over outlier elements; in the table of waves over what the MLP writes there"),
         ("‖v‖ to others'", "mean length of the values of outlier tokens over that of the other tokens"),
         ("‖v W_O‖ to others'", "the same after the head's output projection, root mean squares"),
         ("‖their part‖ to ‖head output‖", "length of what outlier tokens add to a head's output over the length of that output, mean over the other queries; lengths, not parts of a whole"),
