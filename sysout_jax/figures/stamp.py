@@ -8,8 +8,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from sysout_jax.figures.select import joined, plural
 from sysout_jax.figures.style import GREY, label_text, styled
+from sysout_jax.words import joined, plural
 
 ROOM = 0.16  # inches
 MOST_MODELS = 3  # that are named

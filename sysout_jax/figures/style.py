@@ -18,7 +18,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from sysout_jax.figures.select import runs
+from sysout_jax.words import runs
 
 WIDTH = 8.0  # inches
 DPI = 160

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sysout_jax.figures.select import in_layers
 from sysout_jax.published.expected import (
     DIFFERS,
     MATCH,
@@ -18,6 +17,7 @@ from sysout_jax.published.expected import (
 from sysout_jax.reports.page import Section, Table
 from sysout_jax.reports.terminal import text_table
 from sysout_jax.storage.serialise import plain
+from sysout_jax.words import in_layers
 
 _WIDTHS = (42, 22, 18, 12)  # of the columns on the terminal, 100 together with what is between them
 

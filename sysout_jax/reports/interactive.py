@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from sysout_jax.figures.select import number, plural
 from sysout_jax.reports.escaping import escaped_text
+from sysout_jax.words import number, plural
 
 MOST_NUMBERS = 150_000  # of one measure, about half a megabyte
 MOST_TOKENS = 512  # of one sequence: more cannot be looked through

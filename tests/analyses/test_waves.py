@@ -15,10 +15,10 @@ from sysout_jax.analyses.lifecycle.summary import lifecycle_summary
 from sysout_jax.analyses.lifecycle.wave_spread import spread_of
 from sysout_jax.analyses.lifecycle.waves import Life, find_waves, grouped, lives_of
 from sysout_jax.analyses.lifecycle.writes import Followed
-from sysout_jax.figures.select import percent
 from sysout_jax.reports.page import Table
 from sysout_jax.testing import Birth, planted_llama, random_plant
 from sysout_jax.weights import InMemory, groups
+from sysout_jax.words import percent
 from tests.random_models import random_model
 
 MEAN = 1.0

@@ -16,11 +16,11 @@ import sysout_jax as so
 from sysout_jax.analyses.lifecycle.figures import FIGURES, lifecycle_figures
 from sysout_jax.analyses.lifecycle.waves import Wave
 from sysout_jax.figures.saving import save_figures
-from sysout_jax.figures.select import layer_ranges, listed, number, percent
 from sysout_jax.figures.style import label_text, layer_ticks
 from sysout_jax.models import parameter_shapes
 from sysout_jax.testing import Birth, Planted, planted_llama
 from sysout_jax.weights import InMemory
+from sysout_jax.words import layer_ranges, listed, number, percent
 from tests.random_models import RANDOM
 
 pytestmark = pytest.mark.slow

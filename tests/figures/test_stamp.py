@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import sysout_jax
-from sysout_jax.figures.select import named, runs
 from sysout_jax.figures.stamp import ROOM, origin, stamp
 from sysout_jax.figures.style import body, new_figure
+from sysout_jax.words import named, runs
 
 
 def settings(**flags):

@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 
 from sysout_jax.analyses.absorb.results import Absorption
 from sysout_jax.figures import style
-from sysout_jax.figures.select import number, percent
 from sysout_jax.figures.spec import FigureSpec
 from sysout_jax.outliers.definitions import TAUS
 from sysout_jax.outliers.tokens import TokenText
+from sysout_jax.words import number, percent
 
 BEFORE = {"color": style.BLACK, "marker": "o", "label": "as it is"}
 AFTER = {"color": style.ORANGE, "marker": "s", "mfc": "white", "ls": "--", "label": "absorbed"}

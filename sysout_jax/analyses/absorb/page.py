@@ -11,7 +11,6 @@ from sysout_jax.analyses.absorb.figures import FIGURES
 from sysout_jax.analyses.absorb.results import Absorption, Reading
 from sysout_jax.analyses.absorb.search import GAIN, LENGTH, WINDOWS, WORSE, Tried
 from sysout_jax.analyses.lifecycle.story import course_of
-from sysout_jax.figures.select import digits, in_layers, listed, number, percent, plural
 from sysout_jax.figures.spec import draw_figures
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.outliers.definitions import SINK_SHARE, TAUS, is_sink
@@ -20,6 +19,7 @@ from sysout_jax.reports.nonfinite import nothing_measured, remarks
 from sysout_jax.reports.page import Section, Table
 from sysout_jax.reports.report import counting, figure_sections, write_report
 from sysout_jax.reports.terminal import text_table
+from sysout_jax.words import digits, in_layers, listed, number, percent, plural
 
 NAME = "absorb"
 COLUMNS = ("", "as it is", "absorbed")

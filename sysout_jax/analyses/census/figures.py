@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from sysout_jax.analyses.census.results import Agreement, Census, Entry
 from sysout_jax.figures import style
 from sysout_jax.figures.edits import CONTROL_LOOKS, EDIT_LOOKS
-from sysout_jax.figures.select import number
+from sysout_jax.words import number
 
 LINEAR = 0.01  # changes of the loss below 1 % are drawn linearly
 _RANKINGS = {

@@ -10,7 +10,6 @@ import numpy as np
 from sysout_jax.analyses.census import figures
 from sysout_jax.analyses.census.results import Census, Effect, Entry, Pair
 from sysout_jax.analyses.census.writers import RANKINGS
-from sysout_jax.figures.select import digits, joined, number, plural
 from sysout_jax.interventions.weights import CONTROLS, EDITS
 from sysout_jax.numerics.intervals import LEVEL, Interval
 from sysout_jax.reports.expected import Expectation
@@ -18,6 +17,7 @@ from sysout_jax.reports.nonfinite import nothing_measured, remarks
 from sysout_jax.reports.page import Picture, Section, Table
 from sysout_jax.reports.report import write_report
 from sysout_jax.reports.terminal import text_table
+from sysout_jax.words import digits, joined, number, plural
 
 NAME = "census"
 COUNTING = (

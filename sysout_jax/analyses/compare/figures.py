@@ -6,10 +6,10 @@ from matplotlib.figure import Figure
 
 from sysout_jax.analyses.compare.measure import Comparison, Told
 from sysout_jax.figures import style
-from sysout_jax.figures.select import number, percent
 from sysout_jax.figures.spec import FigureSpec
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.tokens import TokenText
+from sysout_jax.words import number, percent
 
 
 @style.styled

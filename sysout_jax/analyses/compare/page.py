@@ -8,20 +8,11 @@ from typing import Any
 
 from sysout_jax.analyses.compare.figures import FIGURES
 from sysout_jax.analyses.compare.measure import Comparison, Told
-from sysout_jax.figures.select import (
-    change,
-    digits,
-    joined,
-    layer_ranges,
-    listed,
-    named,
-    number,
-    plural,
-)
 from sysout_jax.figures.spec import draw_figures
 from sysout_jax.reports.page import Section, Table
 from sysout_jax.reports.report import counting, figure_sections, write_report
 from sysout_jax.storage.serialise import plain
+from sysout_jax.words import change, digits, joined, layer_ranges, listed, named, number, plural
 
 NAME = "compare"
 ALIKE = 1.05  # ratios closer than this are not called different

@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 
 from sysout_jax.analyses.compression.results import Attribution, Compression
 from sysout_jax.figures import style
-from sysout_jax.figures.select import change, digits, number, percent, short_names
+from sysout_jax.figures.select import short_names
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.numerics.intervals import Interval
+from sysout_jax.words import change, digits, number, percent
 
 KEPT_LABELS = {
     "birth_weights": "birth weights W_down[d*, c*]",

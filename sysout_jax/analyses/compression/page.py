@@ -13,22 +13,14 @@ from sysout_jax.analyses.compression import figures
 from sysout_jax.analyses.compression.keeps import KEEPS
 from sysout_jax.analyses.compression.results import Attribution, Compression, Outcome
 from sysout_jax.compress.methods import INPUT_BITS, LEFT_OUT, METHODS
-from sysout_jax.figures.select import (
-    change,
-    digits,
-    in_layers,
-    listed,
-    number,
-    percent,
-    plural,
-    short_names,
-)
+from sysout_jax.figures.select import short_names
 from sysout_jax.numerics.intervals import LEVEL
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.nonfinite import remarks
 from sysout_jax.reports.page import Picture, Section, Table
 from sysout_jax.reports.report import write_report
 from sysout_jax.reports.terminal import text_table
+from sysout_jax.words import change, digits, in_layers, listed, number, percent, plural
 
 NAME = "compression"
 

@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 
 from sysout_jax.analyses.consistency.measure import MEASURES, ROWS, Consistency
 from sysout_jax.figures import style
-from sysout_jax.figures.select import joined, number, percent
 from sysout_jax.figures.spec import FigureSpec
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.tokens import TokenText
 from sysout_jax.published.values import published
+from sysout_jax.words import joined, number, percent
 
 _LOOKS: Any = {
     "overlap": {"color": style.BLACK, "marker": "o", "label": "overlap, |1 ∩ 2| / |1|"},

@@ -9,7 +9,6 @@ import numpy as np
 
 from sysout_jax.analyses.consistency.figures import CONSISTENCY, attention_bound, row_name
 from sysout_jax.analyses.consistency.measure import MEASURES, ROWS, Agreement, Consistency
-from sysout_jax.figures.select import joined, number, percent
 from sysout_jax.figures.spec import draw_figures
 from sysout_jax.numerics.intervals import Interval
 from sysout_jax.outliers.definitions import CANDIDATE_SHARE, CODE_SHARE, TAUS
@@ -19,6 +18,7 @@ from sysout_jax.reports.nonfinite import nothing_measured, remarks
 from sysout_jax.reports.page import Section, Table
 from sysout_jax.reports.report import counting, figure_sections, write_report
 from sysout_jax.reports.terminal import ran_over
+from sysout_jax.words import joined, number, percent
 
 NAME = "consistency"
 

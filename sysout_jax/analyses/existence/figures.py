@@ -13,10 +13,10 @@ from mpl_toolkits.mplot3d.proj3d import proj_transform
 
 from sysout_jax.analyses.existence.measure import Existence, Surface
 from sysout_jax.figures import style
-from sysout_jax.figures.select import joined, number, percent
 from sysout_jax.figures.spec import FigureSpec
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.tokens import TokenText
+from sysout_jax.words import joined, number, percent
 
 MAX_NAMED = 3  # channels named in a landscape
 NAME = "name of a token"  # marks texts that may be hidden

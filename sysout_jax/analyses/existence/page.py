@@ -7,7 +7,6 @@ from typing import Any
 
 from sysout_jax.analyses.existence.figures import EXISTENCE, SURFACES, surfaces
 from sysout_jax.analyses.existence.measure import Element, Existence
-from sysout_jax.figures.select import joined, listed, number, percent
 from sysout_jax.figures.spec import draw_figures
 from sysout_jax.outliers.definitions import CANDIDATE_SHARE, TAUS, reachable
 from sysout_jax.outliers.tokens import TokenText
@@ -15,6 +14,7 @@ from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.nonfinite import nothing_measured, remarks
 from sysout_jax.reports.page import Section, Table
 from sysout_jax.reports.report import counting, expert_terms, figure_sections, write_report
+from sysout_jax.words import joined, listed, number, percent
 
 NAME = "existence"
 

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from sysout_jax.analyses.intervene.measure import Interventions, Outcome
 from sysout_jax.analyses.intervene.runs import CONTROL, OUTLIERS
 from sysout_jax.figures import style
-from sysout_jax.figures.select import digits, number, percent, plural
 from sysout_jax.numerics.intervals import Interval
+from sysout_jax.words import digits, number, percent, plural
 
 PLACES = {
     "birth": "birth layer",

@@ -8,16 +8,6 @@ from typing import Any
 from sysout_jax.analyses.intervene import figures
 from sysout_jax.analyses.intervene.measure import Interventions, Outcome
 from sysout_jax.analyses.intervene.runs import CONTROL, WHAT, WHERE
-from sysout_jax.figures.select import (
-    change,
-    digits,
-    in_layers,
-    listed,
-    named,
-    number,
-    percent,
-    plural,
-)
 from sysout_jax.numerics.intervals import LEVEL, Interval
 from sysout_jax.outliers.definitions import SINK_SHARE
 from sysout_jax.reports.expected import Expectation
@@ -25,6 +15,7 @@ from sysout_jax.reports.nonfinite import remarks
 from sysout_jax.reports.page import Picture, Section, Table
 from sysout_jax.reports.report import ATTENTION_ON_THEM, write_report
 from sysout_jax.reports.terminal import text_table
+from sysout_jax.words import change, digits, in_layers, listed, named, number, percent, plural
 
 NAME = "intervene"
 #: What is edited there, and its random counterpart.

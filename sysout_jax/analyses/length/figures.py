@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from sysout_jax.analyses.length.measure import ByLength, Point, Sentence
 from sysout_jax.analyses.positions.token_classes import class_look
 from sysout_jax.figures import style
-from sysout_jax.figures.select import listed, number, percent
 from sysout_jax.figures.spec import FigureSpec
 from sysout_jax.outliers.definitions import CODE_SHARE, even_share, is_code_outlier
 from sysout_jax.outliers.tokens import TokenText
+from sysout_jax.words import listed, number, percent
 
 MAX_LABELS = 64  # tokens whose text is readable along an axis
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from sysout_jax.analyses.length.figures import LENGTH
 from sysout_jax.analyses.length.measure import SENTENCES, ByLength, Point, Sentence
-from sysout_jax.figures.select import joined, listed, number, percent, plural
 from sysout_jax.figures.spec import draw_figures
 from sysout_jax.outliers.definitions import CANDIDATE_SHARE, CODE_SHARE, TAUS
 from sysout_jax.outliers.tokens import TokenText
@@ -22,6 +21,7 @@ from sysout_jax.reports.report import (
     figure_sections,
     write_report,
 )
+from sysout_jax.words import joined, listed, number, percent, plural
 
 NAME = "length"
 

@@ -15,7 +15,6 @@ from sysout_jax.analyses.lifecycle.story import story
 from sysout_jax.analyses.lifecycle.summary import verdict
 from sysout_jax.analyses.lifecycle.targets import Targets
 from sysout_jax.analyses.lifecycle.waves import Write
-from sysout_jax.figures.select import digits, joined, layer_ranges, listed, number, percent, plural
 from sysout_jax.interventions.weights import CONTROLS, EDITS
 from sysout_jax.outliers.definitions import (
     ALIVE_SHARE,
@@ -38,6 +37,7 @@ from sysout_jax.reports.report import (
     figure_sections,
     write_report,
 )
+from sysout_jax.words import digits, joined, layer_ranges, listed, number, percent, plural
 
 NAME = "lifecycle"
 MAX_HEADS = 20

@@ -4,18 +4,9 @@ from __future__ import annotations
 
 from sysout_jax.analyses.lifecycle.results import BirthEvent, Lifecycle
 from sysout_jax.analyses.lifecycle.waves import Wave
-from sysout_jax.figures.select import (
-    digits,
-    joined,
-    layer_ranges,
-    listed,
-    named,
-    number,
-    percent,
-    plural,
-)
 from sysout_jax.outliers.definitions import SINK_SHARE
 from sysout_jax.outliers.tokens import TokenText
+from sysout_jax.words import digits, joined, layer_ranges, listed, named, number, percent, plural
 
 DEPENDS = 1.05  # times the perplexity from which on a model is said to depend on its outliers
 _COUNTS = {1: "One", 2: "Two", 3: "Three"}

@@ -9,12 +9,12 @@ from math import isfinite
 from sysout_jax.analyses.lifecycle.results import Birth, BirthEvent, Effect, Lifecycle, Spread
 from sysout_jax.analyses.lifecycle.story import course_of
 from sysout_jax.analyses.lifecycle.wave_spread import WaveSpread
-from sysout_jax.figures.select import digits, in_layers, named, plural
 from sysout_jax.interventions.weights import CONTROLS
 from sysout_jax.outliers.definitions import SINK_SHARE
 from sysout_jax.outliers.tokens import TokenText
 from sysout_jax.reports.nonfinite import nothing_measured, remarks
 from sysout_jax.reports.terminal import ran_over, text_table
+from sysout_jax.words import digits, in_layers, named, plural
 
 _MOST = 6  # members of a list that are printed
 

@@ -15,19 +15,11 @@ from sysout_jax.analyses.lifecycle.figures.layers import (
 from sysout_jax.analyses.positions.measure import Matrix, Place, Positions, strongest
 from sysout_jax.analyses.positions.token_classes import tokens, tokens_sentence
 from sysout_jax.figures import style
-from sysout_jax.figures.select import (
-    in_layers,
-    joined,
-    listed,
-    named,
-    number,
-    percent,
-    plural,
-)
 from sysout_jax.figures.spec import FigureSpec
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.definitions import CODE_SHARE
 from sysout_jax.outliers.tokens import TokenText
+from sysout_jax.words import in_layers, joined, listed, named, number, percent, plural
 
 MAX_NAMED = 3  # channels named in a panel
 _UNIT = {"h": "dim", "x_down": "channel"}

@@ -11,15 +11,6 @@ import numpy as np
 from sysout_jax.analyses.positions.figures import POSITIONS
 from sysout_jax.analyses.positions.measure import Place, Positions, strongest
 from sysout_jax.analyses.positions.token_classes import RULES, groups
-from sysout_jax.figures.select import (
-    in_layers,
-    joined,
-    layer_ranges,
-    listed,
-    named,
-    number,
-    percent,
-)
 from sysout_jax.figures.spec import draw_figures
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.definitions import CANDIDATE_SHARE, CODE_SHARE, TAUS
@@ -35,6 +26,7 @@ from sysout_jax.reports.report import (
     write_report,
 )
 from sysout_jax.reports.terminal import ran_over
+from sysout_jax.words import in_layers, joined, layer_ranges, listed, named, number, percent
 
 NAME = "positions"
 MAX_HEADS = 20

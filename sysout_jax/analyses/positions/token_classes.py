@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 
 from sysout_jax.analyses.positions.measure import Positions, TokenCounts
 from sysout_jax.figures import style
-from sysout_jax.figures.select import joined, listed, percent, plural
 from sysout_jax.outliers.tokens import TokenText
+from sysout_jax.words import joined, listed, percent, plural
 
 _LOOKS = (
     (style.BLACK, ""),

@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 
 from sysout_jax.analyses.variants.side_by_side import SideBySide, grid, look
 from sysout_jax.figures import style
-from sysout_jax.figures.select import joined, nats, number, percent
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.tokens import TokenText
 from sysout_jax.training.record import Record
+from sysout_jax.words import joined, nats, number, percent
 
 
 @style.styled

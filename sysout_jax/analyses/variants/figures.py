@@ -20,9 +20,9 @@ from sysout_jax.analyses.variants.curves import (
 from sysout_jax.analyses.variants.measure import Scale, VariantProfile
 from sysout_jax.analyses.variants.side_by_side import SideBySide, grid
 from sysout_jax.figures import style
-from sysout_jax.figures.select import joined, number
 from sysout_jax.figures.spec import FigureSpec
 from sysout_jax.outliers.tokens import TokenText
+from sysout_jax.words import joined, number
 
 #: The mean scale at sink tokens, beside what other tokens have.
 AT_SINKS: Any = {"color": style.BLUE, "marker": "D", "mfc": "white", "ls": ""}

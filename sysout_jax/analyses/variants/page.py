@@ -10,13 +10,13 @@ import numpy as np
 from sysout_jax.analyses.variants.figures import VARIANTS
 from sysout_jax.analyses.variants.measure import VariantProfile
 from sysout_jax.analyses.variants.side_by_side import SideBySide
-from sysout_jax.figures.select import nats, number, percent
 from sysout_jax.figures.spec import draw_figures
 from sysout_jax.outliers.definitions import NEAR_ZERO
 from sysout_jax.reports.nonfinite import remarks
 from sysout_jax.reports.page import Section, Table
 from sysout_jax.reports.report import counting, figure_sections, write_report
 from sysout_jax.reports.terminal import text_table
+from sysout_jax.words import nats, number, percent
 
 NAME = "variants"
 HEADER = (

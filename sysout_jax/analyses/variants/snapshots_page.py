@@ -19,13 +19,13 @@ from sysout_jax.analyses.variants.snapshots import (
     over_runs,
 )
 from sysout_jax.figures import style
-from sysout_jax.figures.select import number, percent
 from sysout_jax.reports.nonfinite import remarks
 from sysout_jax.reports.page import Picture, Section, Table
 from sysout_jax.reports.report import write_report
 from sysout_jax.reports.terminal import text_table
 from sysout_jax.storage.serialise import plain
 from sysout_jax.storage.staging import write_file
+from sysout_jax.words import number, percent
 
 STEPS, SWEEP = "variants_steps", "variants_sweep"
 #: Of the figure and the short table of a sweep.

@@ -8,8 +8,8 @@ from sysout_jax.analyses.lifecycle.figures.followed import called, traced
 from sysout_jax.analyses.lifecycle.figures.mlp import CloseUp, draw_close_up, strongest_element
 from sysout_jax.analyses.lifecycle.results import Lifecycle
 from sysout_jax.figures import style
-from sysout_jax.figures.select import listed, number, percent, plural
 from sysout_jax.outliers.tokens import TokenText
+from sysout_jax.words import listed, number, percent, plural
 
 
 def _shown(report: Lifecycle) -> CloseUp:

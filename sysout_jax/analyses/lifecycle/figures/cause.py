@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from sysout_jax.analyses.lifecycle.results import Cause, Effect, Lifecycle
 from sysout_jax.figures import style
 from sysout_jax.figures.edits import CONTROL_LOOKS, EDIT_LOOKS
-from sysout_jax.figures.select import digits, joined, number, plural
 from sysout_jax.outliers.tokens import TokenText
+from sysout_jax.words import digits, joined, number, plural
 
 _LINES = {"half": ":", "row": "--"}  # what lies on each other is seen
 _SPREAD = 30.0  # perplexities over each other from which on their axis is logarithmic

@@ -17,9 +17,9 @@ from sysout_jax.analyses.lifecycle.figures.mlp import CloseUp, draw_close_up, st
 from sysout_jax.analyses.lifecycle.results import Lifecycle, Opposition
 from sysout_jax.analyses.lifecycle.trace import Trace
 from sysout_jax.figures import style
-from sysout_jax.figures.select import layer_ranges, listed, number, percent
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.tokens import TokenText
+from sysout_jax.words import layer_ranges, listed, number, percent
 
 MAX_DIMS = 3
 MAX_ROWS = 5  # oppositions in the table

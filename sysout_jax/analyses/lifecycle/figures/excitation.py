@@ -12,9 +12,9 @@ from sysout_jax.analyses.lifecycle.figures.followed import followed, subtitle, t
 from sysout_jax.analyses.lifecycle.figures.mlp import strongest_element
 from sysout_jax.analyses.lifecycle.results import Lifecycle
 from sysout_jax.figures import style
-from sysout_jax.figures.select import listed, number, percent
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.tokens import TokenText
+from sysout_jax.words import listed, number, percent
 
 MAX_BARS = 5  # dims in a bar panel
 CLEAR = 3  # times a cosine by chance: what is called a direction

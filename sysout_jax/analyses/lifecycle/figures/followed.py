@@ -6,7 +6,7 @@ import numpy as np
 
 from sysout_jax.analyses.lifecycle.results import Lifecycle
 from sysout_jax.analyses.lifecycle.trace import Trace
-from sysout_jax.figures.select import number
+from sysout_jax.words import number
 
 
 def followed(report: Lifecycle) -> Lifecycle | None:

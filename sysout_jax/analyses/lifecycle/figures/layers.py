@@ -11,16 +11,11 @@ from matplotlib.ticker import MaxNLocator
 
 from sysout_jax.analyses.lifecycle.results import Lifecycle
 from sysout_jax.figures import style
-from sysout_jax.figures.select import (
-    Measured,
-    in_layers,
-    number,
-    outlier_layers,
-    percent,
-)
+from sysout_jax.figures.select import Measured, outlier_layers
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.definitions import even_share
 from sysout_jax.outliers.tokens import TokenText
+from sysout_jax.words import in_layers, number, percent
 
 _TOP_STYLES: Any = (
     {"color": style.BLACK, "ls": "-", "marker": "o", "label": "largest"},

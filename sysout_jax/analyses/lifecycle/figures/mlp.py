@@ -12,9 +12,9 @@ from sysout_jax.analyses.lifecycle.figures.followed import subtitle
 from sysout_jax.analyses.lifecycle.results import BirthEvent, Lifecycle, Opposition
 from sysout_jax.analyses.lifecycle.trace import Trace
 from sysout_jax.figures import style
-from sysout_jax.figures.select import named, percent
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.tokens import TokenText
+from sysout_jax.words import named, percent
 
 MAX_BARS = 8  # channels in the bar panel
 MAX_DIMS = 3

@@ -12,9 +12,9 @@ from sysout_jax.analyses.lifecycle.figures.followed import called, subtitle, tra
 from sysout_jax.analyses.lifecycle.results import Lifecycle, SinkHead
 from sysout_jax.analyses.lifecycle.trace import Trace
 from sysout_jax.figures import style
-from sysout_jax.figures.select import listed, named, number, percent
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.tokens import TokenText
+from sysout_jax.words import listed, named, number, percent
 
 MAX_TOKENS = 22  # positions whose text stays readable on the axis of a heat map
 BEFORE = 3  # positions shown before the first outlier token

@@ -13,9 +13,9 @@ from sysout_jax.analyses.lifecycle.results import Lifecycle
 from sysout_jax.analyses.lifecycle.story import course_of
 from sysout_jax.analyses.lifecycle.waves import Wave
 from sysout_jax.figures import style
-from sysout_jax.figures.select import named, number, plural
 from sysout_jax.outliers.definitions import TAUS
 from sysout_jax.outliers.tokens import TokenText
+from sysout_jax.words import named, number, plural
 
 MOST = 4  # strongest waves drawn
 _STYLES: Any = (

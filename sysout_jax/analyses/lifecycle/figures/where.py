@@ -12,16 +12,10 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from sysout_jax.analyses.lifecycle.results import Lifecycle
 from sysout_jax.figures import style
-from sysout_jax.figures.select import (
-    joined,
-    layer_ranges,
-    named,
-    number,
-    outlier_layers,
-    plural,
-)
+from sysout_jax.figures.select import outlier_layers
 from sysout_jax.outliers.definitions import SINK_SHARE
 from sysout_jax.outliers.tokens import TokenText
+from sysout_jax.words import joined, layer_ranges, named, number, plural
 
 MOST_BIRTHS = 2  # whose channels are named
 _FOUND, _EMPTY = style.BLUE, "#ececec"
