@@ -101,7 +101,7 @@ def _divided(args: Args, prepared: Prepared, taken: int) -> tuple[Prepared, np.n
     calibration = None
     if args.calibration is not None:
         assert lm.tokenizer is not None
-        text = read_text(args.calibration)
+        text = args.text_of(args.calibration)
         calibration = text_windows(lm.tokenizer, text, CALIBRATION, tokens.shape[1], args.bos)
     elif len(tokens) > 1 and args.prompt is None:
         wanted = args.num_seqs or WINDOWS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -36,7 +36,6 @@ from sysout_jax.compress.absorption import absorbed, prefix_keys, refusal
 from sysout_jax.compress.methods import METHODS, USUAL_METHODS, Settings
 from sysout_jax.data.demo import demo_text
 from sysout_jax.data.text import read_text, text_windows
-from sysout_jax.perplexity import ROWS_JOINED_BY, joined_rows
 from sysout_jax.printable import printable_name
 
 FOLLOWING = 2  # windows that scales are calibrated on
@@ -70,8 +69,6 @@ class Args(Expects, Source):
     """Text for static ranges and SmoothQuant, read as --text is. Default: the 2 windows that follow the analysed ones, where the text has them."""
     absorb: str | None = None
     """Show the model with this prefix absorbed beside it: text (\\n is a line end), token ids (198 or 0,198), or the word search to look for one."""
-    join_rows: bool = True
-    """Join the lines of text files by blank lines, the WikiText-2 convention; --no-join-rows reads them as they are."""
     seeds: int = 2
     """Random controls per kind of weights kept in full precision."""
     out: Path = Path("out/compression")
@@ -91,8 +88,7 @@ def main() -> None:
         read_text(args.calibration)  # a missing file should not show after minutes
     ckpts = (args.ckpt, *args.compare)
     sources = [dataclasses.replace(args, ckpt=ckpt) for ckpt in ckpts]
-    joined_by = ROWS_JOINED_BY if args.text is not None and args.join_rows else None
-    prepared = [prepare(source, _reader(args), joined_by) for source in sources]
+    prepared = [prepare(source) for source in sources]
     say_notes(*prepared)
     results = []
     for each in prepared:
@@ -105,10 +101,9 @@ def main() -> None:
 
 
 def analyse(args: Args, prepared: Prepared, shared: Shared) -> Analysed:
-    """On windows of its own: perplexities are of joined rows, and need fewer of them than what others read."""
+    """On windows of its own: every method is a pass, so that it reads fewer of them than the others do."""
     if args.prompt is None and args.data is None:
-        joined_by = ROWS_JOINED_BY if args.text is not None and args.join_rows else None
-        prepared = Prepared(shared.lm, *cut(args, shared.lm, _text(args), joined_by))
+        prepared = Prepared(shared.lm, *cut(args, shared.lm, _text(args)))
     analysed = _analysed([_measure(args, prepared, shared.lm, _calibration(args, prepared))])
     return dataclasses.replace(analysed, own=prepared)
 
@@ -140,11 +135,7 @@ def _measure(
 
 
 def _text(args: Args) -> str:
-    return demo_text() if args.text is None else _reader(args)(args.text)
-
-
-def _reader(args: Args) -> Callable[[Path], str]:
-    return (lambda path: joined_rows(read_text(path))) if args.join_rows else read_text
+    return demo_text() if args.text is None else args.text_of(args.text)
 
 
 def _calibration(args: Args, prepared: Prepared) -> np.ndarray | None:
@@ -152,7 +143,7 @@ def _calibration(args: Args, prepared: Prepared) -> np.ndarray | None:
     assert prepared.lm.tokenizer is not None
     count, length = prepared.tokens.shape
     if args.calibration is not None:
-        text = _reader(args)(args.calibration)
+        text = args.text_of(args.calibration)
         return text_windows(prepared.lm.tokenizer, text, count, length, args.bos)
     if args.prompt is not None or args.data is not None:
         return None

@@ -26,6 +26,7 @@ from sysout_jax.data.batches import validation_slice
 from sysout_jax.data.demo import demo_text
 from sysout_jax.data.demo_checkpoint import NAME as DEMO_NAME
 from sysout_jax.data.demo_checkpoint import ORIGIN, demo_checkpoint
+from sysout_jax.data.demo_checkpoint import SHORT_NAME as DEMO
 from sysout_jax.data.text import Windows, prompt_sequence, read_text, text_windows
 from sysout_jax.data.token_files import read_meta
 from sysout_jax.data.tokenizers import Tokenizer
@@ -33,6 +34,7 @@ from sysout_jax.families.fields import naming
 from sysout_jax.language_model import DTypeName
 from sysout_jax.outliers.definitions import TAU
 from sysout_jax.outliers.tokens import TokenClasses
+from sysout_jax.perplexity import ROWS_JOINED_BY, joined_rows
 from sysout_jax.printable import printable_name
 from sysout_jax.processes import start_processes
 from sysout_jax.provenance import run_settings
@@ -43,9 +45,10 @@ from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.terminal import fit
 from sysout_jax.sharding import MeshConfig, make_mesh
 from sysout_jax.testing import demo_model
+from sysout_jax.words import plural
 
-#: Models that need no path.
-DEMO, PLANTED = "demo", "planted"
+#: A model that needs no path, as DEMO.
+PLANTED = "planted"
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class Source:
     """Analyse this one prompt instead of a text."""
     data: Path | None = None
     """Directory of python -m train.prepare: analyse windows of its val.bin, cut as training cuts them, in place of a text."""
+    join_rows: bool = False
+    """Put a blank line between the lines of a text file, as published perplexities of WikiText-2 do. Default: a text is read as it is."""
     num_seqs: int | None = None
     """Windows to analyse (default 10, for analyze.compression 2)."""
     seq_len: int | None = None
@@ -86,6 +91,15 @@ class Source:
     """Also write the statistics of all layers as statistics.npz or statistics.csv, and mask.json: outlier tokens by rule, and dims."""
     mesh: MeshConfig = field(default_factory=lambda: MeshConfig(data=1, fsdp=-1))
     """Where there are several devices: how they share weights and sequences. Changes results by rounding only."""
+
+    def text_of(self, path: Path) -> str:
+        """The text of a file."""
+        return joined_rows(read_text(path)) if self.join_rows else read_text(path)
+
+    @property
+    def joined_by(self) -> str | None:
+        """What stands between the rows of the text that is analysed."""
+        return ROWS_JOINED_BY if self.join_rows else None
 
 
 @dataclass(frozen=True)
@@ -129,20 +143,15 @@ class Prepared:
         return self.lm.tokenizer.token(token) if self.lm.tokenizer else f"[{token}]"
 
 
-def prepare(
-    source: Source, read: Callable[[Path], str] = read_text, joined_by: str | None = None
-) -> Prepared:
-    """Load the model and cut the text, which `read` gets from its file, its rows joined by `joined_by`.
-
-    Raises InputError for everything that cannot work.
-    """
+def prepare(source: Source) -> Prepared:
+    """Load the model and cut the text. Raises InputError for everything that cannot work."""
     _check(source)
     start_processes()
     if jax.process_index() > 0:
         # all processes compute the same, the first one tells
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     mesh = make_mesh(source.mesh.data, source.mesh.fsdp, source.mesh.tensor)
-    text = read(source.text) if source.text is not None else None
+    text = source.text_of(source.text) if source.text is not None else None
     compilations.keep()
     lm, notes = _open(source, mesh if mesh.size > 1 else None)
     if lm.tokenizer is None:
@@ -155,19 +164,19 @@ def prepare(
         notes += _bos_note(lm.tokenizer, source.bos)
     if source.data is not None:
         tokens, bos = _data_windows(source, source.data, lm.config)
-        windows = Windows(lm.check_tokens(tokens), bos, joined_by)
+        windows = Windows(lm.check_tokens(tokens), bos)
     elif source.prompt is not None:
         prompt = flag_text("--prompt", source.prompt)
         with naming("--prompt"):
             tokens = lm.check_tokens(prompt_sequence(lm.tokenizer, prompt, source.bos))
-        windows = Windows(tokens, source.bos, joined_by)
+        windows = Windows(tokens, source.bos)
     else:
         if text is None:
             text = demo_text()
             notes.append(
                 "No --text and no --prompt given: the text is the one that comes with the package."
             )
-        windows, short = cut(source, lm, text, joined_by)
+        windows, short = cut(source, lm, text)
         notes += short
     if windows.tokens.shape[1] < source.LEAST:
         raise so.InputError(
@@ -185,9 +194,7 @@ def check_bos(bos: bool, tokenizer: Tokenizer) -> None:
         )
 
 
-def cut(
-    source: Source, lm: so.LanguageModel, text: str, joined_by: str | None = None
-) -> tuple[Windows, list[str]]:
+def cut(source: Source, lm: so.LanguageModel, text: str) -> tuple[Windows, list[str]]:
     """The windows of a text that the flags ask for, and what to say where it does not fill them. InputError beyond the model's context."""
     wanted = source.num_seqs or source.NUM_SEQS
     length = source.seq_len or min(source.LENGTH, lm.config.context_length)
@@ -203,9 +210,9 @@ def cut(
     notes = []
     if len(tokens) < wanted or tokens.shape[1] < length:
         notes.append(
-            f"The text fills only {len(tokens)} of {wanted} windows ({tokens.shape[1]} tokens each)."
+            f"The text fills only {len(tokens)} of {plural(wanted, 'window')} ({plural(tokens.shape[1], 'token')} each)."
         )
-    return Windows(lm.check_tokens(tokens), source.bos, joined_by), notes
+    return Windows(lm.check_tokens(tokens), source.bos, source.joined_by), notes
 
 
 def _data_windows(source: Source, directory: Path, config: ModelConfig) -> tuple[np.ndarray, bool]:
@@ -274,6 +281,8 @@ def _check(source: Source) -> None:
         raise so.InputError(f"{' and '.join(given)} exclude each other; give one of them")
     if source.data is not None and source.bos:
         raise so.InputError("--bos: the windows of --data are as they are; leave it out")
+    if source.join_rows and source.text is None:
+        raise so.InputError("--join-rows: joins the lines of a --text; name one, or leave it out")
     if source.text is not None and source.prompt is not None:
         raise so.InputError("--text and --prompt exclude each other; give one of them")
     if source.prompt is not None and (source.num_seqs or source.seq_len):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from sysout_jax.calls import check_texts
 from sysout_jax.checkpoints.formats import gguf, hugging_face, llama2c, nanogpt, orbax
 from sysout_jax.checkpoints.formats.format import Opened
 from sysout_jax.checks import shown
+from sysout_jax.data.demo_checkpoint import SHORT_NAME, demo_checkpoint
 from sysout_jax.errors import InputError
 from sysout_jax.language_model import DTYPES, LanguageModel
 from sysout_jax.printable import printable, printable_name
@@ -29,7 +30,7 @@ def load(
     *,
     accept: Collection[str] = (),
 ) -> LanguageModel:
-    """Open a checkpoint of any of the `FORMATS`, or a Hugging Face hub id (extra `hf`).
+    """Open a checkpoint of any of the `FORMATS`, a Hugging Face hub id (extra `hf`), or `demo`: a pretrained SmolLM2, fetched once.
 
     Names, shapes and settings are all checked now; the weights themselves are read when they are used. `dtype` is that of
     weights and compute, `mesh` spreads analyses over devices (`sysout_jax.sharding.make_mesh`). `accept` names settings of its config
@@ -65,8 +66,8 @@ def _dtype_name(dtype: Any) -> str:
     raise InputError(f"dtype is {given}; expected {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
 
 
-def find(path: str | Path) -> Path:
-    """The local file or directory behind a path or a hub id; InputError when there is none."""
+def find(path: str | Path, tell: Callable[[str], object] = lambda line: None) -> Path:
+    """The local file or directory behind a path, a hub id or `demo`; InputError when there is none. `tell` hears of the demo's download."""
     if not isinstance(path, str | Path):
         raise InputError(f"a model is {shown(path)}; expected a path or a hub id such as org/name")
     if not str(path):
@@ -76,6 +77,8 @@ def find(path: str | Path) -> Path:
     local = os.path.expanduser(path)
     if os.path.lexists(local):
         return Path(local)
+    if str(path) == SHORT_NAME:
+        return demo_checkpoint(tell)
     if _looks_like_hub_id(str(path)):
         return _download(str(path))
     raise InputError(

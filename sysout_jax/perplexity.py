@@ -17,6 +17,7 @@ from sysout_jax.data.text import Windows
 from sysout_jax.engine import Stream, observe_nothing
 from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
+from sysout_jax.words import plural
 
 ROWS_JOINED_BY = "\n\n"
 
@@ -37,7 +38,7 @@ class Protocol:
         """In words."""
         text = "text as it is" if self.joined_by is None else f"rows joined by {self.joined_by!r}"
         return (
-            f"{self.windows} windows of {self.length} tokens, not overlapping, {'with' if self.bos else 'without'} BOS, {text}; "
+            f"{plural(self.windows, 'window')} of {plural(self.length, 'token')}, not overlapping, {'with' if self.bos else 'without'} BOS, {text}; "
             f"all but the first token of each count ({self.counted:,}); a last partial window is dropped"
         )
 

@@ -18,6 +18,7 @@ from sysout_jax.commands.cli import run, say
 from sysout_jax.processes import start_processes
 from sysout_jax.training.host_memory import keep_freed_memory
 from sysout_jax.training.loop import Progress, fit
+from sysout_jax.words import plural
 from train.settings import Settings, parse
 
 
@@ -37,6 +38,12 @@ def main() -> None:
     start_processes()
     command = parse(Command, "python -m train", __doc__, sys.argv[1:], workdir=tyro.MISSING)
     compilations.keep()
+    if command.settings.init is not None and jax.process_index() == 0:
+        model, length = command.settings.model, command.settings.seq_len
+        say(
+            f"Starts from {command.settings.init}. Its model ({model.family}, {plural(model.num_layers, 'layer')}, d_model {model.d_model}) takes "
+            f"the place of the config's; sequences have {plural(length, 'token')}."
+        )
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     stop = threading.Event()
     bar = tqdm(

@@ -18,6 +18,7 @@ from sysout_jax.data.tasks import bigram_backcopy, sparse_copy
 from sysout_jax.data.token_files import Meta
 from sysout_jax.errors import InputError
 from sysout_jax.printable import printable_name
+from sysout_jax.words import plural
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def main() -> None:
     sources = [Source(path, args.field) for path in args.source]
     meta = _draw(args, sources) if args.task else _tokenise(args, sources)
     for split, count in meta.splits.items():
-        say(f"{split:6}{count['tokens']:>16,} tokens{count['documents']:>12,} documents")
+        documents = plural(count["documents"], "document")
+        say(f"{split:6}{count['tokens']:>16,} tokens, {documents}")
     if meta.split_rule["rule"] == "tail":
         say(
             f"The last {args.val_fraction:g} of the tokens is for validation: the documents are too few to divide."
@@ -93,7 +95,7 @@ def main() -> None:
         say("The tokenizer names no end of text (see --eos): documents follow each other unmarked.")
     if meta.windows:
         say(
-            f"Windows of BOS and {meta.windows.length:,} tokens: train with --seq-len {meta.windows.length}."
+            f"Windows of BOS and {plural(meta.windows.length, 'token')}: train with --seq-len {meta.windows.length}."
         )
     say(f"{args.out}: vocabulary {meta.vocab_size:,}, {meta.dtype}")
 

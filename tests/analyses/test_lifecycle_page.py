@@ -49,6 +49,19 @@ def test_the_story_names_what_was_planted(planted):
         assert told.count(term) == 1  # explained where it first appears  # fmt: skip
 
 
+@pytest.mark.parametrize("times, said", ((0.5, False), (2.0, True)))
+def test_the_story_says_where_a_smaller_edit_is_worse(planted, times, said):
+    _, _, report = planted
+    edits = report.cause.edits
+    effect = dataclasses.replace(
+        edits["element"].effect, perplexity=times * edits["column"].effect.perplexity
+    )
+    edits = edits | {"element": dataclasses.replace(edits["element"], effect=effect)}
+    changed = dataclasses.replace(report, cause=dataclasses.replace(report.cause, edits=edits))
+    told = " ".join(story(changed, lambda n, t: "tok"))
+    assert ("The rest of what they write is worse for the model" in told) == said
+
+
 def test_the_story_of_a_model_without_outliers(planted):
     _, _, report = planted
     calm = dataclasses.replace(report, found=False, tau=1e6)

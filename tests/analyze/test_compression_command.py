@@ -64,7 +64,7 @@ def test_two_models_side_by_side(tmp_path, monkeypatch, capsys, shared_data):
     text = shared_data / "text" / "wikitext2-test.txt"
     flags = ["--ckpt", ckpt, "--compare", f"{ckpt}/", "--text", text, "--calibration", text]
     flags += ["--num-seqs", 3, "--seq-len", 64, "--methods", "w8a8_static", "--attribute", "none"]
-    assert call(monkeypatch, *flags, "--out", out) == 0
+    assert call(monkeypatch, *flags, "--join-rows", "--out", out) == 0
     assert "rows joined by '\\n\\n'" in words(capsys.readouterr().out)
     models = json.loads((out / "compression.json").read_text())["models"]
     assert len(models) == 2 and models[0]["outcomes"] == models[1]["outcomes"]

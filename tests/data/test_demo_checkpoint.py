@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from analyze import existence, source
+from sysout_jax import loading
 from sysout_jax.data import demo_checkpoint as demo
 from sysout_jax.errors import InputError
 from tests.analyze.command import call
@@ -43,6 +44,14 @@ def test_fetched_once(registry, tmp_path):
     assert path == tmp_path / "cache" / demo.FILE and path.read_bytes() == HELD
     assert demo.demo_checkpoint(told.append) == path
     assert len(downloads) == len(told) == 1 and "98 MB" in told[0] and "Apache-2.0" in told[0]
+
+
+def test_a_model_of_that_name_on_the_disk_comes_first(registry, tmp_path, monkeypatch):
+    registry(HELD)
+    assert loading.find("demo") == tmp_path / "cache" / demo.FILE
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    assert loading.find("demo") == Path("demo")
 
 
 @pytest.mark.parametrize("content", [b"weightz", b"more than weights"])

@@ -148,6 +148,13 @@ def test_the_cases_are_what_they_claim():
     assert not report_of("all NaN").found and report_of("all NaN").candidate is None
 
 
+@pytest.mark.parametrize("case, short", [("planted", False), ("gpt2", True)])
+def test_the_codes_rule_is_no_finding_in_short_texts(case, short):
+    """T is 64 and 24: of 24 tokens even attention gives the first one over T / 10."""
+    sentence = FIGURES["where"].sentence(report_of(case), text)
+    assert ("even attention gives the first key T / 10 too" in sentence) == short
+
+
 @pytest.mark.parametrize("case", ["planted", "one layer, head and token", "60 layers"])
 def test_layer_axes_count_from_1(case):
     report = report_of(case)

@@ -120,3 +120,10 @@ def test_massive_activations():
         definitions.massive_bound(np.array([0.01, 0.2])), np.array([100.0, 200.0])
     )
     assert definitions.exceeds(10.0, 0.009, 1000.0) and not definitions.exceeds(10.0, 0.01, 1000.0)
+
+
+def test_even_attention_passes_the_codes_rule_in_short_texts():
+    for length in (1, 8, 43, 44, 512):
+        first = sum(1 / (query + 1) for query in range(length))  # its column sum
+        assert definitions.even_attention_passes(length) == (first >= length / 10)
+    assert definitions.even_attention_passes(43) and not definitions.even_attention_passes(44)

@@ -113,10 +113,15 @@ def _cause(report: Lifecycle) -> list[str]:
         digits(effect.perplexity, report.length)
         for effect in (cause.baseline, element.effect, column.effect)
     )
+    rest = (
+        " The rest of what they write is worse for the model without the outlier than nothing of theirs."
+        if element.effect.perplexity > DEPENDS * column.effect.perplexity
+        else ""
+    )
     return [
         f"{depends}: with {plural(element.weights, 'weight')} of the writers set to zero, perplexity (how many tokens the model hesitates between, "
         f"lower is better) goes from {before} to {zeroed}, and the largest number that is left is {number(element.effect.ratio)} times the mean; with "
-        f"all that these channels write set to zero, to {columns} and {number(column.effect.ratio)}."
+        f"all that these channels write set to zero, to {columns} and {number(column.effect.ratio)}.{rest}"
     ]
 
 

@@ -17,7 +17,7 @@ from sysout_jax.analyses.positions.token_classes import tokens, tokens_sentence
 from sysout_jax.figures import style
 from sysout_jax.figures.spec import FigureSpec
 from sysout_jax.nonfinite import finite_or
-from sysout_jax.outliers.definitions import CODE_SHARE
+from sysout_jax.outliers.definitions import CODE_SHARE, even_attention_passes
 from sysout_jax.outliers.tokens import TokenText
 from sysout_jax.words import in_layers, joined, listed, named, number, percent, plural
 
@@ -249,7 +249,12 @@ def keys_sentence(report: Positions, token_text: TokenText) -> str:
     )
     start += f"no head's column sum exceeds τ = {report.tau:g} times its mean{limit}, the largest ratio is {most}"
     if keys.rule == "code":
-        return f"{start}; the published code's rule flags keys {in_layers(keys.layers)}."
+        rule = f"{start}; the published code's rule flags keys {in_layers(keys.layers)}"
+        return (
+            f"{rule}, as it would under even attention in so short a text."
+            if even_attention_passes(T)
+            else f"{rule}."
+        )
     return f"{start}, and no head mean reaches T / 10."
 
 

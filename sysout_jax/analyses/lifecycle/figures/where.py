@@ -13,7 +13,7 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 from sysout_jax.analyses.lifecycle.results import Lifecycle
 from sysout_jax.figures import style
 from sysout_jax.figures.select import outlier_layers
-from sysout_jax.outliers.definitions import SINK_SHARE
+from sysout_jax.outliers.definitions import SINK_SHARE, even_attention_passes
 from sysout_jax.outliers.tokens import TokenText
 from sysout_jax.words import joined, layer_ranges, named, number, plural
 
@@ -170,7 +170,13 @@ def _sketch(axes: Axes, places: tuple[Row, ...]) -> None:
 
 def where_sentence(report: Lifecycle, token_text: TokenText) -> str:
     """Which places hold outliers, and in which layers."""
-    places = {row.place: row for row in rows(report)[:3]}
+    all_rows = rows(report)
+    places = {row.place: row for row in all_rows[:3]}
+    short = (
+        f" With {plural(report.length, 'token')} even attention gives the first key T / 10 too: the last row says nothing."
+        if len(all_rows[-1].layers) and even_attention_passes(report.length)
+        else ""
+    )
     some = [
         f"{name} (layer{'s' * (len(row.layers) > 1)} {layer_ranges(row.layers)})"
         for name, row in places.items()
@@ -181,15 +187,15 @@ def where_sentence(report: Lifecycle, token_text: TokenText) -> str:
         return (
             f"No activation and no row of W_down reaches τ = {report.tau:g}; the largest ratios are "
             f"{number(report.largest_h.ratio)} in h (layer {report.largest_h.layer + 1}) and "
-            f"{number(report.largest_x_down.ratio)} in x_down (layer {report.largest_x_down.layer + 1})."
+            f"{number(report.largest_x_down.ratio)} in x_down (layer {report.largest_x_down.layer + 1}).{short}"
         )
     sentence = f"Outliers at τ = {report.tau:g} are in {joined(some)}" + (
         f", not in {joined(none)}" if none else ""
     )
     if not report.birth.events:
-        return sentence + "."
+        return f"{sentence}.{short}"
     count = len(report.spread.heads)
     return (
         f"{sentence}; they are born in layer{'s' * (len(report.birth.layers) > 1)} {layer_ranges(report.birth.layers)}, "
-        f"and {plural(count, 'later head')} give{'s' * (count == 1)} their tokens more than {SINK_SHARE:.0%} of the attention."
+        f"and {plural(count, 'later head')} give{'s' * (count == 1)} their tokens more than {SINK_SHARE:.0%} of the attention.{short}"
     )

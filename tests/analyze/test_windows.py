@@ -1,0 +1,47 @@
+"""Which windows the flags ask for: with equal flags every analysis reads the same text under the same protocol."""
+
+from __future__ import annotations
+
+import importlib
+
+import numpy as np
+import pytest
+
+import sysout_jax as so
+from analyze.commands import COMMANDS
+from analyze.source import Prepared, Source, prepare
+from sysout_jax.perplexity import perplexity
+
+READING = [name for name in COMMANDS if name not in ("compare", "absorb")]
+
+
+def read(name: str, **flags) -> Prepared:
+    args = importlib.import_module(f"analyze.{name}").Args(**flags)
+    assert isinstance(args, Source)
+    return prepare(args)
+
+
+@pytest.mark.parametrize("join_rows", (False, True))
+def test_one_protocol_in_every_command(tmp_path, join_rows):
+    text = tmp_path / "rows.txt"
+    text.write_text("\n".join(f"Row {i} of a text that has some." for i in range(40)))
+    flags = {"ckpt": "planted", "text": text, "num_seqs": 3, "seq_len": 32, "join_rows": join_rows}
+    found = {name: read(name, **flags) for name in READING}
+    first = found["lifecycle"]
+    assert all(np.array_equal(each.tokens, first.tokens) for each in found.values())
+    protocols = {perplexity(each.lm, each.windows).protocol for each in found.values()}
+    assert len(protocols) == 1 and (protocols.pop().joined_by == "\n\n") == join_rows
+    as_it_is = read("lifecycle", **(flags | {"join_rows": False}))
+    assert np.array_equal(first.tokens, as_it_is.tokens) != join_rows
+
+
+def test_rows_of_no_text_cannot_be_joined():
+    for given in ({}, {"prompt": "a\nb"}):
+        with pytest.raises(so.InputError, match="--join-rows: joins the lines of a --text"):
+            prepare(Source(ckpt="planted", join_rows=True, **given))
+
+
+def test_counts_of_one_are_singular():
+    lm = prepare(Source(ckpt="planted", num_seqs=1, seq_len=8)).lm
+    protocol = perplexity(lm, np.arange(8)[None]).protocol
+    assert protocol.sentence().startswith("1 window of 8 tokens, ")
