@@ -12,8 +12,9 @@ import numpy as np
 import sysout_jax as so
 from analyze.analysis import Analysed, finish, say_notes
 from analyze.limits import MOST, check_count
+from analyze.places import check_out
 from analyze.prefix import prefix_tokens
-from analyze.source import Prepared, Source, check_out, directories_read, prepare, progress
+from analyze.source import Prepared, Source, prepare, progress
 from sysout_jax.analyses.absorb.page import prefix_name, summary, verdict, write_absorb_report
 from sysout_jax.analyses.absorb.search import LONGEST
 from sysout_jax.checkpoints import checkpoint
@@ -47,7 +48,7 @@ class Args(Source):
 
 def main() -> None:
     args = parse(Args, "python -m analyze.absorb")
-    out = check_out(args.out, *directories_read(args))
+    out = check_out(args.out, *args.places_read())
     check_count("--longest", args.longest, 64)
     check_count("--num-seqs", args.num_seqs, MOST - CALIBRATION)
     if args.save is not None:

@@ -25,13 +25,12 @@ from analyze import (
 )
 from analyze.analysis import Shared, export_statistics, held_against, say_notes
 from analyze.commands import COMMANDS
+from analyze.places import check_out
 from analyze.source import (
     ClassLists,
     Expects,
     Prepared,
     Source,
-    check_out,
-    directories_read,
     prepare,
     settings,
     terminal_bar,
@@ -68,10 +67,10 @@ class Args(Expects, Source, ClassLists):
 
 def main() -> None:
     args = parse(Args, "python -m analyze.all")
-    out = check_out(args.out, *directories_read(args))
+    out = check_out(args.out, *args.places_read())
     names = _chosen(args.skip)
     for name in names:
-        check_out(out / name, *directories_read(args))
+        check_out(out / name, *args.places_read())
     args.expected()
     args.load_classes()
     prepared = prepare(args)

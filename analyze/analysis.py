@@ -11,12 +11,11 @@ from typing import Any
 import jax
 
 import sysout_jax as so
+from analyze.places import check_out
 from analyze.source import (
     Expects,
     Prepared,
     Source,
-    check_out,
-    directories_read,
     prepare,
     progress,
     settings,
@@ -71,7 +70,7 @@ Analyse = Callable[[Any, Prepared, Shared], Analysed]
 
 def run_alone(args: Any, analyse: Analyse, passes: int | None = None, cause: bool = True) -> None:
     """One analysis as a command: check, load, measure behind a bar, write, tell. `passes` through the model, where their number is known."""
-    out = check_out(args.out, *directories_read(args))
+    out = check_out(args.out, *args.places_read())
     if isinstance(args, Expects):
         args.expected()
     prepared = prepare(args)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from analyze.source import check_out, tell
+from analyze.places import check_out
+from analyze.source import tell
 from sysout_jax.analyses.compare.measure import compare
 from sysout_jax.analyses.compare.page import differences, write_comparison
 from sysout_jax.commands.arguments import parse

@@ -14,14 +14,13 @@ import numpy as np
 import sysout_jax as so
 from analyze.analysis import Analysed, Shared, finish, say_notes
 from analyze.limits import MOST, MOST_SEEDS, check_count
+from analyze.places import check_out
 from analyze.prefix import prefix_tokens
 from analyze.source import (
     Expects,
     Prepared,
     Source,
-    check_out,
     cut,
-    directories_read,
     prepare,
     progress,
 )
@@ -74,10 +73,13 @@ class Args(Expects, Source):
     out: Path = Path("out/compression")
     """Directory for compression.json, figures and report.html."""
 
+    def places_read(self) -> list[str | Path | None]:
+        return [*super().places_read(), *self.compare]
+
 
 def main() -> None:
     args = parse(Args, "python -m analyze.compression")
-    out = check_out(args.out, *directories_read(args))
+    out = check_out(args.out, *args.places_read())
     args.expected()
     if ALL in args.methods:
         args = dataclasses.replace(args, methods=tuple(METHODS))

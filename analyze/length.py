@@ -8,14 +8,13 @@ from pathlib import Path
 
 import sysout_jax as so
 from analyze.analysis import Analysed, Shared, finish, say_notes
+from analyze.places import check_out
 from analyze.source import (
     ClassLists,
     Expects,
     Prepared,
     Source,
     check_bos,
-    check_out,
-    directories_read,
     prepare,
     progress,
 )
@@ -53,7 +52,7 @@ def analyse(args: Args, prepared: Prepared, shared: Shared) -> Analysed:
 
 def main() -> None:
     args = parse(Args, "python -m analyze.length")
-    out = check_out(args.out, *directories_read(args))
+    out = check_out(args.out, *args.places_read())
     args.expected()
     args.load_classes()  # what is wrong with them should not show after minutes
     prepared = prepare(dataclasses.replace(args, bos=False))

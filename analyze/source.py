@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 import sysout_jax as so
 from analyze.limits import LEAST_TAU, MOST, MOST_TAU, check_count, flag_text, short
-from sysout_jax.checkpoints import checkpoint
 from sysout_jax.commands import compilations
 from sysout_jax.commands.cli import say
 from sysout_jax.config import ModelConfig, config_to_dict
@@ -40,7 +39,6 @@ from sysout_jax.processes import start_processes
 from sysout_jax.provenance import run_settings
 from sysout_jax.published.expected import Expected
 from sysout_jax.published.values import published
-from sysout_jax.reports import report
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.terminal import fit
 from sysout_jax.sharding import MeshConfig, make_mesh
@@ -95,6 +93,10 @@ class Source:
     def text_of(self, path: Path) -> str:
         """The text of a file."""
         return joined_rows(read_text(path)) if self.join_rows else read_text(path)
+
+    def places_read(self) -> list[str | Path | None]:
+        """Where the flags say that something lies to be read; `check_out` keeps reports away from it."""
+        return [self.ckpt, self.data]
 
     @property
     def joined_by(self) -> str | None:
@@ -307,43 +309,6 @@ def terminal_bar(layers: int | None = None, **more: Any) -> tqdm:
     """A bar over layers of passes on a terminal; nothing is shown in a pipe."""
     hidden = not sys.stderr.isatty() or jax.process_index() > 0
     return tqdm(total=layers, unit="layer", disable=hidden, leave=False, **more)
-
-
-def check_out(out: Path, *read: str | Path | None) -> Path:
-    """The output directory if it can be written to; nothing is created yet.
-
-    It may lie inside a model or a run, and hold one, but not be one of those that are `read`, nor lie among their weights.
-    """
-    try:
-        report.check_out(out)
-        for each in read:
-            if each is not None:
-                _check_apart(out, Path(os.path.expanduser(each)))  # as `so.load` finds it
-    except so.InputError as error:
-        raise so.InputError(f"--out {error}") from None
-    return out
-
-
-def _check_apart(out: Path, read: Path) -> None:
-    if not os.path.isdir(read):  # a file, a hub id, a model that has a name
-        return
-    home = checkpoint.home_of(read)
-    written = [Path(os.path.realpath(place)) for place in (out, out / report.FIGURES)]
-    for model in (read, home or read):
-        if Path(os.path.realpath(model)) in written:
-            raise so.InputError(
-                f"{out}: its files would come into {model}, which is read; name another directory, {model / 'report'} for example"
-            )
-    for weights in (home / checkpoint.PARAMS, home / checkpoint.RUN) if home else ():
-        if written[0].is_relative_to(os.path.realpath(weights)):
-            raise so.InputError(
-                f"{out}: lies among the weights in {weights}; name a place outside of them"
-            )
-
-
-def directories_read(args: Source) -> list[str | Path | None]:
-    """Where the flags of an analysis say that something lies to be read, for `check_out`."""
-    return [args.ckpt, args.data, *getattr(args, "compare", ())]
 
 
 def tell(

@@ -11,7 +11,8 @@ from typing import Literal
 
 import sysout_jax as so
 from analyze.analysis import Analysed, Shared, finish, say_notes
-from analyze.source import Prepared, Source, check_out, directories_read, prepare, progress, tell
+from analyze.places import check_out
+from analyze.source import Prepared, Source, prepare, progress, tell
 from sysout_jax.analyses.variants.page import summary, verdict, write_variants_report
 from sysout_jax.analyses.variants.side_by_side import SideBySide
 from sysout_jax.analyses.variants.snapshots import Snapshot, checkpoints_of, runs_of, snapshot
@@ -48,6 +49,9 @@ class Args(Source):
     out: Path = Path("out/variants")
     """Directory for variants.json (of --steps variants_steps.json, of --over variants_sweep.json), figures and report.html."""
 
+    def places_read(self) -> list[str | Path | None]:
+        return [*super().places_read(), *self.compare]
+
 
 def analyse(args: Args, prepared: Prepared, shared: Shared) -> Analysed:
     return _side_by_side(args, [prepared], [_profile(prepared, shared)])
@@ -55,7 +59,7 @@ def analyse(args: Args, prepared: Prepared, shared: Shared) -> Analysed:
 
 def main() -> None:
     args = parse(Args, "python -m analyze.variants")
-    out = check_out(args.out, *directories_read(args))
+    out = check_out(args.out, *args.places_read())
     if args.read:
         _read_again(args, out)
         return

@@ -30,6 +30,8 @@ COMMANDS = {
     "analyze.lifecycle": "analyze.lifecycle --ckpt model --num-seqs 1 --seq-len 24 --out new",
     "analyze.consistency": "analyze.consistency --ckpt model --num-seqs 1 --seq-len 24 --out new",
     "analyze.absorb": "analyze.absorb --ckpt model --prefix 3 --num-seqs 1 --seq-len 24 --out new --save saved",
+    "analyze.census": "analyze.census --ckpt model --num-seqs 1 --seq-len 24 --count 1 --out new",
+    "analyze.all": "analyze.all --ckpt model --num-seqs 1 --seq-len 24 --skip compression intervene length --out new",
     "analyze.variants": "analyze.variants --ckpt run --num-seqs 1 --seq-len 12 --out new",
     "analyze.compare": "analyze.compare --runs first second --out new",
 }

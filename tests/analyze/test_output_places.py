@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from analyze import compare, variants
-from analyze.source import check_out
+from analyze.places import check_out
 from sysout_jax.commands import cli
 from tests.analyze.command import call, tree
 
