@@ -86,15 +86,21 @@ def even_attention_passes(length: int) -> bool:
     return bool(is_code_outlier(even_share(length)))
 
 
-def sink_scores(cumulative_HxT: Array) -> Array:
-    """`α_k = mean over queries i ≥ k of A_ik`, from column sums; (..., H, T). Gu et al. 2024."""
+def sink_scores(cumulative_HxT: Array, reach: Any = None) -> Array:
+    """`α_k = mean over queries i ≥ k of A_ik`, from column sums; (..., H, T). Gu et al. 2024.
+
+    `reach`, a number or an array that broadcasts against them, says how many queries see a key at most where a window ends its sight.
+    """
     T = cumulative_HxT.shape[-1]
-    return cumulative_HxT / np.broadcast_to(T - np.arange(T), cumulative_HxT.shape)
+    queries = T - np.arange(T)
+    queries = queries if reach is None else np.minimum(queries, reach)
+    return cumulative_HxT / np.broadcast_to(queries, cumulative_HxT.shape)
 
 
-def even_share(length: int) -> float:
-    """What attention that is even in each causal row gives the first of T keys, mean over the rows: mean 1/(t+1)."""
-    return even_share_of(np.arange(length)[None] == 0)
+def even_share(length: int, reach: int | None = None) -> float:
+    """What attention that is even in each causal row gives the first of T keys, mean over all rows: 1/(t+1) of those that see it, the first `reach`."""
+    seeing = np.arange(1, min(length, reach or length) + 1)
+    return float((1 / seeing).sum() / length)
 
 
 def even_share_of(marked_NxT: np.ndarray, window: int | None = None) -> float:
@@ -139,9 +145,9 @@ def is_sink(score: Array, even: Array = 0.0) -> Array:
     return (score > SINK_SHARE) & (score > even)
 
 
-def sink_rate(cumulative_HxT: Array) -> Array:
-    """Share of heads (and of sequences, the leading axes) for which the first token is a sink. Gu et al. 2024."""
-    return is_sink(sink_scores(cumulative_HxT)[..., 0]).mean()
+def sink_rate(cumulative_HxT: Array, reach: int | None = None) -> Array:
+    """Share of heads (and of sequences, the leading axes) for which the first token is a sink. Gu et al. 2024; `reach` as in `sink_scores`."""
+    return is_sink(sink_scores(cumulative_HxT, reach)[..., 0]).mean()
 
 
 def is_near_zero(update: Array, stream: Array) -> Array:

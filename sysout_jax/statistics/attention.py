@@ -34,6 +34,7 @@ class AttentionStats:
         np.ndarray
     )  # (L,) largest column sum over the mean column sum of its head: what is compared with τ
     code_outlier_tokens: np.ndarray  # (L, N, T) bool, the published code's rule
+    reach: np.ndarray  # (L,) int: queries that see a key at most, T or the layer's window
     sink_rate: np.ndarray  # (L,) share of (sequence, head) whose first token is a sink (α > 0.3)
     overlap: np.ndarray  # (L,) paper B.2 with the paper's rule, mean over samples with outlier tokens and heads; NaN without
     overlap_code: np.ndarray  # (L,) the same with the published code's rule
@@ -41,11 +42,20 @@ class AttentionStats:
     iou_code: np.ndarray  # (L,)
     nonfinite: np.ndarray  # (L,)
 
+    @property
+    def even_share(self) -> np.ndarray:
+        """(L,) what even attention would give the first token, mean over all queries."""
+        length = self.cumulative.shape[-1]
+        return np.array([rules.even_share(length, reach) for reach in self.reach])
+
 
 def reduce_attention(
-    sums_NxHxT: np.ndarray, outliers_NxT: np.ndarray, tau: float
-) -> dict[str, np.ndarray]:
-    """One layer's column sums and outlier tokens of `h` to one row of `AttentionStats`."""
+    sums_NxHxT: np.ndarray, outliers_NxT: np.ndarray, tau: float, window: int | None = None
+) -> dict[str, Any]:
+    """One layer's column sums and outlier tokens of `h` to one row of `AttentionStats`; a query sees its own key and those before it, of them only the
+    last `window`."""
+    length = sums_NxHxT.shape[-1]
+    reach = min(window or length, length)
     finite = np.isfinite(sums_NxHxT)
     sums = np.where(finite, sums_NxHxT, 0.0).astype(np.float64)
     flagged = rules.attention_outliers(sums, tau)
@@ -67,7 +77,8 @@ def reduce_attention(
         "counts": np.array([(ratio > each).sum() for each in rules.TAUS]),
         "ratio": ratio.max(),
         "code_outlier_tokens": flagged_code,
-        "sink_rate": rules.sink_rate(sums),
+        "reach": reach,
+        "sink_rate": rules.sink_rate(sums, reach),
         "overlap": mean_over_samples(rules.overlap, flagged),
         "overlap_code": mean_over_samples(rules.overlap, flagged_code[:, None]),
         "iou": mean_over_samples(rules.intersection_over_union, flagged),
@@ -95,14 +106,15 @@ def near_zero_updates(attn_out_BxTxD: jax.Array, h_mid_BxTxD: jax.Array) -> jax.
 def _row(layer: Layer) -> dict[str, np.ndarray]:
     h = layer.seen["h"]
     outliers_NxT = rules.exceeds(h["token_max"], h["mean"][:, None], layer.tau)
-    return reduce_attention(layer.seen["attention"]["sums"], outliers_NxT, layer.tau)
+    sums, window = layer.seen["attention"]["sums"], layer.spec.attention.window
+    return reduce_attention(sums, outliers_NxT, layer.tau, window)
 
 
 def _columns(stats: AttentionStats) -> dict[str, Any]:
     names = "sink_rate outlier_keys overlap overlap_code iou iou_code nonfinite".split()
     return {name: getattr(stats, name) for name in names} | {
         "first_token_share": stats.cumulative[:, :, 0] / stats.cumulative.shape[-1],
-        "even_share": np.full(len(stats.cumulative), rules.even_share(stats.cumulative.shape[-1])),
+        "even_share": stats.even_share,
         "code_outlier_tokens": stats.code_outlier_tokens.sum(axis=(1, 2)),
     }
 

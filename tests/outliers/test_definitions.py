@@ -59,6 +59,21 @@ def test_sinks(xp):
     assert not definitions.is_sink(alpha[0, 0, 0], definitions.even_share(4))
 
 
+@pytest.mark.parametrize("window", [None, 1, 3, 7, 50])
+def test_shares_where_a_window_ends_the_sight(window):
+    """Against whole maps: even attention of 7 tokens, and one in which every query gives its whole attention to the oldest key it sees."""
+    T = 7
+    i, j = np.mgrid[:T, :T]
+    sees = (j <= i) & (i - j < (window or T))
+    even = sees / sees.sum(1, keepdims=True)
+    oldest = np.eye(T)[sees.argmax(1)]
+    assert definitions.even_share(T, window) == pytest.approx(even[:, 0].mean())
+    found = definitions.sink_scores(np.stack([even, oldest]).sum(1), window)
+    expected = [[row[sees[:, k], k].mean() for k in range(T)] for row in (even, oldest)]
+    np.testing.assert_allclose(found, expected)
+    assert definitions.sink_rate(oldest.sum(0)[None, None], window) == 1.0
+
+
 @pytest.mark.parametrize("xp", [np, jnp])
 def test_the_rule_of_the_published_code(xp):
     """A tenth of all attention counts."""

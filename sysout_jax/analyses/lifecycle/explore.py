@@ -16,10 +16,11 @@ def explore(report: Lifecycle, token_text: TokenText) -> Section:
     """The section, for every report."""
     stats = report.stats
     L, N, T = stats.h.token_max.shape
+    reach_Lx1x1 = stats.attention.reach[:, None, None]
     ratio = rules.ratio(stats.h.token_max, stats.h.sequence_mean[..., None])
     measures = [
         Measure("largest |h| over its mean", np.asarray(ratio), " times the mean"),
-        Measure("attention received", 100 * rules.sink_scores(stats.attention.head_mean), "% of each query that can see it"),
+        Measure("attention received", 100 * rules.sink_scores(stats.attention.head_mean, reach_Lx1x1), "% of each query that can see it"),
     ]  # fmt: skip
     if "values" in stats.gathered:
         measures.append(
@@ -29,7 +30,7 @@ def explore(report: Lifecycle, token_text: TokenText) -> Section:
     heads = Heads(
         what,
         share,
-        100 * rules.sink_scores(stats.attention.cumulative),
+        100 * rules.sink_scores(stats.attention.cumulative, reach_Lx1x1),
         "% of each query that can see it, mean over sequences",
     )
     texts = [[token_text(n, t) for t in range(T)] for n in range(N)]

@@ -21,7 +21,7 @@ from sysout_jax.errors import InputError
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.loading import FORMATS
 from sysout_jax.nonfinite import Nonfinite, finite_or
-from sysout_jax.outliers.definitions import even_share, value_drain
+from sysout_jax.outliers.definitions import value_drain
 from sysout_jax.statistics.collect import Stats, collect
 from sysout_jax.storage.serialise import plain
 from sysout_jax.training.record import Record, training_record
@@ -178,7 +178,7 @@ def _values(stats: Stats) -> dict[str, np.ndarray]:
     modules = list(stats.weights.modules)
     return {
         "first_token_share": share_L,
-        "first_token_over_even": share_L / even_share(length),
+        "first_token_over_even": share_L / stats.attention.even_share,
         "h_ratio": np.asarray(stats.h.ratio),
         "value_drain": drain.mean(1),
         "x_down_ratio": np.asarray(stats.x_down.ratio),

@@ -13,7 +13,6 @@ from sysout_jax.analyses.lifecycle.results import Lifecycle
 from sysout_jax.figures import style
 from sysout_jax.figures.select import Measured, outlier_layers
 from sysout_jax.nonfinite import finite_or
-from sysout_jax.outliers.definitions import even_share
 from sysout_jax.outliers.tokens import TokenText
 from sysout_jax.words import in_layers, number, percent
 
@@ -229,7 +228,7 @@ def even_attention(report: Lifecycle) -> np.ndarray:
     """(L,) what attention that is even over the keys of each query would give the same tokens."""
     if report.found:
         return finite_or(report.spread.even)
-    return np.full(report.num_layers, even_share(report.length))
+    return report.stats.attention.even_share
 
 
 def attention_sentence(report: Lifecycle, token_text: TokenText) -> str:
@@ -253,5 +252,5 @@ def attention_sentence(report: Lifecycle, token_text: TokenText) -> str:
         return "All attention is zero or not finite: there is nothing to see."
     return (
         f"The first token gets at most {top}, {percent(mass_LxH.mean())} on average over all heads; "
-        f"even attention would give it {percent(even_share(report.length))}."
+        f"even attention would give it {percent(even_attention(report).mean())}."
     )
