@@ -29,14 +29,20 @@ ENDS = [
 LIMIT = 60  # seconds; nothing here takes one of them
 
 
-def start(code: str, before=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **more):
+def as_from_a_terminal() -> None:
+    """A background shell ignores SIGINT, and nohup SIGHUP, and so would the process."""
+    for number, _, _ in ENDS:
+        signal.signal(number, signal.SIG_DFL)
+
+
+def start(code: str, before=as_from_a_terminal, **more):
     """A guarded process, once it has said that it is ready."""
     process = subprocess.Popen(
         [sys.executable, "-c", GUARDED + textwrap.dedent(code)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=before,  # a background shell ignores SIGINT, and so would the process
+        preexec_fn=before,
         **more,
     )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
@@ -45,7 +51,10 @@ def start(code: str, before=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 def outcome(process, number: int) -> tuple[int, str]:
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=LIMIT)
+    try:
+        _, stderr = process.communicate(timeout=LIMIT)
+    finally:
+        process.kill()  # nothing where it has ended
     return process.returncode, stderr
 
 
