@@ -13,6 +13,7 @@ from sysout_jax.analyses.compare.measure import compare
 from sysout_jax.analyses.compare.page import differences, write_comparison
 from sysout_jax.commands.arguments import parse
 from sysout_jax.commands.cli import run
+from sysout_jax.processes import all_devices
 from sysout_jax.provenance import run_settings
 
 
@@ -29,6 +30,7 @@ class Args:
 def main() -> None:
     args = parse(Args, "python -m analyze.compare")
     out = check_out(args.out, *(run if os.path.isdir(run) else run.parent for run in args.runs))
+    all_devices()  # the report names one
     report = compare(*args.runs)
     flags = {"runs": [str(path) for path in args.runs], "out": str(args.out)}
     settings = run_settings(flags=flags)

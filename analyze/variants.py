@@ -29,6 +29,7 @@ from sysout_jax.commands.arguments import parse
 from sysout_jax.commands.cli import run, say
 from sysout_jax.figures.select import short_names
 from sysout_jax.printable import some
+from sysout_jax.processes import all_devices
 from sysout_jax.provenance import run_settings
 
 
@@ -86,6 +87,7 @@ def _read_again(args: Args, out: Path) -> None:
     if args != Args(read=args.read, out=args.out):
         raise so.InputError("--read: shows what is stored; give no other flag but --out")
     check_out(out, *(path.parent for path in args.read))
+    all_devices()  # the report names one
     over, groups = read_sweeps(args.read)
     names = ", ".join(path.stem for path in args.read)
     settings = run_settings(flags={"read": [str(path) for path in args.read], "out": str(out)})

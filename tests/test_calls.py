@@ -26,6 +26,7 @@ ANALYSES = {
     "census": so.census,
     "variant_profile": so.variant_profile,
     "compression": so.compression,
+    "absorb": so.absorb,
 }
 READERS = ANALYSES | {"capture": so.capture, "perplexity": so.perplexity}
 TOKENS = np.zeros((2, 4), int)
@@ -78,6 +79,13 @@ def test_what_is_no_model(call, model):
 )
 def test_what_are_no_tokens(lm, call, tokens):
     assert "token" in refusal(call, lm, tokens)
+
+
+@pytest.mark.parametrize("which", ["tokens", "calibration_tokens"])
+def test_tokens_beside_others_to_calibrate_on(lm, which):
+    given = {"tokens": TOKENS, "calibration_tokens": TOKENS}
+    for bad in ([[1, 2], [3]], 3):
+        assert "token" in refusal(so.absorb, lm, **given | {which: bad})
 
 
 @pytest.mark.parametrize("call", ANALYSES.values(), ids=ANALYSES)

@@ -153,7 +153,9 @@ def test_a_bos_id_of_the_wrong_type(converted, hf_copy, value):
 
 
 @pytest.mark.parametrize("value", [-1, 61, 2**31, 2**63, 10**30])
-def test_a_bos_id_outside_the_vocabulary_matters_where_it_is_asked_for(converted, value):
+def test_a_bos_id_outside_the_vocabulary_matters_where_it_is_asked_for(converted, hf_copy, value):
+    rewrite(hf_copy("gpt2") / "config.json", bos_token_id=value)
+    so.load(converted.parent / "gpt2")
     rewrite(converted / "model.json", bos_token_id=value)
     tokenizer = so.load(converted).tokenizer
     assert tokenizer is not None and tokenizer.bos_id is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sysout_jax.errors import InputError
+from sysout_jax.notices import warn_once
 from sysout_jax.printable import LONGEST, printable, printable_name
 from sysout_jax.storage.serialise import read_json_object
 
@@ -22,6 +23,12 @@ from sysout_jax.storage.serialise import read_json_object
 )
 def test_nothing_reaches_the_terminal_raw(given, shown):
     assert printable(given) == shown
+
+
+def test_warnings_are_shown_like_that_too(caplog):
+    warn_once("a directory called a\x1b[31mred\n" + "x" * 10**6)
+    (line,) = caplog.messages
+    assert line.startswith("a directory called a\\x1b[31mred xxx") and len(line) <= LONGEST
 
 
 def test_long_names_are_cut_in_the_middle():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+
 import jax
 import pytest
 
 from sysout_jax import processes
+from sysout_jax.commands import cli
 from sysout_jax.errors import InputError, RunError
+from tests.adversary.originals import GRID, TINY
 
 VARIABLES = (
     "JAX_COORDINATOR_ADDRESS JAX_NUM_PROCESSES JAX_PROCESS_ID SLURM_NTASKS OMPI_COMM_WORLD_SIZE "
@@ -94,3 +98,36 @@ def test_a_platform_that_is_not_there(error, monkeypatch):
     monkeypatch.delenv("JAX_PLATFORMS")
     with pytest.raises(type(error)):
         processes.all_devices()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "analyze.lifecycle --prompt a",
+        "analyze.compare --runs one two",
+        "analyze.variants --read sweep.json",
+        "sysout_jax.convert.__main__ --src model",
+        "train.__main__ --config tiny.py --workdir new",
+        "train.sweep grid.py --workdir new",
+    ],
+    ids=lambda flags: flags.split()[0],
+)
+def test_every_command_asks_for_it_first(flags, tmp_path, monkeypatch, capsys):
+    """Also those that run no model: a report names the device, and Orbax asks for one."""
+
+    def fails(*_):
+        raise RuntimeError("Unable to initialize backend 'cuda'")
+
+    monkeypatch.setattr(jax, "devices", fails)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.py").write_text(TINY)
+    (tmp_path / "grid.py").write_text(GRID)
+    command, *given = flags.split()
+    out = [] if "new" in given else ["--out", "new"]
+    monkeypatch.setattr("sys.argv", [command, *given, *out])
+    with pytest.raises(SystemExit) as end:
+        cli.run(importlib.import_module(command).main)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.startswith("error: JAX_PLATFORMS=cuda: "), said
+    assert said.count("\n") == 1 and not (tmp_path / "new").exists()

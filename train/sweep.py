@@ -20,6 +20,7 @@ from sysout_jax.commands import compilations
 from sysout_jax.commands.arguments import parse
 from sysout_jax.commands.cli import run, say
 from sysout_jax.errors import RunError
+from sysout_jax.processes import all_devices
 from sysout_jax.storage.staging import write_file
 from sysout_jax.training.config import load_defined
 from sysout_jax.training.host_memory import keep_freed_memory
@@ -62,6 +63,7 @@ def main() -> None:
     if args.dry_run:
         say(table([state_of(each, args.workdir) for each in runs]))
         return
+    all_devices()  # without any, every run of the grid would fail by itself
     compilations.keep()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     stop = threading.Event()

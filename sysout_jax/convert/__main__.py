@@ -18,6 +18,7 @@ from sysout_jax.commands.arguments import parse
 from sysout_jax.commands.cli import run, say
 from sysout_jax.convert.verify import Verified, check_verifiable, verify
 from sysout_jax.errors import InputError
+from sysout_jax.processes import all_devices
 from sysout_jax.reports.terminal import fit
 from sysout_jax.storage import staging
 from sysout_jax.weights import expected_shapes, groups
@@ -45,6 +46,7 @@ class Args:
 def main() -> None:
     args = parse(Args, "python -m sysout_jax.convert")
     _check_out(args)
+    all_devices()  # Orbax asks for them when it writes
     path = loading.find(args.src, lambda line: say(fit(line)))
     if args.format == "orbax" and os.path.isdir(path) and checkpoint.is_converted(path):
         raise InputError(f"--src {args.src}: is converted already; it opens as it is")

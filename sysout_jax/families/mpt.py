@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sysout_jax.attention.spec import AttentionSpec
+from sysout_jax.checks import shown
 from sysout_jax.config import RULES
 from sysout_jax.errors import InputError
 from sysout_jax.families import gguf_reading
@@ -81,7 +82,7 @@ def read(fields: Fields) -> MptConfig:
     fields.take_any("learned_pos_emb")  # nothing is learned where ALiBi is
     kind = fields.take_any("norm_type", "low_precision_layernorm")
     if kind not in ("layernorm", "low_precision_layernorm"):
-        raise InputError(f"norm_type {kind!r} is not implemented; expected layernorm")
+        raise InputError(f"norm_type {shown(kind)} is not implemented; expected layernorm")
     plain = fields.take_table(FIELDS, norm_eps=1e-5, tied_embeddings=True)
     ratio = fields.take("expansion_ratio", RULES["num_heads"], 4)
     return MptConfig(

@@ -24,6 +24,7 @@ from sysout_jax.checkpoints import run_checkpoints as on_disk
 from sysout_jax.checkpoints.noise import quiet_orbax
 from sysout_jax.checkpoints.run_checkpoints import RECORD, RUN
 from sysout_jax.errors import RunError
+from sysout_jax.printable import printable
 from sysout_jax.provenance import versions_and_device
 from sysout_jax.storage.fingerprint import fingerprints
 from sysout_jax.storage.held import PlainDirectory
@@ -191,10 +192,11 @@ class Checkpoints:
             return
         for step, damage in sorted(damaged.items()):
             aside = on_disk.move_aside(self._directory / str(step))
-            log.warning(
-                "%s: the checkpoint of step %d is damaged (%s) and was moved aside, to %s; going on from step %d",
-                *(self._directory, step, damage, aside.name, restored),
+            line = (
+                f"{self._directory}: the checkpoint of step {step} is damaged ({damage}) and was moved aside, to {aside.name}; "
+                f"going on from step {restored}"
             )
+            log.warning("%s", printable(line))
 
     def _tidy(self) -> None:
         """Remove what a killed run left half-written or half-removed, and whole checkpoints that are neither late nor best."""

@@ -67,7 +67,13 @@ class TensorBoard:
     def __init__(self, workdir: Path):
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(Path(workdir) / "tensorboard"))
+        path = Path(workdir) / "tensorboard"
+        try:
+            self._writer = SummaryWriter(str(path))
+        except OSError as error:
+            raise RunError(
+                f"{path}: cannot be written ({error.strerror}); see to the disk and to what is there, or leave TensorBoard out"
+            ) from None
 
     def write(self, record: dict[str, Any]) -> None:
         for name, value in _scalars(record):

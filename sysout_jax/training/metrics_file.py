@@ -11,6 +11,7 @@ from typing import Any
 
 from sysout_jax.errors import InputError, RunError
 from sysout_jax.notices import warn_once
+from sysout_jax.printable import printable
 from sysout_jax.storage.staging import write_file
 
 METRICS = "metrics.jsonl"
@@ -34,10 +35,8 @@ class JsonLines:
                 aside = self._path.with_name(METRICS + UNREADABLE)
                 with aside.open("ab") as file:
                     file.writelines(unreadable)
-                log.warning(
-                    "%s: %d lines cannot be read and were moved to %s",
-                    *(self._path, len(unreadable), aside.name),
-                )
+                line = f"{self._path}: {len(unreadable)} lines cannot be read and were moved to {aside.name}"
+                log.warning("%s", printable(line))
             write_file(self._path, b"".join(kept))
             self._file = self._path.open("ab", buffering=0)
 

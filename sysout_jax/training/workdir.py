@@ -13,7 +13,7 @@ from typing import IO
 import jax
 
 from sysout_jax.checkpoints.checkpoint import write_config
-from sysout_jax.checkpoints.run_checkpoints import RUN
+from sysout_jax.checkpoints.run_checkpoints import RUN, steps
 from sysout_jax.data import tokenizers
 from sysout_jax.errors import AtWork, InputError, RunError
 from sysout_jax.storage.held import check_name
@@ -21,7 +21,7 @@ from sysout_jax.storage.serialise import read_json_object
 from sysout_jax.storage.staging import write_file
 from sysout_jax.storage.workspaces import is_workspace
 from sysout_jax.training.config import TrainConfig, differences, from_dict, to_dict
-from sysout_jax.training.metrics_file import METRICS
+from sysout_jax.training.metrics_file import METRICS, read_metrics
 
 CONFIG = "train.json"
 LOCK = ".lock"
@@ -45,7 +45,8 @@ def check(config: TrainConfig, workdir: Path) -> None:
     except OSError as error:
         raise InputError(f"{workdir}: {error.strerror}; name another directory") from None
     if CONFIG in names:
-        changed = differences(_read_config(workdir / CONFIG), config)
+        begun = _read_config(workdir / CONFIG)
+        changed = differences(begun, config)
         if changed:
             raise InputError(
                 f"{workdir}: holds a run of another config ({'; '.join(changed)}); name a new workdir or "
@@ -55,6 +56,8 @@ def check(config: TrainConfig, workdir: Path) -> None:
             raise InputError(
                 f"{workdir / RUN}: is missing, though the run has begun; bring it back, or name a new directory"
             )
+        if METRICS in names:
+            _check_not_lost(workdir, begun.save_every)
     elif any(name != LOCK and not is_workspace(workdir / name) for name in names):
         raise InputError(f"{workdir}: exists and is no training run; name a new workdir")
 
@@ -120,6 +123,24 @@ def claim(config: TrainConfig, workdir: Path) -> None:
         raise RunError(
             f"{workdir}: cannot be written ({error.strerror}); free some space or name another directory"
         ) from None
+
+
+def _check_not_lost(workdir: Path, save_every: int) -> None:
+    """InputError where checkpoints have been there and none is, as where they lay on a mount that is gone: a run from the start would empty the metrics.
+
+    A run writes its second checkpoint when the first one is whole, so beyond that step there is one.
+    """
+    try:
+        if steps(workdir / RUN):
+            return
+    except OSError:  # whoever reads the checkpoints tells
+        return
+    last = max((record["step"] for record in read_metrics(workdir)), default=0)
+    if last > 2 * save_every:
+        raise InputError(
+            f"{workdir / RUN}: holds no checkpoint, though the run got to step {last} and saves every {save_every} steps; bring them back, "
+            "or name a new directory"
+        )
 
 
 def _read_config(path: Path) -> TrainConfig:

@@ -15,6 +15,7 @@ from sysout_jax.families import config_from_dict, gpt2, reading
 from sysout_jax.families.gpt2 import Gpt2Config
 from sysout_jax.families.llama import LlamaConfig
 from tests.families.cases import CASES as FAMILY_CASES
+from tests.families.cases import OTHERS
 from tests.parity_cases import FIXTURES
 
 NAN, INF = math.nan, math.inf
@@ -81,6 +82,27 @@ def test_rotary_scaling(theirs):
         assert_refused(fields | {"rope_parameters": scaling | {theirs: value}}, name)
     four = {k: v for k, v in fields.items() if k != "rope_parameters"}
     assert_refused(four | {"rope_scaling": scaling | {theirs: NAN}}, f"rope_scaling.{theirs}")
+
+
+#: What no setting that is computed with may be, in any family.
+NEVER = ["", "8", "false", "x" * 10**6, [], [8], {"a": 1}, -1, 1e30, NAN, INF, -INF, 1e308, 10**30]
+UNREAD = {"pad_token_id", "model_max_length"}
+MORE = {"mpt": {"norm_type": "layernorm"}}
+
+
+@pytest.mark.parametrize("name", FAMILY_CASES | OTHERS)
+def test_every_family(name):
+    case = (FAMILY_CASES | OTHERS)[name]
+    settings = case.settings | MORE.get(name, {})
+    damaged = [{field: value} for field in settings.keys() - UNREAD for value in NEVER]
+    for outer, inner in settings.items():
+        if isinstance(inner, dict):
+            damaged += [{outer: inner | {field: value}} for field in inner for value in NEVER]
+    for change in damaged:
+        with pytest.raises(InputError) as caught:
+            read_config({"model_type": case.kind, **settings, **change}, "c")
+        message = str(caught.value)
+        assert message.startswith("c: ") and message.isprintable() and len(message) < 600, change
 
 
 @pytest.mark.parametrize("kinds", [[[1], "x"], [{}, {}], [None, 1], ["full_attention"] * 3, "x", 2])

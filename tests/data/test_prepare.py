@@ -7,6 +7,7 @@ import gzip
 import itertools
 import json
 import lzma
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from sysout_jax.data import documents
 from sysout_jax.data import prepare as preparing
 from sysout_jax.data import tokenizers as ours
 from sysout_jax.data.documents import Source, pieces
+from sysout_jax.data.encoding import encode_in_order, encoder_of
 from sysout_jax.data.prepare import prepare
 from sysout_jax.errors import InputError
 
@@ -158,6 +160,26 @@ def test_packing_format_and_number_of_workers_change_nothing(bpe_file, tmp_path,
         )
         assert same_files(tmp_path / "plain", tmp_path / name), name
         assert sum(counted) == sum(source.size for source in sources) and min(counted) >= 0
+
+
+def test_a_worker_needs_no_file_to_begin(bpe_file, tmp_path, monkeypatch):
+    """One that starts when an interrupt has cleared the output has its tokenizer all the same."""
+    given = []
+
+    def in_order(tasks, encoder, arguments, workers):
+        given.append(arguments)
+        return encode_in_order(tasks, encoder, arguments, 1)
+
+    monkeypatch.setattr(preparing, "encode_in_order", in_order)
+    file, text = tmp_path / "bpe.json", random_text(np.random.default_rng(), 50)
+    shutil.copy(bpe_file, file)
+    source = Source(write_lines(tmp_path / "a.jsonl", [text]))
+    prepare([source], str(file), tmp_path / "out", val_fraction=0)
+    written = np.fromfile(tmp_path / "out/train.bin", "<u2")
+    file.unlink()
+    shutil.rmtree(tmp_path / "out")
+    (arguments,) = given
+    np.testing.assert_array_equal(encoder_of(*arguments).encode(text), written[:-1])
 
 
 def test_split_is_of_each_text_alone(tmp_path):

@@ -144,6 +144,25 @@ def test_what_a_killed_process_left_goes_with_the_next_run(tmp_path):
     assert names_and_contents(tmp_path).keys() == {"out", "out/file"}
 
 
+def test_what_a_killed_process_left_a_link_to_stays(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "precious").write_text("mine")
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(workspaces, "_remove", lambda path: None)
+        with workspaces.workspace(tmp_path, "out") as work:
+            (work / "d").mkdir()
+            for link in (work / "link", work / "d" / "link"):
+                link.symlink_to(tmp_path / "elsewhere")
+            raise KeyboardInterrupt
+    write_one(tmp_path / "out")
+    assert names_and_contents(tmp_path).keys() == {
+        "elsewhere",
+        "elsewhere/precious",
+        "out",
+        "out/file",
+    }
+
+
 @pytest.mark.slow
 def test_workspaces_of_living_processes_stay_and_of_killed_ones_go(tmp_path):
     """Two that write the same report at once have one each."""

@@ -48,6 +48,14 @@ def test_a_bad_value_is_refused_with_its_setting(flag, value, capsys):
     assert f"{name} is {value}" in message.replace(",", "").replace(".0;", ";")
 
 
+def test_another_family_is_no_setting():
+    """It was a traceback: the fields are those of the config file's family."""
+    given = ["--config", str(CONFIG), "--model.family", "x"]
+    with pytest.raises(InputError, match="family is 'x'; expected one of gpt2") as caught:
+        parse(Command, "python -m train", None, given)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_model_to_start_from_whose_settings_would_have_to_be_accepted(hf_copy):
     """A training run has no flag for them; what it advises must be a command that exists."""
     model = hf_copy("gpt2")

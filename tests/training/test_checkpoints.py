@@ -130,6 +130,29 @@ def test_a_lost_mount_is_no_damage(workdir, monkeypatch):
     assert {p.name for p in (workdir / "away").iterdir()} == {"1", "2", "3"}
 
 
+@pytest.mark.parametrize("what", ["files", "directory"])
+def test_what_may_not_be_read_is_no_damage(workdir, monkeypatch, caplog, what):
+    """Refused by name, not by mode: tests may run as root, who reads everything."""
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    listdir = os.listdir
+    before = listing(workdir)
+    with monkeypatch.context() as refused:
+        if what == "files":
+            refused.setattr(seal, "_checksum", refuse)
+        else:
+            refused.setattr(
+                os, "listdir", lambda p: refuse() if Path(p).name == "checkpoints" else listdir(p)
+            )
+        with pytest.raises(
+            RunError, match=r"cannot be read \(Permission denied\).*nothing was changed"
+        ):
+            restore(workdir)
+    assert listing(workdir) == before and not caplog.records
+
+
 def test_values_of_another_shape_are_no_damage(workdir):
     before = listing(workdir)
     with pytest.raises(RunError, match="cannot be read"):
@@ -202,6 +225,17 @@ def test_a_step_whose_checkpoint_was_damaged_is_saved_again(workdir):
         save(workdir, 3)
         assert_is(restore(workdir), 3)
         assert (workdir / "checkpoints" / aside).is_dir()
+
+
+def test_a_warning_holds_no_escape_codes(workdir, caplog):
+    """Names of files are what somebody else wrote."""
+    odd = workdir / "checkpoints/3/layer_0/\x1b[2J"
+    odd.touch()
+    seal.write_seal(workdir / "checkpoints/3")
+    odd.unlink()
+    assert_is(restore(workdir), 2)
+    (line,) = caplog.messages
+    assert line.isprintable() and r"layer_0/\x1b[2J is missing" in line
 
 
 def test_the_latest_that_reads_is_found_behind_several(workdir):

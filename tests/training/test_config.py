@@ -23,6 +23,8 @@ BAD_OPTIMIZER = {
     "eps": [0, 1e-50, *NOT_NEGATIVE, *REAL],
     "weight_decay": [*NOT_NEGATIVE, *REAL],
     "clip": [*NOT_NEGATIVE, *REAL],
+    "momentum": [1, 2, *NOT_NEGATIVE, *REAL],
+    "name": ["adam", "", 3, None, ["sgd"]],
     "warmup_steps": [-1, 2.0, NAN, 2**31, *ODD],
     "decay_steps": [-1, 1e5, NAN, 2**31, *ODD],
 }

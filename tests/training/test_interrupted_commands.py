@@ -1,4 +1,4 @@
-"""Whole commands get a signal at known moments: while they import, compile, compute and train."""
+"""Whole commands get a signal at known moments: while they import, compile, compute, save and write a report."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.analyses.test_compare import lifecycle, write
 from tests.analyze.command import write_model
 
 pytestmark = pytest.mark.slow
@@ -18,7 +19,8 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 LIFECYCLE = "analyze.lifecycle --ckpt planted --num-seqs 1 --seq-len 24 --out out"
 CONVERT = "sysout_jax.convert --src model --out out"
-TRAIN = "train --config tiny.py --workdir out --steps 1000000"
+TRAIN = "train --config tiny.py --workdir out --steps 1000000 --save-every 1"
+COMPARE = "analyze.compare --runs one two --out out"
 
 
 def importing(process: subprocess.Popen[str], _: Path) -> bool:
@@ -34,9 +36,14 @@ def compiling_the_first_step(_: subprocess.Popen[str], directory: Path) -> bool:
     return (directory / "out" / "train.json").exists()
 
 
-def training(_: subprocess.Popen[str], directory: Path) -> bool:
-    metrics = directory / "out" / "metrics.jsonl"
-    return metrics.exists() and metrics.read_text().count('"loss"') > 2
+def saving(_: subprocess.Popen[str], directory: Path) -> bool:
+    """The third checkpoint or a later one, on disk under a name of its own until it is whole."""
+    halves = (directory / "out" / "checkpoints").glob("*.orbax-checkpoint-tmp*")
+    return any(int(half.name.partition(".")[0]) > 2 for half in halves)
+
+
+def reporting(_: subprocess.Popen[str], directory: Path) -> bool:
+    return any(directory.glob(".report.partial*/new/figures"))
 
 
 CASES = [
@@ -44,7 +51,8 @@ CASES = [
     (LIFECYCLE, computing, signal.SIGTERM),
     (CONVERT, importing, signal.SIGTERM),
     (TRAIN, compiling_the_first_step, signal.SIGTERM),  # nothing is there to be saved
-    (TRAIN, training, signal.SIGINT),
+    (TRAIN, saving, signal.SIGINT),
+    (COMPARE, reporting, signal.SIGTERM),
 ]
 
 
@@ -53,6 +61,9 @@ CASES = [
 def test_one_line_and_the_status_of_the_signal(command, moment, number, tmp_path, config_file):
     if command == CONVERT:
         write_model(tmp_path / "model")
+    elif command == COMPARE:
+        for name in ("one", "two"):
+            write(tmp_path / name, lifecycle())
     before = {path.name for path in tmp_path.iterdir()}
     process = subprocess.Popen(
         [sys.executable, "-m", *command.split()],
@@ -68,8 +79,10 @@ def test_one_line_and_the_status_of_the_signal(command, moment, number, tmp_path
     while not moment(process, tmp_path):
         assert process.poll() is None and time.monotonic() < end, process.communicate()
         time.sleep(0.005)
+    sent = time.monotonic()
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
+    assert time.monotonic() - sent < 10  # 1.2 at most by itself, on a machine that may be busy
     wanted = {signal.SIGINT: (130, "interrupted\n"), signal.SIGTERM: (143, "terminated\n")}
     assert (process.returncode, stderr) == wanted[number]
     left = {path.name for path in tmp_path.iterdir()} - before

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 from pathlib import Path
 
 import pytest
 
 from sysout_jax import notices
 from sysout_jax.errors import InputError, RunError
+from sysout_jax.training.metrics import TensorBoard
 from sysout_jax.training.metrics_file import JsonLines, read_metrics
 from sysout_jax.training.record import training_record
 
@@ -49,6 +52,15 @@ def test_a_damaged_line(tmp_path, caplog, damaged, at):
     assert len(caplog.records) == 2 and "metrics.jsonl.unreadable" in caplog.records[1].getMessage()
 
 
+def test_a_warning_holds_no_escape_codes(tmp_path, caplog):
+    run = tmp_path / "\x1b[2J"
+    run.mkdir()
+    (run / "metrics.jsonl").write_bytes(b"\n")
+    JsonLines(run, 0).close()
+    (line,) = caplog.messages
+    assert line.isprintable() and r"\x1b[2J/metrics.jsonl: 1 lines cannot be read" in line
+
+
 def test_a_half_line_at_the_end_is_what_a_kill_leaves(tmp_path, caplog):
     (tmp_path / "metrics.jsonl").write_bytes(b"".join(WHOLE) + b'{"step": 4, "lo')
     assert len(read_metrics(tmp_path)) == 3
@@ -85,6 +97,15 @@ def test_a_file_that_takes_half_a_line_at_a_time(tmp_path):
     sink._file = Slow(sink._file)
     sink.write({"step": 1, "loss": 2.5})
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.5}]
+
+
+def test_what_tensorboard_cannot_write_is_one_line(tmp_path, monkeypatch):
+    def writer(path):
+        raise FileExistsError(17, "File exists", path)
+
+    monkeypatch.setitem(sys.modules, "tensorboardX", types.SimpleNamespace(SummaryWriter=writer))
+    with pytest.raises(RunError, match=r"tensorboard: cannot be written \(File exists\)"):
+        TensorBoard(tmp_path)
 
 
 def test_a_directory_in_its_place(tmp_path):

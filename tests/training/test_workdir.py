@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sysout_jax.checkpoints import checkpoint
-from sysout_jax.errors import InputError
+from sysout_jax.errors import InputError, RunError
 from sysout_jax.storage import staging, workspaces
 from sysout_jax.training import workdir
 from sysout_jax.training.config import from_dict
@@ -111,6 +111,35 @@ def test_checkpoints_that_were_lost_are_no_new_run(config, tmp_path):
     (tmp_path / "run/checkpoints").rmdir()
     with pytest.raises(InputError, match="checkpoints: is missing"):
         check(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("left", [[], ["8.unreadable", "notes"]])
+def test_nor_are_those_of_a_mount_that_is_gone(config, tmp_path, left):
+    """Its directory is there and holds none: a run from the start would empty the metrics."""
+    run = tmp_path / "run"
+    claim(config, run)
+    for name in left:
+        (run / "checkpoints" / name).mkdir()
+    metrics = run / "metrics.jsonl"
+    metrics.write_text('{"step": 8, "loss": 3.0}\n')
+    check(config, run)  # killed before the first one, of step 4, was whole
+    metrics.write_text('{"step": 9, "loss": 3.0}\n')
+    with pytest.raises(InputError, match="checkpoints: holds no checkpoint, .* got to step 9"):
+        check(config, run)
+    assert metrics.read_text() == '{"step": 9, "loss": 3.0}\n'
+    (run / "checkpoints/4").mkdir()
+    check(config, run)  # what that is, is seen when it is read
+
+
+def test_a_full_disk_is_one_line(config, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    for module, name in ((workdir, "write_file"), (workdir, "write_config")):
+        with monkeypatch.context() as patched:
+            patched.setattr(module, name, full)
+            with pytest.raises(RunError, match=r"run: cannot be written \(No space left"):
+                claim(config, tmp_path / "run")
 
 
 def test_a_file_and_a_dangling_link_are_no_workdir(config, tmp_path):

@@ -64,13 +64,14 @@ def absorb(
     if reason := refusal(lm.config):
         raise InputError(f"{lm.name}: no prefix can be absorbed, {reason}")
     windows = Windows.of(tokens)
-    calibration = lm.check_tokens(tokens if calibration_tokens is None else calibration_tokens)
+    checked = lm.check_tokens(tokens)
+    calibration = checked if calibration_tokens is None else lm.check_tokens(calibration_tokens)
     if prefix is not None:
         prefix = check_list("prefix", prefix, Whole(0))
         check_absorbable(lm, prefix)
     (longest,) = check_list("longest", [longest], Whole(1, 64))
     taken = longest if prefix is None else len(prefix)
-    length = np.shape(windows)[-1]
+    length = checked.shape[1]
     if length + taken > lm.config.context_length:
         raise InputError(
             f"windows of {length} tokens after a prefix of up to {taken} exceed the model's context of "
