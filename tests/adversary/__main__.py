@@ -16,6 +16,8 @@ from tests.adversary.kills import run_kills
 from tests.adversary.kinds import KINDS, draw, schedule
 from tests.adversary.pool import alone, build_originals, run_all
 
+SAVED_EVERY = 100  # cases
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.adversary", description=__doc__)
@@ -45,17 +47,19 @@ def main() -> int:
         bar = tqdm(total=len(cases), unit="case", disable=not sys.stderr.isatty())
         for case, outcome, faults in run_all(cases, originals, scratch, args.workers):
             figures.add(case, outcome, faults)
+            if bar.n % SAVED_EVERY == 0:
+                figures.save(args.json)  # a long run that is stopped has something to show
             bar.update()
             bar.set_postfix(faults=len(figures.faults))
         bar.close()
+        figures.save(args.json)
         if args.kills:
             with tqdm(total=args.kills, unit="kill", disable=not sys.stderr.isatty()) as bar:
                 figures.kills = run_kills(
                     args.kills, args.seed, originals, scratch, args.workers, on_kill=bar.update
                 )
     print(figures.table())
-    if args.json:
-        args.json.write_text(json.dumps(figures.to_dict(), indent=2) + "\n")
+    figures.save(args.json)
     return 1 if figures.failed else 0
 
 

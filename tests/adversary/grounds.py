@@ -111,7 +111,8 @@ class Grounds:
         out = place / OUT
         if command == "convert":
             fields = json.loads((out / "model.json").read_text())
-            fields.pop("files", None)  # have random names
+            for name in ("files", "checksum"):  # of random names, and over them
+                fields.pop(name, None)
             return self.weights(place, OUT), fields
         if command == "convert.hf":
             fields = json.loads((out / "config.json").read_text())

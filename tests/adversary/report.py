@@ -54,6 +54,11 @@ class Figures:
             "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}",
         }  # fmt: skip
 
+    def save(self, path: Path | None) -> None:
+        """As JSON, where a path is given."""
+        if path:
+            path.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+
     def table(self) -> str:
         """For the terminal."""
         names = ("cases", "accepted", "refused", "stopped", "other", "failures")
