@@ -22,6 +22,7 @@ from sysout_jax.commands.arguments import parse
 from sysout_jax.commands.cli import run, say
 from sysout_jax.compress.prefix_cache import cache_files
 from sysout_jax.data.text import Windows, read_text, text_windows
+from sysout_jax.printable import escaped
 from sysout_jax.storage import staging
 
 WINDOWS, LENGTH, CALIBRATION = 4, 512, 2
@@ -81,7 +82,7 @@ def main() -> None:
     if args.save is not None:  # the report stays where there is no room for the model
         _save(args.save, report)
         say(
-            f"Model   {args.save}: {report.family} with {prefix_name(report)} absorbed, in {report.proof.dtype}"
+            f"Model   {escaped(str(args.save))}: {report.family} with {prefix_name(report)} absorbed, in {report.proof.dtype}"
         )
 
 

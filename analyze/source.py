@@ -34,7 +34,7 @@ from sysout_jax.language_model import DTypeName
 from sysout_jax.outliers.definitions import TAU
 from sysout_jax.outliers.tokens import TokenClasses
 from sysout_jax.perplexity import ROWS_JOINED_BY, joined_rows
-from sysout_jax.printable import printable_name
+from sysout_jax.printable import escaped, printable_name
 from sysout_jax.processes import start_processes
 from sysout_jax.provenance import run_settings
 from sysout_jax.published.expected import Expected
@@ -325,7 +325,8 @@ def tell(
         say(fit(summary))
         if expectation:
             say(fit(expectation.text()))
-    say(f"Report  {out / 'report.html'} ({len(paths)} files in {out})")
+    place = escaped(str(out))
+    say(f"Report  {os.path.join(place, 'report.html')} ({len(paths)} files in {place})")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from sysout_jax.checks import shown
 from sysout_jax.data.demo_checkpoint import SHORT_NAME, demo_checkpoint
 from sysout_jax.errors import InputError
 from sysout_jax.language_model import DTYPES, LanguageModel
-from sysout_jax.printable import printable, printable_name
+from sysout_jax.printable import printable, printable_name, some
 
 #: Every kind of checkpoint that opens; the first that recognises a path has it.
 FORMATS = (orbax.FORMAT, hugging_face.FORMAT, gguf.FORMAT, nanogpt.FORMAT, llama2c.FORMAT)
@@ -91,7 +91,7 @@ def open_checkpoint(path: Path, accept: Collection[str] = ()) -> Opened:
     try:
         for kind in FORMATS:
             if kind.recognises(path):
-                return kind.open(path, accept)
+                return _noting_names(kind.open(path, accept), accept)
         holds = ""
         if os.path.isdir(path):
             os.stat(os.path.join(path, "."))  # fails where nobody may look at what is in it
@@ -103,6 +103,15 @@ def open_checkpoint(path: Path, accept: Collection[str] = ()) -> Opened:
     raise InputError(
         f"{path}: not a model{holds}; expected {', or '.join(kind.name for kind in FORMATS)}"
     )
+
+
+def _noting_names(opened: Opened, accept: Collection[str]) -> Opened:
+    """Names to accept that no unknown setting has are said: they may be misspelt."""
+    idle = sorted(set(accept) - set(opened.accepted))
+    if not idle:
+        return opened
+    note = f"Its config has no unknown setting {some(idle)} to accept: misspelt, not there, or computed with."
+    return opened._replace(notes=(*opened.notes, note))
 
 
 def _looks_like_hub_id(path: str) -> bool:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from sysout_jax import interrupts
 from sysout_jax.commands import compilations
 from sysout_jax.commands.cli import run, say
+from sysout_jax.printable import escaped
 from sysout_jax.processes import start_processes
 from sysout_jax.training.host_memory import keep_freed_memory
 from sysout_jax.training.loop import Progress, fit
@@ -67,7 +68,7 @@ def main() -> None:
         outcome = fit(command.settings, command.workdir, report, stop.is_set)
     if jax.process_index() == 0:
         loss = "" if outcome.val_loss is None else f", validation loss {outcome.val_loss:.4f}"
-        say(f"{outcome.status} at step {outcome.step}{loss}: {command.workdir}")
+        say(f"{outcome.status} at step {outcome.step}{loss}: {escaped(str(command.workdir))}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from sysout_jax.data.prepare_task import prepare_task, source_bigrams
 from sysout_jax.data.tasks import bigram_backcopy, sparse_copy
 from sysout_jax.data.token_files import Meta
 from sysout_jax.errors import InputError
-from sysout_jax.printable import printable_name
+from sysout_jax.printable import escaped, printable_name
 from sysout_jax.words import plural
 
 
@@ -97,7 +97,7 @@ def main() -> None:
         say(
             f"Windows of BOS and {plural(meta.windows.length, 'token')}: train with --seq-len {meta.windows.length}."
         )
-    say(f"{args.out}: vocabulary {meta.vocab_size:,}, {meta.dtype}")
+    say(f"{escaped(str(args.out))}: vocabulary {meta.vocab_size:,}, {meta.dtype}")
 
 
 def _tokenise(args: Args, sources: list[Source]) -> Meta:

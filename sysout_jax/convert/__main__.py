@@ -18,6 +18,7 @@ from sysout_jax.commands.arguments import parse
 from sysout_jax.commands.cli import run, say
 from sysout_jax.convert.verify import Verified, check_verifiable, verify
 from sysout_jax.errors import InputError
+from sysout_jax.printable import escaped
 from sysout_jax.processes import all_devices
 from sysout_jax.reports.terminal import fit
 from sysout_jax.storage import staging
@@ -34,7 +35,7 @@ class Args:
     out: Path
     """Directory to write; must be new or empty."""
     format: Literal["orbax", "hf"] = "orbax"
-    """orbax opens everywhere in this library; hf opens in transformers (every family, with default attention)."""
+    """orbax opens everywhere in this library; hf opens in transformers (families that it has a class for, with default attention)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the written weights; auto keeps the one they are stored in, and writes quantised ones in float32."""
     verify: bool = False
@@ -74,7 +75,7 @@ def main() -> None:
 
     count = sum(math.prod(shape) for shape in expected_shapes(config).values())
     say(
-        f"{args.out}: {config.family}, {config.num_layers} layers, {count:,} parameters in {dtype}, "
+        f"{escaped(str(args.out))}: {config.family}, {config.num_layers} layers, {count:,} parameters in {dtype}, "
         f"{'with' if tokenizer else 'without a'} tokenizer"
     )
     for note in opened.notes:

@@ -81,7 +81,8 @@ def _run(case: dict[str, Any], originals: Path, place: Path) -> dict[str, Any]:
         if outcome["status"] == 0 and "values" not in outcome:
             os.chdir(place / "in")
             outcome["values"] = actions.values_after(case["command"])
-    reports = _wrong_reports(place) if after != before else []
+    damaged = {(place / "in" / edit[1]).parent for edit in case["edits"]}
+    reports = _wrong_reports(place, damaged) if after != before else []
     return outcome | _changes(before, after) | {"reports": reports}
 
 
@@ -181,10 +182,12 @@ def tree(directory: Path) -> dict[str, str]:
     return found
 
 
-def _wrong_reports(place: Path) -> list[str]:
-    """What is wrong with the reports below a directory: JSON that is not strict, a page that is no XML."""
+def _wrong_reports(place: Path, damaged: set[Path]) -> list[str]:
+    """What is wrong with the reports below a directory: JSON that is not strict, a page that is no XML. Those that were damaged are no output."""
     wrong = []
     for page in place.rglob("report.html"):
+        if page.parent in damaged:
+            continue
         try:
             ET.fromstring(page.read_text(encoding="utf-8"))
             for file in page.parent.glob("*.json"):

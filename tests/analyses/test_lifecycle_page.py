@@ -59,7 +59,7 @@ def test_the_story_says_where_a_smaller_edit_is_worse(planted, times, said):
     edits = edits | {"element": dataclasses.replace(edits["element"], effect=effect)}
     changed = dataclasses.replace(report, cause=dataclasses.replace(report.cause, edits=edits))
     told = " ".join(story(changed, lambda n, t: "tok"))
-    assert ("The rest of what they write is worse for the model" in told) == said
+    assert ("without the outlier harm the model more" in told) == said
 
 
 def test_the_story_of_a_model_without_outliers(planted):

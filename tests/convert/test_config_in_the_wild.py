@@ -193,6 +193,7 @@ def test_accepted_settings(hf_copy, tmp_path):
     names = ("rope_parameters.mscale", "new_switch", "not_there")
     lm = so.load(directory, accept=names)
     assert lm.accepted == ("rope_parameters.mscale", "new_switch")
+    assert [n for n in lm.notes if "no unknown setting not_there to accept" in n]  # misspelt?
     checkpoint.save(tmp_path / "converted", lm.config, lm.source, "float32", accepted=lm.accepted)
     assert so.load(tmp_path / "converted").accepted == lm.accepted
     # what is computed with cannot be switched off

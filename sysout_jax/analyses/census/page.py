@@ -24,7 +24,7 @@ COUNTING = (
     "Layers are counted from 1 on this page and from 0 in census.json. Rows (dims of h), columns (channels of the MLP) and sequences are counted "
     "from 0 everywhere, ranks from 1. [507, 1229] is row 507, column 1229 of W_down."
 )
-RANK_IS_NOT_SEVERITY = "Rank is not severity: the rankings say where a matrix or an activation is uneven, the edits say what the model loses."
+RANK_IS_NOT_SEVERITY = "Rank is not severity: the rankings say where a matrix or an activation is uneven, the edits say what the model loses; how far the two agree is the rank correlation."
 
 
 def write_census_report(

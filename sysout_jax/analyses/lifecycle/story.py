@@ -114,7 +114,7 @@ def _cause(report: Lifecycle) -> list[str]:
         for effect in (cause.baseline, element.effect, column.effect)
     )
     rest = (
-        " The rest of what they write is worse for the model without the outlier than nothing of theirs."
+        " So these channels without the outlier harm the model more than no such channels at all."
         if element.effect.perplexity > DEPENDS * column.effect.perplexity
         else ""
     )
@@ -138,13 +138,14 @@ def _waves(report: Lifecycle) -> list[str]:
 
 
 def course_of(wave: Wave) -> str:
-    """`written in layers 2–3 and taken back in layers 10–11`."""
+    """`written in layers 2–3 and taken back in layers 10–11`; `… in part, alive in the last layer` where it is not gone."""
     embedding = ["by the embedding"] if wave.embedded else []
     written = (
         f"written {joined([*embedding, *([f'in {_layers(wave.born)}'] if wave.born else [])])}"
     )
     if wave.ended:
-        return joined([written, f"taken back in {_layers(wave.ended)}"])
+        part = " in part, alive in the last layer" if wave.survives else ""
+        return joined([written, f"taken back in {_layers(wave.ended)}{part}"])
     return joined(
         [
             written,

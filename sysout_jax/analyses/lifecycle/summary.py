@@ -14,7 +14,7 @@ from sysout_jax.outliers.definitions import SINK_SHARE
 from sysout_jax.outliers.tokens import TokenText
 from sysout_jax.reports.nonfinite import nothing_measured, remarks
 from sysout_jax.reports.terminal import ran_over, text_table
-from sysout_jax.words import digits, in_layers, named, plural
+from sysout_jax.words import digits, in_layers, named, number, plural
 
 _MOST = 6  # members of a list that are printed
 
@@ -45,7 +45,7 @@ def verdict(report: Lifecycle) -> str:
     if not report.found:
         return (
             f"{report.model}: no activation outlier at tau = {report.tau:g} in {where}; "
-            f"the largest |h| is {report.largest_h.ratio:.4g} times the mean."
+            f"the largest |h| {'that is finite ' if report.nonfinite.h.total else ''}is {report.largest_h.ratio:.4g} times the mean."
         )
     assert report.birth.layer is not None and report.death.last_alive is not None
     last = report.death.last_alive + 1
@@ -96,7 +96,8 @@ def _waves(report: Lifecycle, token_text: TokenText) -> list[str]:
     if not followed.waves:
         return []
     lines = [
-        f"Waves   {len(followed.waves)} over {followed.level:.3g} times the mean, of which {sum(wave.above for wave in followed.waves)} over tau (*):"
+        f"Waves   {len(followed.waves)} over {number(followed.level)} times the mean, of which {sum(wave.above for wave in followed.waves)} over tau (*)"
+        f"{f'; the {_MOST} strongest' if len(followed.waves) > _MOST else ''}:"
     ]
     numbered = sorted(enumerate(followed.waves, start=1), key=lambda counted: -counted[1].ratio)[
         :_MOST
@@ -108,7 +109,7 @@ def _waves(report: Lifecycle, token_text: TokenText) -> list[str]:
         shown = ", ".join(f"“{text}” x{times}" for text, times in texts.most_common(3))
         tokens = f"{plural(len(wave.tokens), 'token')} ({wave.first_tokens} first)"
         lines += [
-            f"        {count}: {named('dim', wave.dims, 3)}, {course_of(wave)}; up to {wave.ratio:,.0f} times the mean{' *' if wave.above else ''}",
+            f"        {count}: {named('dim', wave.dims, 3)}, {course_of(wave)}; up to {number(wave.ratio)} times the mean{' *' if wave.above else ''}",
             f"           {tokens}: {shown}{_more(list(texts), 3)}",
             *(_wave_spread(wave.spread) if count == told else []),
         ]
