@@ -16,6 +16,7 @@ from sysout_jax.printable import printable
 
 PROBE = "The cat, 1."
 MOST_GROWTH = 256  # characters that normalising may make of one
+MOST_IDS = 1 << 24  # the library goes through all ids up to the largest when it writes itself out
 T = TypeVar("T")
 
 
@@ -40,6 +41,11 @@ def open_backend(path: Path) -> tokenizers.Tokenizer:
             )
         if backend.get_vocab_size() == 0:
             raise InputError(f"{path}: a tokenizer without a single token; {todo}")
+        largest = max(backend.get_vocab().values())
+        if largest >= MOST_IDS:
+            raise InputError(
+                f"{path}: a token has the id {largest:,}; expected one below {MOST_IDS:,}; {todo}"
+            )
         guarded(lambda: backend.encode(PROBE), f"{path}: this tokenizer cannot encode", todo)
     return backend
 

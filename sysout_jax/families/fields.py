@@ -60,6 +60,9 @@ class Fields:
     """
 
     def __init__(self, fields: Mapping[str, Any], prefix: str = "", accept: Collection[str] = ()):
+        for name in fields:
+            if not isinstance(name, str):  # out of a pickle
+                raise InputError(f"a setting is called {shown(name)}; expected a name")
         self._left = dict(fields)
         self._prefix, self._accept = prefix, accept
         self.accepted: list[str] = []

@@ -31,7 +31,7 @@ def apply(edits: list[Edit], place: Path) -> None:
     for what, name, *arguments in edits:
         try:
             EDITS[what](located(place, name), *arguments)
-        except (OSError, ValueError, LookupError, TypeError, RecursionError, struct.error, zipfile.BadZipFile):  # fmt: skip
+        except (OSError, ValueError, LookupError, TypeError, RuntimeError, struct.error, zipfile.BadZipFile):  # fmt: skip
             if len(edits) == 1:
                 raise
 

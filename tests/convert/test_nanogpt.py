@@ -180,6 +180,7 @@ BAD = {
     "an unknown setting": (lambda w, a: a.update(rotary=True), "rotary=True"),
     "no width": (lambda w, a: a.pop("n_embd"), "field n_embd is missing"),
     "no context": (lambda w, a: a.pop("block_size"), "unknown"),
+    "a name that is no text": (lambda w, a: a.update({True: 3}), "a setting is called True"),
     "llama": (lambda w, a: a.update(model_type="llama"), "model_args"),
     "a view beyond its storage": (lambda w, a: w.update({"transformer.ln_f.weight": Tensor(np.ones(8, np.float32), (16,), (1,))}), "does not fit its storage"),
     "no tensors": (lambda w, a: w.clear(), "holds 0 tensors"),

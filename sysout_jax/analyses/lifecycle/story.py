@@ -138,14 +138,14 @@ def _waves(report: Lifecycle) -> list[str]:
 
 
 def course_of(wave: Wave) -> str:
-    """`written in layers 2–3 and taken back in layers 10–11`; `… in part, alive in the last layer` where it is not gone."""
+    """`written in layers 2–3 and taken back in layers 10–11`; `in part taken back` where it is alive in the last layer."""
     embedding = ["by the embedding"] if wave.embedded else []
     written = (
         f"written {joined([*embedding, *([f'in {_layers(wave.born)}'] if wave.born else [])])}"
     )
     if wave.ended:
-        part = " in part, alive in the last layer" if wave.survives else ""
-        return joined([written, f"taken back in {_layers(wave.ended)}{part}"])
+        part = "in part " if wave.survives else ""
+        return joined([written, f"{part}taken back in {_layers(wave.ended)}"])
     return joined(
         [
             written,

@@ -109,7 +109,7 @@ def _waves(report: Lifecycle, token_text: TokenText) -> list[str]:
         shown = ", ".join(f"“{text}” x{times}" for text, times in texts.most_common(3))
         tokens = f"{plural(len(wave.tokens), 'token')} ({wave.first_tokens} first)"
         lines += [
-            f"        {count}: {named('dim', wave.dims, 3)}, {course_of(wave)}; up to {number(wave.ratio)} times the mean{' *' if wave.above else ''}",
+            f"        {count}: {named('dim', wave.dims, 3)}, {course_of(wave)}; up to {number(wave.ratio)} times{' *' if wave.above else ''}",
             f"           {tokens}: {shown}{_more(list(texts), 3)}",
             *(_wave_spread(wave.spread) if count == told else []),
         ]
