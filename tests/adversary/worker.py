@@ -47,7 +47,7 @@ def main() -> None:
     import sysout_jax  # noqa: F401
 
     # a command that has lost its --ckpt takes the demo, a real model: without it the planted one stands in
-    os.environ |= {"SYSOUT_CACHE": str(scratch / "cache"), "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}  # fmt: skip
+    os.environ |= {"SYSOUT_CACHE": str(scratch / "cache"), "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull, "TORCHINDUCTOR_CACHE_DIR": str(scratch / "torch")}  # fmt: skip
     # kept for the life of this process, so not in a directory of a case
     os.environ["TMPDIR"] = tempfile.tempdir = str(scratch)
     multiprocessing.util.get_temp_dir()

@@ -42,8 +42,8 @@ def read_config(fields: dict[str, Any], source: str, accept: Collection[str] = (
         raise InputError(
             f"{source}: architecture {_architecture(fields)} is unknown; expected one of {some(_nearest(fields))}"
         )
-    taken = Fields(fields, prefix, accept)
     with naming(source):
+        taken = Fields(fields, prefix, accept)
         config = LAYOUTS[model_type].read(taken)
         taken.check_nothing_left()
     return ReadConfig(model_type, config, tuple(taken.accepted))
