@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 import time
 import traceback
@@ -35,11 +34,12 @@ from analyze.source import (
     prepare,
     settings,
     terminal_bar,
+    where_report_lies,
 )
 from sysout_jax.commands.arguments import parse
 from sysout_jax.commands.cli import out_of_memory, run, say
 from sysout_jax.errors import RunError
-from sysout_jax.printable import escaped, printable
+from sysout_jax.printable import printable
 from sysout_jax.reports.index import Part, index_summary, write_index
 from sysout_jax.reports.terminal import fit
 
@@ -91,10 +91,7 @@ def main() -> None:
     recorded = settings(args, prepared)
     paths = exported + write_index(out, prepared.lm.name, parts, recorded, nonfinite)
     say(fit(index_summary(parts, nonfinite)))
-    place = escaped(str(out))
-    say(
-        f"Report  {os.path.join(place, 'report.html')} ({len(paths)} files in {place}, and one directory for each analysis)"
-    )
+    say(where_report_lies(out, paths, ", and one directory for each analysis"))
     failed = [part.name for part in parts if not part.done]
     if failed:
         raise RunError(f"not done: {', '.join(failed)}; the rest is written")

@@ -325,8 +325,13 @@ def tell(
         say(fit(summary))
         if expectation:
             say(fit(expectation.text()))
+    say(where_report_lies(out, paths))
+
+
+def where_report_lies(out: Path, paths: list[Path], beside: str = "") -> str:
+    """The last line of an analysis."""
     place = escaped(str(out))
-    say(f"Report  {os.path.join(place, 'report.html')} ({len(paths)} files in {place})")
+    return f"Report  {os.path.join(place, 'report.html')} ({len(paths)} files in {place}{beside})"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ them lie the optimiser's state, a record (position in the data, what the data is
 
 from __future__ import annotations
 
-import logging
 import re
 import shutil
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from sysout_jax.checkpoints import run_checkpoints as on_disk
 from sysout_jax.checkpoints.noise import quiet_orbax
 from sysout_jax.checkpoints.run_checkpoints import RECORD, RUN
 from sysout_jax.errors import RunError
-from sysout_jax.printable import printable
+from sysout_jax.notices import warn
 from sysout_jax.provenance import versions_and_device
 from sysout_jax.storage.fingerprint import fingerprints
 from sysout_jax.storage.held import PlainDirectory
@@ -44,8 +43,6 @@ from sysout_jax.training.verdict import attempt, reason
 _LEFT_BY_A_KILL = re.compile(
     rf"[0-9]+({re.escape(on_disk.REMOVED)}|{re.escape(ocp.utils.TMP_DIR_SUFFIX)}.*)"
 )
-
-log = logging.getLogger(__name__)
 
 
 class Restored(NamedTuple):
@@ -196,7 +193,7 @@ class Checkpoints:
                 f"{self._directory}: the checkpoint of step {step} is damaged ({damage}) and was moved aside, to {aside.name}; "
                 f"going on from step {restored}"
             )
-            log.warning("%s", printable(line))
+            warn(line)
 
     def _tidy(self) -> None:
         """Remove what a killed run left half-written or half-removed, and whole checkpoints that are neither late nor best."""

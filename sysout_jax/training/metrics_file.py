@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sysout_jax.errors import InputError, RunError
-from sysout_jax.notices import warn_once
-from sysout_jax.printable import printable
+from sysout_jax.notices import warn, warn_once
 from sysout_jax.storage.staging import write_file
 
 METRICS = "metrics.jsonl"
 UNREADABLE = ".unreadable"  # of lines that were moved aside
-
-log = logging.getLogger(__name__)
 
 
 class JsonLines:
@@ -36,7 +32,7 @@ class JsonLines:
                 with aside.open("ab") as file:
                     file.writelines(unreadable)
                 line = f"{self._path}: {len(unreadable)} lines cannot be read and were moved to {aside.name}"
-                log.warning("%s", printable(line))
+                warn(line)
             write_file(self._path, b"".join(kept))
             self._file = self._path.open("ab", buffering=0)
 

@@ -50,7 +50,7 @@ Spreading = Callable[[Sequence[Collection[Place]]], WaveSpread]
 def spreading(lm: LanguageModel, stats: Stats) -> Spreading:
     """`stats` are those of `collect` on the sequences of the waves."""
     length = stats.tokens.shape[1]
-    windows = [lm.attention(layer, length).window for layer in range(lm.num_layers)]
+    windows = lm.attention_windows(length)
     return lambda entering: spread_of(entering, stats.attention.sums, stats.values.by_head, windows)
 
 

@@ -169,14 +169,15 @@ def _sketch(axes: Axes, places: tuple[Row, ...]) -> None:
 
 
 def where_sentence(report: Lifecycle, token_text: TokenText) -> str:
-    """Which places hold outliers, and in which layers."""
-    all_rows = rows(report)
-    places = {row.place: row for row in all_rows[:3]}
-    short = (
-        f" With {plural(report.length, 'token')} even attention gives the first key T / 10 too: the last row says nothing."
-        if len(all_rows[-1].layers) and even_attention_passes(report.length)
-        else ""
-    )
+    """Which places hold outliers, and in which layers; and where the last row is arithmetic."""
+    if not (len(rows(report)[-1].layers) and even_attention_passes(report.length)):
+        return _where(report)
+    length = plural(report.length, "token")
+    return f"{_where(report)} With {length} even attention gives the first key T / 10 too: the last row says nothing."
+
+
+def _where(report: Lifecycle) -> str:
+    places = {row.place: row for row in rows(report)[:3]}
     some = [
         f"{name} (layer{'s' * (len(row.layers) > 1)} {layer_ranges(row.layers)})"
         for name, row in places.items()
@@ -187,15 +188,15 @@ def where_sentence(report: Lifecycle, token_text: TokenText) -> str:
         return (
             f"No activation and no row of W_down reaches τ = {report.tau:g}; the largest ratios are "
             f"{number(report.largest_h.ratio)} in h (layer {report.largest_h.layer + 1}) and "
-            f"{number(report.largest_x_down.ratio)} in x_down (layer {report.largest_x_down.layer + 1}).{short}"
+            f"{number(report.largest_x_down.ratio)} in x_down (layer {report.largest_x_down.layer + 1})."
         )
     sentence = f"Outliers at τ = {report.tau:g} are in {joined(some)}" + (
         f", not in {joined(none)}" if none else ""
     )
     if not report.birth.events:
-        return f"{sentence}.{short}"
+        return f"{sentence}."
     count = len(report.spread.heads)
     return (
         f"{sentence}; they are born in layer{'s' * (len(report.birth.layers) > 1)} {layer_ranges(report.birth.layers)}, "
-        f"and {plural(count, 'later head')} give{'s' * (count == 1)} their tokens more than {SINK_SHARE:.0%} of the attention.{short}"
+        f"and {plural(count, 'later head')} give{'s' * (count == 1)} their tokens more than {SINK_SHARE:.0%} of the attention."
     )
