@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
+from sysout_jax.analyses.census.figures import EDIT_LOOKS, effects
 from sysout_jax.analyses.census.page import _effects, _reading, summary
 from sysout_jax.analyses.census.writers import find_writers
 from sysout_jax.analyses.measured import measured_by_census
@@ -56,6 +57,24 @@ def test_sentences_stand_beside_what_they_explain(masked):
     )
     alone = _effects(dataclasses.replace(result, num_sequences=1))
     assert "rackets" not in alone.note and "Controls: mean over 2 seeds" in alone.note
+
+
+def test_no_mark_is_cut_off():
+    """One effect is far beyond the others: the axis has room behind it, on its own scale."""
+
+    def effect(edit: str, value: float):
+        change = SimpleNamespace(value=value, low=np.nan, high=np.nan)
+        return SimpleNamespace(edit=edit, loss_change=change)
+
+    sizes = dict(zip(EDIT_LOOKS, (0.4, 0.03, 0.02, 3.4), strict=True))
+    entry = SimpleNamespace(
+        writer=SimpleNamespace(layer=11, row=507, column=1229),
+        controls=[],
+        effects=[effect(edit, size) for edit, size in sizes.items()],
+    )
+    (axes,) = effects(SimpleNamespace(entries=[entry])).axes
+    right = axes.transData.transform((3.4, 0))[0]
+    assert right < axes.bbox.x1 - 0.03 * axes.bbox.width
 
 
 def loss(lm: so.LanguageModel, tokens, layer: int, edit) -> float:

@@ -37,6 +37,7 @@ def effects(result: Census) -> Figure:
             axes.axhline(y - 0.5, color=style.BAND, lw=1)
     axes.axvline(0, color=style.BLACK, ls="--", lw=1.2)
     axes.set_xscale("symlog", linthresh=LINEAR, linscale=0.5)
+    axes.margins(x=0.05)
     axes.set_yticks(range(count), [called(entry) for entry in result.entries])
     axes.set_ylim(count - 0.5, -0.5)
     low, high = axes.get_xlim()
