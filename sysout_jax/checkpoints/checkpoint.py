@@ -55,12 +55,12 @@ def save(
     again before this returns. Raises InputError when `directory` exists and is not an empty directory, or `dtype` has no numbers as
     large as some weights; RunError when it cannot be written.
     """
-    source = Narrowing(source, config)
+    narrowing = Narrowing(source, config)
     with new_directory(directory) as staging:
         (staging / PARAMS).mkdir()
         written: dict[str, int] = {}
         for group in groups(config):
-            written |= write_group(staging / PARAMS, group, source.read(group, dtype))
+            written |= write_group(staging / PARAMS, group, narrowing.read(group, dtype))
             if on_group:
                 on_group()
         if tokenizer:
@@ -70,6 +70,7 @@ def save(
         sizes = file_sizes(staging / PARAMS)
         write_config(staging, config, bos_id, written, sizes, accepted)
         _read_back(staging, config)
+    narrowing.warn_of_damage()
 
 
 def _read_back(directory: Path, config: ModelConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
@@ -11,7 +12,9 @@ from flax.traverse_util import flatten_dict
 
 from sysout_jax.config import ModelConfig
 from sysout_jax.errors import InputError
+from sysout_jax.notices import warn
 from sysout_jax.weights import WeightSource, groups
+from sysout_jax.words import plural
 
 
 class Narrowing:
@@ -19,13 +22,22 @@ class Narrowing:
 
     def __init__(self, source: WeightSource, config: ModelConfig):
         self._source, self._groups = source, groups(config)
+        self._damaged: dict[str, int] = {}  # parameters that hold NaN or inf, and how many
 
     def read(self, group: str, dtype: Any) -> dict:
         with np.errstate(over="ignore", invalid="ignore"):
             params = self._source.read(group, dtype)
             if overflows(self._source, group, dtype, params):
                 raise self._refusal(dtype)
+        for path, leaf in flatten_dict(params, sep="/").items():
+            if count := int((~np.isfinite(np.asarray(leaf))).sum()):
+                self._damaged[f"{group}/{path}"] = count
         return params
+
+    def warn_of_damage(self) -> None:
+        """Say how many of the weights that were read are NaN or inf, as the model's own were and stay."""
+        if self._damaged:
+            warn(f"{_counted(self._damaged)}, hold NaN or inf; they are written as they are")
 
     def _refusal(self, dtype: Any) -> InputError:
         counts = {
@@ -35,9 +47,15 @@ class Narrowing:
         }
         dtype = np.dtype(dtype)
         return InputError(
-            f"{sum(counts.values()):,} weights in {len(counts)} parameters, first {next(iter(counts))}, are beyond the largest "
+            f"{_counted(counts)}, are beyond the largest "
             f"{dtype.name}, {float(ml_dtypes.finfo(dtype).max):g}, and would be inf; use a wider number format"
         )
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    """Weights by parameter, as the start of a sentence."""
+    weights, parameters = plural(sum(counts.values()), "weight"), plural(len(counts), "parameter")
+    return f"{weights} in {parameters}, first {next(iter(counts))}"
 
 
 def overflows(

@@ -107,12 +107,25 @@ def kill_once(name: str, grounds: Grounds) -> Kill:
     _end_group(process.pid)
     if which != signal.SIGKILL and process.returncode in (128 + which, -which):
         left = plain(set(tree(place.parent)) - before)
+        if command == "analyze.all":
+            left -= finished_reports(left, usual.names)
         if left and command not in ("train", "train.sweep") and ready:
             kill.faults.append(f"left behind after {which.name}: {_shape(left)}")
     kill.faults += _again(command, place, usual, grounds)
     if not kill.faults:
         shutil.rmtree(place.parent)
     return kill
+
+
+def finished_reports(left: set[str], whole: set[str]) -> set[str]:
+    """Of the names that `analyze.all` left, those of analyses it had finished: they are meant to stay, with all their files."""
+    out = f"in/{OUT}"
+    kept = {out}
+    for report in {name for name in left if name.count("/") == out.count("/") + 1}:
+        within = {n for n in whole if n == report or n.startswith(f"{report}/")}
+        if within and within == {n for n in left if n == report or n.startswith(f"{report}/")}:
+            kept |= within
+    return kept if len(kept) > 1 else set()
 
 
 def _is_ours(pid: int) -> bool:

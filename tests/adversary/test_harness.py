@@ -192,3 +192,14 @@ def test_figures_fill_a_page(tmp_path: Path):
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
     assert "| config | 2 | 1 | 1 | 0 | 1 |" in text and "| train | 1 | 0 | 0 |" in text
+
+
+def test_finished_reports_of_analyze_all_may_stay_whole():
+    whole = {f"in/new/{n}" for n in ("report.html", "lifecycle", "lifecycle/report.html", "lifecycle/lifecycle.json", "positions", "positions/report.html")} | {"in/new"}  # fmt: skip
+    first = {"in/new", "in/new/lifecycle", "in/new/lifecycle/report.html", "in/new/lifecycle/lifecycle.json"}  # fmt: skip
+    assert kills.finished_reports(first, whole) == first
+    assert kills.finished_reports(first | {"in/new/.positions.partial"}, whole) == first
+    assert kills.finished_reports(first - {"in/new/lifecycle/report.html"}, whole) == set()
+    assert (
+        kills.finished_reports({"in/new"}, whole) == kills.finished_reports(set(), whole) == set()
+    )

@@ -59,13 +59,17 @@ def test_counted_and_refused(stored, value, dtype, format, hf_copy, tmp_path, mo
 
 
 @pytest.mark.parametrize("format", SAVE)
-def test_what_fits_and_what_is_the_models_own_is_written(format, hf_copy, tmp_path, monkeypatch):
+def test_what_fits_and_what_is_the_models_own_is_written_and_said(
+    format, hf_copy, tmp_path, monkeypatch, caplog
+):
     src = hf_copy("llama-mha")
     large(src, 65519.0)  # the largest that rounds to a float16
     args = ("--src", src, "--out", tmp_path / "out", "--dtype", "float16", "--format", format)
     assert run_here(monkeypatch, *args) == 0
     kernel = so.load(tmp_path / "out").params["layer_0"]["mlp"]["up_proj"]["kernel"]
     np.testing.assert_array_equal(kernel[:4, 0], [65504, -65504, np.inf, np.nan])
+    (said,) = caplog.messages
+    assert "2 weights in 1 parameter, first layer_0/mlp/up_proj/kernel, hold NaN or inf" in said
 
 
 @pytest.mark.parametrize("format", SAVE)
@@ -75,7 +79,7 @@ def test_device_arrays(format, tmp_path):
     params["final_norm"]["scale"] = params["final_norm"]["scale"].at[3].set(1e6)
     with (
         warnings.catch_warnings(),
-        pytest.raises(so.InputError, match="1 weights in 1 parameters, first final_norm/scale"),
+        pytest.raises(so.InputError, match="1 weight in 1 parameter, first final_norm/scale"),
     ):
         warnings.simplefilter("error")
         SAVE[format](tmp_path / "out", model.config, InMemory(params), "float16")

@@ -52,7 +52,7 @@ def save_hugging_face(
     directory, and when `dtype` has no numbers as large as some weights; RunError when it cannot be written.
     """
     export = check_exportable(config)
-    source = Narrowing(source, config)
+    narrowing = Narrowing(source, config)
     theirs = export.whole(config)
     dtype = np.dtype(dtype)
     plan = _plan(theirs, export)
@@ -61,7 +61,7 @@ def save_hugging_face(
     ]
     with new_directory(directory) as staging:
         written: dict[str, int] = {}
-        arrays = _arrays(plan, theirs, source, dtype, written, on_group)
+        arrays = _arrays(plan, theirs, narrowing, dtype, written, on_group)
         write_safetensors(staging, announced, arrays, dtype, shard_bytes)
         fields = {"bos_token_id": bos_id, "torch_dtype": dtype.name, **export.fields(theirs)}
         _write_json(staging / "config.json", fields)
@@ -69,6 +69,7 @@ def save_hugging_face(
             tokenizer.save(staging / tokenizers.FILE)
             _write_json(staging / "tokenizer_config.json", _tokenizer_fields(config, tokenizer))
         _read_back(staging, theirs, dtype, written)
+    narrowing.warn_of_damage()
 
 
 def _read_back(
