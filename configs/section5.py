@@ -1,7 +1,8 @@
-"""Which attention prevents outliers: variants × seeds on Bigram-Backcopy, with a GPT-2 of 3 layers and one head.
+"""Which attention prevents outliers: variants × seeds on Bigram-Backcopy, with a GPT-2 of 3 layers and one head; and other settings of default.
 
     python -m train.prepare --task bigram-backcopy --source plays.txt --out data/bigram_backcopy
-    python -m train.sweep configs/section5.py --workdir runs/section5 --only steps=500
+    python -m train.sweep configs/section5.py:variants --workdir runs/section5 --only steps=500
+    python -m train.sweep configs/section5.py:settings --workdir runs/section5_settings
 
 Cost: 4.1 M tokens a run of 500 steps, 33 runs; 31,000 tokens a second, two and a quarter minutes a run, on two cores with nothing else to do. 4,000 steps take eight times as long.
 Result: three seeds of default, context_scale and gate, one or two of the others so far, in docs/section5.md: a sink at the first token with
@@ -9,15 +10,32 @@ default attention whose size and layer depend on the seed, none with sigmoid; sc
 data/bigram_backcopy` makes the table.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from sysout_jax.config import ATTENTION
+from sysout_jax.errors import InputError
 from sysout_jax.families.gpt2 import Gpt2Config
 from sysout_jax.training.config import OptimizerConfig, TrainConfig
 from sysout_jax.training.sweep import Sweep
 
+BASE = OptimizerConfig(lr=3e-3, min_lr=3e-3, warmup_steps=0, beta2=0.99, weight_decay=0.0)
+#: What differs from the runs of default attention.
+SETTINGS: dict[str, OptimizerConfig] = {
+    "decay": replace(BASE, weight_decay=0.1),
+    "muon": replace(BASE, name="muon"),
+    "sgd": replace(BASE, name="sgd", momentum=0.9, lr=0.3, min_lr=0.3),
+    "qk_norm": BASE,
+}
 
-def config(steps: int, variant: str, seed: int) -> TrainConfig:
+
+def config(
+    steps: int,
+    seed: int,
+    variant: str = "default",
+    optimizer: OptimizerConfig = BASE,
+    qk_norm: bool = False,
+) -> TrainConfig:
     return TrainConfig(
         model=Gpt2Config(
             num_layers=3,
@@ -29,14 +47,13 @@ def config(steps: int, variant: str, seed: int) -> TrainConfig:
             bias=False,
             activation="gelu",
             attention=variant,
+            qk_norm=qk_norm,
         ),
         data=Path("data/bigram_backcopy"),
         steps=steps,
         batch_size=64,
         seq_len=128,
-        optimizer=OptimizerConfig(
-            lr=3e-3, min_lr=3e-3, warmup_steps=0, beta2=0.99, weight_decay=0.0
-        ),
+        optimizer=optimizer,
         dtype="float32",
         eval_every=250,
         eval_sequences=256,
@@ -48,4 +65,17 @@ def config(steps: int, variant: str, seed: int) -> TrainConfig:
     )
 
 
-sweep = Sweep(axes={"steps": (500, 4000), "seed": range(3), "variant": ATTENTION}, config=config)
+def with_setting(setting: str, seed: int) -> TrainConfig:
+    return config(500, seed, optimizer=SETTINGS[setting], qk_norm=setting == "qk_norm")
+
+
+SWEEPS = {
+    "variants": Sweep({"steps": (500, 4000), "seed": range(3), "variant": ATTENTION}, config),
+    "settings": Sweep({"seed": range(3), "setting": tuple(SETTINGS)}, with_setting),
+}
+
+
+def sweep(name: str) -> Sweep:
+    if name not in SWEEPS:
+        raise InputError(f"no sweep {name!r}; expected one of {', '.join(SWEEPS)}")
+    return SWEEPS[name]

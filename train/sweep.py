@@ -45,7 +45,7 @@ class Args:
     """Train a grid of runs. What is done is skipped, what was killed goes on, and a run that fails does not stop the others."""
 
     config: Annotated[Path, tyro.conf.Positional]
-    """Python file that defines `sweep`, for example configs/section5.py."""
+    """Python file that defines `sweep`, for example configs/section5.py:variants."""
     workdir: Path
     """Directory of the sweep: a training workdir for each run, and sweep.json."""
     only: tuple[str, ...] = ()
@@ -57,7 +57,7 @@ class Args:
 def main() -> None:
     keep_freed_memory()
     args = parse(Args, "python -m train.sweep")
-    sweep = load_defined(args.config, "sweep", Sweep)
+    sweep = load_defined(args.config, "sweep", Sweep, "variants")
     runs = sweep.runs(words_by_axis(args.only))
     check_place(args.workdir)
     if args.dry_run:

@@ -194,3 +194,12 @@ def excess_kurtosis(fourth: Array, variance: Array) -> Array:
     xp = variance.__array_namespace__()
     some = variance > 0
     return xp.where(some, fourth / xp.where(some, variance**2, 1.0) - 3.0, 0.0)
+
+
+def main_part(parts: np.ndarray) -> np.ndarray:
+    """Indices of the smallest set whose sum reaches `MAIN_SHARE` of all positive parts, largest first."""
+    order = np.argsort(-parts, kind="stable")
+    positive = np.maximum(parts[order], 0.0)
+    if not positive.any():
+        return order[:0]
+    return order[: int(np.searchsorted(np.cumsum(positive), MAIN_SHARE * positive.sum())) + 1]

@@ -18,8 +18,7 @@ from sysout_jax.statistics.statistic import Statistic
 class ValueStats:
     """Over N sequences of T tokens in L layers. NaN where a value is not finite."""
 
-    by_head: np.ndarray  # (L, N, K, T) ‖v‖ of the token, of each key/value head
-    norm: np.ndarray  # (L, N, T) mean over the heads
+    norm: np.ndarray  # (L, N, T) ‖v‖ of the token, mean over key/value heads
 
     @property
     def over_mean(self) -> np.ndarray:
@@ -37,11 +36,11 @@ def _reduce(spec: LayerSpec, taps: Mapping[str, jax.Array]) -> dict[str, jax.Arr
         (largest > 0) & jnp.isfinite(largest), largest, 1.0
     )  # no square leaves float32
     norm = jnp.linalg.norm(v_BxTxKxDh / unit, axis=-1) * unit[..., 0]
-    return {"by_head": norm.swapaxes(1, 2), "norm": norm.mean(axis=-1)}
+    return {"norm": norm.mean(axis=-1)}
 
 
 def _join(rows: Sequence[dict[str, Any]], config: Any) -> ValueStats:
-    return ValueStats(**{name: np.stack([row[name] for row in rows]) for name in rows[0]})
+    return ValueStats(np.stack([row["norm"] for row in rows]))
 
 
 STATISTIC = Statistic(

@@ -223,10 +223,11 @@ def load_config(path: Path) -> TrainConfig:
     return load_defined(path, "config", TrainConfig)
 
 
-def load_defined(path: Path, name: str, kind: type[T]) -> T:
+def load_defined(path: Path, name: str, kind: type[T], example: str = "default") -> T:
     """What a Python file in configs/ calls `name`, a `kind`. InputError when there is none or it cannot be built.
 
-    Where it is a function of a word (of an attention variant, say), `FILE.py:WORD` calls it, and `FILE_WORD.py` where no such file lies.
+    Where it is a function of a word (of an attention variant, say), `FILE.py:WORD` calls it, and `FILE_WORD.py` where no such file lies. The
+    message for a file that wants one shows `example`.
     """
     path, word = _file_and_word(path)
     if not os.path.isfile(path):
@@ -248,7 +249,7 @@ def load_defined(path: Path, name: str, kind: type[T]) -> T:
         raise InputError(f"config {path}: {type(error).__name__}: {error}") from None
     if callable(defined):
         raise InputError(
-            f"config {path}: stands for several; name one behind a colon, as in {path}:default"
+            f"config {path}: stands for several; name one behind a colon, as in {path}:{example}"
         )
     if not isinstance(defined, kind):
         raise InputError(f"config {path}: defines no `{name}` of type {kind.__name__}")

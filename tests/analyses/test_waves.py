@@ -11,14 +11,15 @@ import pytest
 import sysout_jax as so
 from sysout_jax.analyses.lifecycle.figures import FIGURES
 from sysout_jax.analyses.lifecycle.page import lifecycle_sections
+from sysout_jax.analyses.lifecycle.sinks import sink_heads
 from sysout_jax.analyses.lifecycle.summary import lifecycle_summary
-from sysout_jax.analyses.lifecycle.wave_spread import spread_of
+from sysout_jax.analyses.lifecycle.wave_spread import WaveSpread, spreading
 from sysout_jax.analyses.lifecycle.waves import Life, find_waves, grouped, lives_of
 from sysout_jax.analyses.lifecycle.writes import Followed
 from sysout_jax.reports.page import Table
 from sysout_jax.testing import Birth, planted_llama, random_plant
 from sysout_jax.weights import InMemory, groups
-from sysout_jax.words import percent
+from sysout_jax.words import listed, number, percent
 from tests.random_models import random_model
 
 MEAN = 1.0
@@ -156,7 +157,7 @@ def test_two_waves_at_different_dims_and_layers():
     assert [wave["births"][0]["layer"] for wave in kept["waves"]] == [1, 3]
     assert kept["sweep"]["1000.0"] == [2, 2, 1]
     assert kept["waves"][1]["spread"]["layers"] == [4, 5]
-    assert set(kept["waves"][1]["spread"]) == {"layers", "tokens", "mass", "even", "drain", "sinks"}
+    assert set(kept["waves"][1]["spread"]) == {"layers", "tokens", "mass", "even", "drain", "heads"}
     # the terminal tells it of the strongest that is under τ
     assert "sinks for" not in lifecycle_summary(report, lambda n, t: "tok")
     under = tuple(dataclasses.replace(wave, above=False) for wave in (one, two))
@@ -165,7 +166,7 @@ def test_two_waves_at_different_dims_and_layers():
     (spread,) = (line.strip() for line in lines if "sinks for" in line)
     told = max((one, two), key=lambda wave: wave.ratio).spread
     place, most = told.strongest
-    assert spread.startswith(f"sinks for {len(told.sinks)} of {told.mass.size} heads in layers ")
+    assert spread.startswith(f"sinks for {len(told.heads)} of {told.mass.size} heads in layers ")
     assert (
         f"; most: layer {told.layers[place] + 1} head {most}, {told.mass[place, most]:.0%}, ‖v‖ "
         in spread
@@ -175,11 +176,15 @@ def test_two_waves_at_different_dims_and_layers():
     (shown,) = (s for s in sections if s.title == FIGURES["waves"].title)
     (table,) = (b for b in shown.blocks if isinstance(b, Table) and "sink heads" in b.header)
     assert [row[:2] for row in table.rows] == [(1, "3–6"), (2, "5–6")]
-    assert table.rows[1][3:7] == (
-        f"{len(two.spread.sinks)} of 8",
+    sink = two.spread.sink_at(at, head)
+    assert table.rows[1][3:10] == (
+        f"{len(two.spread.heads)} of 8",
         f"{percent(two.spread.mass[at, head])} ({percent(two.spread.even[at])})",
         two.spread.layers[at] + 1,
         head,
+        f"{listed(sink.dims, 8)} ({percent(sink.dims_share)})",
+        number(two.spread.drain_of(at, head)),
+        number(sink.update),
     )
     _holds_what_attention_gives(planted, tokens, report)
 
@@ -204,8 +209,14 @@ def _holds_what_attention_gives(planted, tokens: np.ndarray, report: so.Lifecycl
             ratio = lengths[layer][marked].mean(0) / lengths[layer][~marked].mean(0)
             np.testing.assert_allclose(spread.drain[at], ratio, rtol=1e-4)
         want = {sink for sink in planted.truth.sink_heads if sink[0] in spread.layers}
-        assert want <= set(spread.sinks) and want
+        assert want <= places_of(spread) and want
         # what the narrow pass found on the tokens over τ, which are those of both
+        pooled = {(head.layer, head.head): head for head in report.spread.heads}
+        for head in spread.heads:
+            theirs = pooled[head.layer, head.head]
+            assert head.dims == theirs.dims
+            numbers = [dataclasses.asdict(each) | {"dims": 0} for each in (head, theirs)]
+            assert numbers[0] == pytest.approx(numbers[1], rel=1e-3)
         np.testing.assert_allclose(spread.mass, report.spread.mass[list(spread.layers)], rtol=1e-4)
         np.testing.assert_allclose(
             spread.drain, report.spread.drain[list(spread.layers)], rtol=1e-4
@@ -230,40 +241,70 @@ def test_two_waves_of_the_same_dim_that_cross_the_threshold_again():
     assert np.flatnonzero(one.alive).tolist() == [1, 2] and np.flatnonzero(two.alive).tolist() == [5, 6]  # fmt: skip
     # each has its own layers of spread: what enters them alive
     assert (one.spread.layers, two.spread.layers) == ((2, 3), (6,))
-    assert {sink for sink in planted.truth.sink_heads if sink[0] in (2, 3)} <= set(one.spread.sinks)
+    assert {sink for sink in planted.truth.sink_heads if sink[0] in (2, 3)} <= places_of(one.spread)
     assert report.waves.sweep[1000.0] == (2, 2, 1)
     # and the fields of one threshold tell both births, and that it is alive at the end
     assert report.birth.layers == (1, 5) and report.death.layer is None
 
 
-def test_the_spread_of_a_wave_counts_its_own_live_tokens():
-    """Two tokens of which one dies: 4 queries, 2 query heads that share a key head, column sums and lengths written down."""
-    none = np.zeros((1, 2, 4))
-    sums = np.array(
-        [none, [[[4, 0, 0, 0], [1, 1.8, 0.6, 0.6]]], [[[2, 1, 0.5, 0.5], [0, 3, 1, 0]]]]
-    )
-    norm = np.array([np.ones((1, 1, 4)), [[[2, 1, 4, 6]]], [[[1, 3, 2, 4]]]])
-    spread = spread_of([(), {(0, 0), (0, 1)}, {(0, 1)}], sums, norm, [None] * 3)
-    assert spread.layers == (1, 2) and spread.tokens.tolist() == [2, 1]
-    # layer 1: all four queries see one of both; layer 2: the last three see token 1
-    np.testing.assert_allclose(spread.mass, [[1.0, 0.7], [1 / 3, 1.0]])
-    np.testing.assert_allclose(
-        spread.even, [(1 + 1 + 2 / 3 + 1 / 2) / 4, (1 / 2 + 1 / 3 + 1 / 4) / 3]
-    )
-    np.testing.assert_allclose(spread.drain, [[1.5 / 5], [3 / (7 / 3)]])
-    assert spread.sinks == ((1, 0), (2, 1))  # 0.7 is under the even share of 0.79, 1/3 under 0.36
-    assert spread.strongest == (0, 0) and spread.drain_of(1, 1) == pytest.approx(9 / 7)
-    # of two keys that a query sees, token 1 is seen by queries 1 and 2, always beside another
-    near = spread_of([(), (), {(0, 1)}], sums, norm, [2] * 3)
-    np.testing.assert_allclose(near.mass, [[0.5, 1.5]])
-    np.testing.assert_allclose(near.even, [0.5])
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("gpt2", {}), ("llama-gqa", {}), ("llama-mha", {"sliding_window": 4})],
+)
+def test_the_spread_of_a_wave_counts_its_own_live_tokens(name, changes):
+    """Waves of any tokens, some of which die, in a random model: what capture's q, k, v and maps give query by query."""
+    lm = random_model(name, 7, **changes)
+    rng = np.random.default_rng(7)
+    tokens = rng.integers(0, lm.config.vocab_size, (3, 17))
+    L, (N, T) = lm.num_layers, tokens.shape
+    first = [(), *[{(0, 0), (2, 0), (2, 5)}] * (L - 1)]
+    second = [{(1, 3), (1, 4)}, {(1, 4)}, *[()] * (L - 2)]
+    one, two, nobody = spreading(lm, tokens)([first, second, [()] * L])
+    assert (one.layers, two.layers) == (tuple(range(1, L)), (0, 1))
+    assert (one.tokens.tolist(), two.tokens.tolist()) == ([3] * (L - 1), [2, 1])
+    assert nobody.layers == () and nobody.mass.shape == (0, lm.config.layer(0).heads.heads)
+    assert nobody.strongest is None and nobody.heads == ()
+    _, taps = so.capture(lm, tokens, ("attn_map", "v"))
+    windows = lm.attention_windows(T)
+    for spread, entering in ((one, first), (two, second)):
+        for at, layer in enumerate(spread.layers):
+            marked = np.zeros((N, T), bool)
+            marked[tuple(np.array(sorted(entering[layer])).T)] = True
+            mass, even = [], []
+            for n, t in np.ndindex(N, T):
+                seen = np.arange(T) <= t
+                if windows[layer] is not None:
+                    seen &= np.arange(T) > t - windows[layer]
+                if (marked[n] & seen).any():
+                    mass.append(taps["attn_map"][layer][n, :, t][:, marked[n]].sum(1))
+                    even.append((marked[n] & seen).sum() / seen.sum())
+            np.testing.assert_allclose(spread.mass[at], np.mean(mass, 0), rtol=1e-4)
+            assert spread.even[at] == pytest.approx(np.mean(even), rel=1e-5)
+            held = marked.any(axis=1)
+            lengths = np.linalg.norm(taps["v"][layer], axis=-1)[held]  # (held, T, K)
+            drain = lengths[marked[held]].mean(0) / lengths[~marked[held]].mean(0)
+            np.testing.assert_allclose(spread.drain[at], drain, rtol=1e-4)
 
 
-def test_a_wave_that_no_layer_follows_has_no_spread():
-    nobody = spread_of([()] * 2, np.zeros((2, 1, 3, 4)), np.ones((2, 1, 1, 4)), [None] * 2)
-    assert nobody.layers == () and nobody.mass.shape == (0, 3) and nobody.strongest is None
-    whole = spread_of([{(0, 0)}], np.ones((1, 1, 3, 1)), np.ones((1, 1, 1, 1)), [None])
-    assert np.isnan(whole.drain).all() and whole.sinks == ()  # there are no other tokens
+def test_sink_heads_are_over_the_even_share_and_name_their_dims():
+    """Two layers, two query heads that share a key head, written down."""
+    both = np.array([[0.7, 0.2], [0.9, 0.5]])
+    treated = {
+        "mass": both,
+        "even": np.array([0.79, 0.3]),
+        "drain": np.array([[0.3], [1.3]]),
+        **dict.fromkeys(("output_drain", "update", "loudness"), both / 2),
+        "qk": np.array([np.zeros((2, 4)), [[8.0, 0.1, 1.5, -1.6], [-1.0, 0, 0, 0]]]),
+    }
+    strong, mute = sink_heads([4, 5], treated)  # 0.7 is under the even share of 0.79
+    assert (strong.layer, strong.head, strong.mass, strong.even) == (5, 0, 0.9, 0.3)
+    assert strong.dims == (0, 2) and strong.dims_share == pytest.approx(9.5 / 8)
+    assert (strong.drain, strong.update) == (1.3, 0.45)
+    assert mute.head == 1 and mute.dims == () and np.isnan(mute.dims_share)
+
+
+def places_of(spread: WaveSpread) -> set[tuple[int, int]]:
+    return {(head.layer, head.head) for head in spread.heads}
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama-gqa"])

@@ -33,9 +33,7 @@ def case(request):
 def test_value_statistics(case):
     lm, tokens, _, stats = case
     _, taps = so.capture(lm, tokens, names=("v",))
-    by_head = np.linalg.norm(np.asarray(taps["v"], np.float64), axis=-1)
-    np.testing.assert_allclose(stats.values.by_head, by_head.swapaxes(2, 3), rtol=2e-5)
-    norm = by_head.mean(-1)
+    norm = np.linalg.norm(np.asarray(taps["v"], np.float64), axis=-1).mean(-1)
     np.testing.assert_allclose(stats.values.norm, norm, rtol=2e-5)
     over = norm / norm.mean(-1, keepdims=True)
     np.testing.assert_allclose(stats.values.over_mean, over, rtol=2e-5)
@@ -51,7 +49,7 @@ def test_value_norms_leave_out_what_is_not_finite():
         norm[0, 0] == 5 and not np.isfinite(norm[0, 1]) and norm[0, 2] == 1e30 and norm[0, 3] == 0
     )
     kept = norm[:, [0, 1, 3]]
-    stats = STATISTICS["values"].join([{"by_head": kept[:, None], "norm": kept}], None)
+    stats = STATISTICS["values"].join([{"norm": kept}], None)
     np.testing.assert_allclose(stats.over_mean, [[[2.0, np.nan, 0.0]]])
     assert STATISTICS["values"].columns(stats)["norm"] == [2.5]
 

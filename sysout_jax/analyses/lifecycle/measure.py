@@ -1,6 +1,6 @@
 """`so.lifecycle`: where outliers are born, how they spread into attention, where they die, and what causes them.
 
-No index is written by hand: `collect` finds the outliers, `trace` follows them, the rules below read both. Layers, tokens,
+No index is written by hand: `collect` finds the outliers, `trace` follows them, the rules below read both; `spreading` looks at each wave. Layers, tokens,
 channels and dims are 0-based everywhere in the result.
 """
 
@@ -19,9 +19,9 @@ from sysout_jax.analyses.lifecycle.results import (
     Largest,
     Lifecycle,
     Opposition,
-    SinkHead,
     Spread,
 )
+from sysout_jax.analyses.lifecycle.sinks import TREATED, SinkHead, sink_heads
 from sysout_jax.analyses.lifecycle.targets import choose_targets
 from sysout_jax.analyses.lifecycle.trace import Trace, trace
 from sysout_jax.analyses.lifecycle.wave_spread import spreading
@@ -72,7 +72,7 @@ def lifecycle(
             unedited = _unedited(stream, stats, tau)
             others.append(unedited)
         followed = follow(stream, stats, level, others)
-    waves = waves_of(writes, tau, spreading(lm, stats))
+    waves = waves_of(writes, tau, spreading(lm, stats.tokens))
 
     def report(at: float, trace: Trace | None, candidate: Lifecycle | None = None) -> Lifecycle:
         birth = find_birth(stats, trace, at)
@@ -166,33 +166,14 @@ def find_birth(stats: Stats, trace: Trace | None, tau: float) -> Birth:
 def find_spread(stats: Stats, trace: Trace | None, birth: Birth) -> Spread:
     """Heads after the birth for which outlier tokens are sinks, and what carries the logit."""
     shape = stats.attention.cumulative.shape[:2]
-    heads = []
+    heads: tuple[SinkHead, ...] = ()
     if trace is not None and birth.layer is not None:
-        group = trace.mass.shape[1] // trace.drain.shape[1]
-        for layer, head in np.argwhere(rules.is_sink(trace.mass, trace.even[:, None])):
-            if layer <= birth.layer:
-                continue
-            parts = finite_or(trace.qk[layer, head])
-            dims = _main_part(parts)
-            heads.append(
-                SinkHead(
-                    layer=int(layer),
-                    head=int(head),
-                    mass=float(trace.mass[layer, head]),
-                    dims=tuple(int(d) for d in np.sort(dims)),
-                    dims_share=float(parts[dims].sum() / parts.sum())
-                    if parts.sum() > 0
-                    else float("nan"),
-                    even=float(trace.even[layer]),
-                    drain=float(trace.drain[layer, head // group]),
-                    output_drain=float(trace.output_drain[layer, head]),
-                    update=float(trace.update[layer, head]),
-                    loudness=float(trace.loudness[layer, head]),
-                )
-            )
+        start = birth.layer + 1
+        treated = {name: getattr(trace, name)[start:] for name in TREATED}
+        heads = sink_heads(range(start, len(trace.mass)), treated)
     empty = np.zeros(shape)
     return Spread(
-        heads=tuple(heads),
+        heads=heads,
         mass=trace.mass if trace else empty,
         even=trace.even if trace else empty[:, 0],
         drain=trace.drain if trace else empty[:, :0],
@@ -251,15 +232,6 @@ def _share(part: np.ndarray, whole: np.ndarray) -> float:
     return float((part * np.sign(whole)).sum() / total) if total > 0 else 0.0
 
 
-def _main_part(parts: np.ndarray) -> np.ndarray:
-    """Indices of the smallest set whose sum reaches `MAIN_SHARE` of all positive parts, largest first."""
-    order = np.argsort(-parts, kind="stable")
-    positive = np.maximum(parts[order], 0.0)
-    if not positive.any():
-        return order[:0]
-    return order[: int(np.searchsorted(np.cumsum(positive), rules.MAIN_SHARE * positive.sum())) + 1]
-
-
 def _carriers(
     stats: Stats, trace: Trace, layer: int, elements: np.ndarray, sign: np.ndarray, size: np.ndarray
 ) -> tuple[Channel, ...]:
@@ -290,7 +262,7 @@ def _carriers(
             column_ratio=float(ratios[channels.indices[i]]),
             column_rank=int(ranks[channels.indices[i]]),
         )
-        for i in _main_part(shares)[:MAX_LISTED]
+        for i in rules.main_part(shares)[:MAX_LISTED]
     )
 
 

@@ -191,16 +191,19 @@ def _wave_spreads(report: Lifecycle) -> Table | None:
         if spread is None or spread.strongest is None:
             continue
         at, head = spread.strongest
+        sink = spread.sink_at(at, head)
         rows.append(
             (
                 count,
                 layer_ranges(spread.layers),
                 percent(spread.mass.mean()),
-                f"{len(spread.sinks)} of {spread.mass.size}",
+                f"{len(spread.heads)} of {spread.mass.size}",
                 f"{percent(spread.mass[at, head])} ({percent(spread.even[at])})",
                 spread.layers[at] + 1,
                 head,
+                f"{listed(sink.dims, 8)} ({percent(sink.dims_share)})" if sink else "–",
                 number(spread.drain_of(at, head)),
+                number(sink.update) if sink else "–",
             )
         )
     if not rows:
@@ -213,7 +216,9 @@ def _wave_spreads(report: Lifecycle) -> Table | None:
         "most of a head (even share)",
         "layer",
         "head",
+        "q/k dims that carry it (their share)",
         "‖v‖ there to others'",
+        "‖their part‖ to ‖head output‖",
     )
     note = "Attention on the tokens of a wave that enter a layer alive, whether or not they are over τ; heads of all these layers."
     return Table(header, tuple(rows), note)

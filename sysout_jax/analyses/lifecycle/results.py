@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sysout_jax.analyses.lifecycle.sinks import SinkHead
 from sysout_jax.analyses.lifecycle.trace import Trace
 from sysout_jax.analyses.lifecycle.waves import Waves
 from sysout_jax.nonfinite import Nonfinite
@@ -69,22 +70,6 @@ class Birth:
     @property
     def tokens(self) -> tuple[tuple[int, int], ...]:
         return tuple(sorted({token for event in self.events for token in event.tokens}))
-
-
-@dataclass(frozen=True)
-class SinkHead:
-    """A head for which the outlier tokens are sinks."""
-
-    layer: int
-    head: int
-    mass: float  # share of attention on outlier tokens, over queries that can see one
-    even: float  # what even attention would give them
-    dims: tuple[int, ...]  # dims of q and k that carry the logit towards them
-    dims_share: float  # of the logit difference; over 1 where the other dims pull the other way
-    drain: float  # ‖v‖ of outlier tokens over the others'
-    output_drain: float  # the same of ‖v W_O‖, root mean squares
-    update: float  # ‖what outlier tokens add‖ over ‖head output‖, other queries: a ratio of lengths, which need not sum to 1
-    loudness: float  # ‖head output‖ over its mean over the heads of the layer
 
 
 @dataclass(frozen=True)

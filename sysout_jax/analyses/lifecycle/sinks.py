@@ -1,7 +1,9 @@
-"""How attention treats outlier tokens: sums per sequence on the device, and what all sequences together say."""
+"""How attention treats some tokens, outliers or those of a wave: sums per sequence on the device, and what all sequences together say."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import jax.numpy as jnp
@@ -9,23 +11,66 @@ import numpy as np
 
 from sysout_jax.attention import AttentionSpec, attend
 from sysout_jax.nonfinite import finite_or
-from sysout_jax.outliers.definitions import over_seen_keys, value_drain
+from sysout_jax.outliers.definitions import is_sink, main_part, over_seen_keys, value_drain
 
 #: What `attention_sums` gives and `summed` takes.
 SUMMED = frozenset(
     "mass even queries update loudness others qk v_marked v_plain vv_marked vv_plain marked plain".split()
 )
 
+#: What `summed` gives of a layer: `Trace` says what each is.
+TREATED = ("mass", "even", "drain", "output_drain", "update", "loudness", "qk")
+
+
+@dataclass(frozen=True)
+class SinkHead:
+    """A head for which the tokens are sinks."""
+
+    layer: int
+    head: int
+    mass: float  # share of attention on the tokens, over queries that can see one
+    even: float  # what even attention would give them
+    dims: tuple[int, ...]  # dims of q and k that carry the logit towards them
+    dims_share: float  # of the logit difference; over 1 where the other dims pull the other way
+    drain: float  # ‖v‖ of the tokens over the others'
+    output_drain: float  # the same of ‖v W_O‖, root mean squares
+    update: float  # ‖what the tokens add‖ over ‖head output‖, other queries: a ratio of lengths, which need not sum to 1
+    loudness: float  # ‖head output‖ over its mean over the heads of the layer
+
+
+def sink_heads(layers: Sequence[int], treated: Mapping[str, np.ndarray]) -> tuple[SinkHead, ...]:
+    """Those of S layers; `treated` holds what `summed` gives of each, (S, …)."""
+    heads = []
+    mass_SxH, drain_SxK = treated["mass"], treated["drain"]
+    for at, head in np.argwhere(is_sink(mass_SxH, treated["even"][:, None])):
+        parts = finite_or(treated["qk"][at, head])
+        dims, total = main_part(parts), parts.sum()
+        heads.append(
+            SinkHead(
+                layer=int(layers[at]),
+                head=int(head),
+                dims=tuple(int(d) for d in np.sort(dims)),
+                dims_share=float(parts[dims].sum() / total) if total > 0 else float("nan"),
+                even=float(treated["even"][at]),
+                drain=float(drain_SxK[at, head * drain_SxK.shape[1] // mass_SxH.shape[1]]),
+                **{
+                    name: float(treated[name][at, head])
+                    for name in ("mass", "output_drain", "update", "loudness")
+                },
+            )
+        )
+    return tuple(heads)
+
 
 def attention_sums(taps, mask_BxT, spec: AttentionSpec):
-    """How much attention outlier tokens get, what their values add, and which dims of q and k make the difference; sums per sequence."""
+    """How much attention the tokens of a mask get, what their values add, and which dims of q and k make the difference; sums per sequence."""
     q_BxTxHxDh, k_BxTxKxDh, v_BxTxKxDh = (
         taps[name].astype(jnp.float32) for name in ("q", "k", "v")
     )
     K, Dh = k_BxTxKxDh.shape[2:]
     H = q_BxTxHxDh.shape[2]
     mask = mask_BxT.astype(jnp.float32)
-    # the same attention over values that are zero for all other tokens, with one more channel that counts the outlier tokens
+    # the same attention over values that are zero for all other tokens, with one more channel that counts the tokens of the mask
     ones = jnp.ones((*v_BxTxKxDh.shape[:3], 1), jnp.float32)
     marked = jnp.concatenate([v_BxTxKxDh, ones], -1) * mask[:, :, None, None]
     mixed = attend(q_BxTxHxDh, k_BxTxKxDh, marked, kernel="blockwise", spec=spec).out
@@ -73,7 +118,7 @@ def attention_sums(taps, mask_BxT, spec: AttentionSpec):
 def summed(
     seen: dict[str, np.ndarray], holds_N: np.ndarray, kernel_IxD: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """What `attention_sums` gives, over all sequences; values are compared in those that hold an outlier token in this layer."""
+    """What `attention_sums` gives, over all sequences; values are compared in those that hold a token of the mask in this layer."""
     sums = {name: finite_or(seen[name], np.nan) for name in SUMMED}
     queries, others = (max(sums[name].sum(), 1) for name in ("queries", "others"))
     mass = sums["mass"].sum(0) / queries

@@ -118,13 +118,13 @@ def _waves(report: Lifecycle, token_text: TokenText) -> list[str]:
 
 def _wave_spread(spread: WaveSpread | None) -> list[str]:
     """What attention does with the tokens of a wave, where they are sinks."""
-    if spread is None or spread.strongest is None or not spread.sinks:
+    if spread is None or spread.strongest is None or not spread.heads:
         return []
     at, head = spread.strongest
     lengths = spread.drain_of(at, head)
     values = f", ‖v‖ {lengths:.2f} of others'" if isfinite(lengths) else ""
     return [
-        f"           sinks for {len(spread.sinks)} of {plural(spread.mass.size, 'head')} {in_layers(spread.layers)}; most: layer "
+        f"           sinks for {len(spread.heads)} of {plural(spread.mass.size, 'head')} {in_layers(spread.layers)}; most: layer "
         f"{spread.layers[at] + 1} head {head}, {_percent(spread.mass[at, head])}{values}"
     ]
 

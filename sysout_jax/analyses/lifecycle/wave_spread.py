@@ -1,22 +1,30 @@
-"""How a wave spreads: what attention gives its tokens, and what they give back, in the layers that they enter alive.
-
-Read from what `collect` keeps of every key, so that each wave has numbers of its own without a pass of its own.
-"""
+"""How waves spread: what attention gives the tokens of each, and what they give back, in the layers that they enter alive."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from sysout_jax.analyses.lifecycle.sinks import (
+    TREATED,
+    SinkHead,
+    attention_sums,
+    sink_heads,
+    summed,
+)
+from sysout_jax.attention import AttentionSpec
+from sysout_jax.engine import Observe, Stream
 from sysout_jax.language_model import LanguageModel
-from sysout_jax.nonfinite import finite_or
-from sysout_jax.outliers import definitions as rules
-from sysout_jax.statistics.collect import Stats
 
 #: (sequence, token)
 Place = tuple[int, int]
+#: Of a wave: the tokens that enter each of L layers alive.
+Entering = Sequence[Collection[Place]]
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,7 @@ class WaveSpread:
     mass: np.ndarray  # (S, H) attention on them, mean over queries that can see one; a share but with sigmoid attention and softpick
     even: np.ndarray  # (S,) what attention that is even over the keys a query sees would give them, mean over the same queries
     drain: np.ndarray  # (S, K) mean ‖v‖ of them over that of the other tokens of their sequences
-    sinks: tuple[tuple[int, int], ...]  # (layer, head) for which they are sinks
+    heads: tuple[SinkHead, ...]  # for which they are sinks
 
     @property
     def strongest(self) -> tuple[int, int] | None:
@@ -38,48 +46,97 @@ class WaveSpread:
         at, head = np.unravel_index(np.nanargmax(self.mass), self.mass.shape)
         return int(at), int(head)
 
+    def sink_at(self, at: int, head: int) -> SinkHead | None:
+        """Of `heads` the one in the layer at that place; None where the tokens are no sinks for it."""
+        place = self.layers[at], head
+        return next((sink for sink in self.heads if (sink.layer, sink.head) == place), None)
+
     def drain_of(self, at: int, head: int) -> float:
         """Of the values that a query head reads, in the layer at that place."""
         return float(self.drain[at, head * self.drain.shape[1] // self.mass.shape[1]])
 
 
-#: Of the tokens that enter each layer alive, one collection for each of L layers.
-Spreading = Callable[[Sequence[Collection[Place]]], WaveSpread]
+#: Of every wave.
+Spreading = Callable[[Sequence[Entering]], list[WaveSpread]]
 
 
-def spreading(lm: LanguageModel, stats: Stats) -> Spreading:
-    """`stats` are those of `collect` on the sequences of the waves."""
-    length = stats.tokens.shape[1]
-    windows = lm.attention_windows(length)
-    return lambda entering: spread_of(entering, stats.attention.sums, stats.values.by_head, windows)
+def spreading(lm: LanguageModel, tokens: np.ndarray) -> Spreading:
+    """By a pass over the sequences (N, T) of the waves, which all waves share."""
+
+    def spread(waves: Sequence[Entering]) -> list[WaveSpread]:
+        observer = _AttentionOnWaves(lm, tokens.shape, waves)
+        if not observer.nothing:
+            Stream(lm, tokens).run([observer])
+        return observer.spreads()
+
+    return spread
 
 
-def spread_of(
-    entering: Sequence[Collection[Place]],
-    sums_LxNxHxT: np.ndarray,
-    norm_LxNxKxT: np.ndarray,
-    windows: Sequence[int | None],
-) -> WaveSpread:
-    """From column sums of attention and lengths of values, of all keys; a query sees its own key and those before it, of them only the last `windows[l]`."""
-    L, _, H, T = sums_LxNxHxT.shape
-    layers = tuple(layer for layer in range(L) if entering[layer])
-    tokens = np.array([len(entering[layer]) for layer in layers], int)
-    mass, drain = np.zeros((len(layers), H)), np.zeros((len(layers), norm_LxNxKxT.shape[2]))
-    even = np.zeros(len(layers))
-    for at, layer in enumerate(layers):
-        places = np.array(sorted(entering[layer]))
-        held, row = np.unique(places[:, 0], return_inverse=True)
-        marked_NxT = np.zeros((len(held), T), bool)
-        marked_NxT[row, places[:, 1]] = True
-        sees_NxT = rules.over_seen_keys(marked_NxT.astype(np.int64), windows[layer]) > 0
-        given_H = np.einsum("nht,nt->h", sums_LxNxHxT[layer, held], marked_NxT, dtype=np.float64)
-        mass[at] = given_H / sees_NxT.sum()
-        even[at] = rules.even_share_of(marked_NxT, windows[layer])
-        norm_KxNxT = finite_or(norm_LxNxKxT[layer, held].swapaxes(0, 1).astype(np.float64), np.nan)
-        theirs_K, others_K = (
-            norm_KxNxT[:, where].sum(1) / max(where.sum(), 1) for where in (marked_NxT, ~marked_NxT)
+class _AttentionOnWaves:
+    """The `Observer` of that pass."""
+
+    def __init__(self, lm: LanguageModel, shape: tuple[int, ...], waves: Sequence[Entering]):
+        N, T = shape
+        self._lm, self._waves = lm, waves
+        self._masks = np.zeros((lm.num_layers, N, len(waves), T), bool)
+        for w, entering in enumerate(waves):
+            for layer, places in enumerate(entering):
+                for sequence, token in places:
+                    self._masks[layer, sequence, w, token] = True
+        self._treated: list[dict[int, dict[str, np.ndarray]]] = [{} for _ in waves]  # by layer
+
+    @property
+    def nothing(self) -> bool:
+        """Whether no wave enters a layer; a pass would be in vain."""
+        return not self._masks.any()
+
+    def observe(self, layer: int) -> Observe:
+        return _Sums(self._lm.attention(layer, self._masks.shape[-1]))
+
+    def extra(self, layer: int) -> Any:
+        return self._masks[layer]
+
+    def take(self, layer: int, params: dict, seen: dict[str, np.ndarray]) -> None:
+        kernel = np.asarray(self._lm.config.layer(layer).matrix("o").of(params))
+        for w, treated in enumerate(self._treated):
+            holds_N = np.asarray(self._masks[layer, :, w].any(axis=1))
+            if holds_N.any():
+                of_wave = {name: sums[:, w] for name, sums in seen.items()}
+                treated[layer] = summed(of_wave, holds_N, kernel)
+
+    def spreads(self) -> list[WaveSpread]:
+        return [self._spread(*of_wave) for of_wave in zip(self._waves, self._treated, strict=True)]
+
+    def _spread(self, entering: Entering, treated: dict[int, dict[str, np.ndarray]]) -> WaveSpread:
+        layers = tuple(treated)
+        if not layers:
+            spec = self._lm.config.layer(0).heads
+            none = np.zeros((0, spec.heads)), np.zeros(0), np.zeros((0, spec.kv_heads))
+            return WaveSpread((), np.zeros(0, int), *none, ())
+        stacked = {name: np.stack([treated[layer][name] for layer in layers]) for name in TREATED}
+        return WaveSpread(
+            layers=layers,
+            tokens=np.array([len(entering[layer]) for layer in layers]),
+            **{name: stacked[name] for name in ("mass", "even", "drain")},
+            heads=sink_heads(layers, stacked),
         )
-        drain[at] = rules.value_drain(theirs_K, others_K)  # NaN where there are no others
-    found = np.argwhere(rules.is_sink(mass, even[:, None]))
-    sinks = tuple((layers[at], int(head)) for at, head in found)
-    return WaveSpread(layers, tokens, mass, even, drain, sinks)
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """The `Observe` of that pass: `attention_sums` of each wave, (B, W, …); zeros for waves that hold no token here, at no cost."""
+
+    spec: AttentionSpec
+
+    def __call__(self, x_in, taps, masks_BxWxT):
+        def sums(mask_BxT):
+            return attention_sums(taps, mask_BxT, self.spec)
+
+        def of_wave(mask_BxT):
+            empty = jax.tree.map(
+                lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(sums, mask_BxT)
+            )
+            return jax.lax.cond(mask_BxT.any(), sums, lambda _: empty, mask_BxT)
+
+        of_waves = jax.lax.map(of_wave, masks_BxWxT.swapaxes(0, 1))
+        return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), of_waves)

@@ -6,6 +6,7 @@ under τ is not seen, and tokens pooled over all layers belong to no life. A wav
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sysout_jax.analyses.lifecycle.wave_spread import Place, Spreading, WaveSpread
+from sysout_jax.analyses.lifecycle.wave_spread import Entering, Place, Spreading, WaveSpread
 from sysout_jax.analyses.lifecycle.writes import Followed, Writes
 from sysout_jax.config import ModelConfig
 from sysout_jax.engine import Stream
@@ -22,6 +23,7 @@ from sysout_jax.outliers import definitions as rules
 from sysout_jax.statistics.activations import ActivationStats
 
 MINOR = 0.5  # a layer that writes to less than this share of the elements of the busiest one is not named
+SPREADS = 12  # strongest waves whose spread is told
 SWEEP = (*rules.TAUS, 10_000.0)  # thresholds at which waves are counted
 
 
@@ -51,7 +53,9 @@ class Wave:
     last: int  # last layer whose output holds it, somewhere
     alive: np.ndarray  # (L,) int: tokens of it that the output of each layer holds
     course: np.ndarray  # (L,) largest |h| of its elements over the mean of their sequence, also where they are not alive
-    spread: WaveSpread | None  # None where attention was not gathered
+    spread: (
+        WaveSpread | None
+    )  # None where it was not asked for, and of all but the strongest `SPREADS`
     ratio: float  # largest |h| over the mean of its sequence
     value: float  # h there
     peak: int  # layer of it
@@ -104,7 +108,7 @@ class Life(NamedTuple):
 def find_waves(lm: LanguageModel, tokens: np.ndarray, stats: ActivationStats, tau: float) -> Waves:
     """One pass over all `tokens` (N, T), at every token that holds an element over the level in some layer; `stats` are those of h.
 
-    Their spread is not told: that needs statistics of attention.
+    Their spread is not told: that takes another pass.
     """
     writes = writes_to_follow(lm.config, stats, tau)
     if not writes.nothing:
@@ -125,8 +129,13 @@ def waves_of(writes: Writes, tau: float, spread: Spreading | None = None) -> Wav
         return Waves(writes.level, (), 0, dict.fromkeys(SWEEP, (0, 0, 0)))
     followed, level = writes.followed, writes.level
     lives = [life for k in range(followed.h.shape[1]) for life in lives_of(k, followed, level)]
-    waves = [_wave(group, followed, tau, spread) for group in grouped(lives, followed.places)]
-    waves.sort(key=lambda wave: (wave.first, -wave.ratio))
+    told = [_wave(group, followed, tau) for group in grouped(lives, followed.places)]
+    told.sort(key=lambda wave_entering: (wave_entering[0].first, -wave_entering[0].ratio))
+    waves = [wave for wave, _ in told]
+    if spread:
+        strongest = sorted(range(len(told)), key=lambda i: -waves[i].ratio)[:SPREADS]
+        for i, its in zip(strongest, spread([told[i][1] for i in strongest]), strict=True):
+            waves[i] = dataclasses.replace(waves[i], spread=its)
     sweep = {at: _counted([wave for wave in waves if wave.ratio > at]) for at in SWEEP}
     return Waves(level, tuple(waves), writes.dims_left_out, sweep)
 
@@ -193,7 +202,8 @@ def grouped(lives: Iterable[Life], places: np.ndarray) -> list[list[Life]]:
     return [members for _, members in groups]
 
 
-def _wave(lives: Sequence[Life], followed: Followed, tau: float, spread: Spreading | None) -> Wave:
+def _wave(lives: Sequence[Life], followed: Followed, tau: float) -> tuple[Wave, Entering]:
+    """Without its spread, but with the tokens of it that enter each layer alive."""
     elements = np.array([life.element for life in lives])
     peaks = np.array([life.peak for life in lives])
     ratios = rules.ratio(np.abs(followed.h[peaks, elements]), followed.mean[peaks, elements])
@@ -211,7 +221,7 @@ def _wave(lives: Sequence[Life], followed: Followed, tau: float, spread: Spreadi
     places = followed.places[elements[order]].tolist()
     distinct = np.unique(elements)
     ratio_LxK = rules.ratio(np.abs(followed.h[:, distinct]), followed.mean[:, distinct])
-    return Wave(
+    wave = Wave(
         dims=tuple(dict.fromkeys(d for _, _, d in places)),
         tokens=tuple(dict.fromkeys((n, t) for n, t, _ in places)),
         births=_writes(lives, followed, "births"),
@@ -221,12 +231,13 @@ def _wave(lives: Sequence[Life], followed: Followed, tau: float, spread: Spreadi
         last=int(held[-1]),
         alive=np.array([len(tokens) for tokens in alive]),
         course=ratio_LxK.max(axis=1),
-        spread=spread([embedded, *alive[:-1]]) if spread else None,
+        spread=None,
         ratio=float(ratios[best]),
         value=float(followed.h[peaks[best], elements[best]]),
         peak=int(peaks[best]),
         above=bool(ratios[best] > tau),
     )
+    return wave, [embedded, *alive[:-1]]
 
 
 def _writes(lives: Sequence[Life], followed: Followed, kind: str) -> tuple[Write, ...]:

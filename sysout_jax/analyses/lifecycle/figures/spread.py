@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sysout_jax.analyses.lifecycle.figures.followed import called, subtitle, traced
-from sysout_jax.analyses.lifecycle.results import Lifecycle, SinkHead
+from sysout_jax.analyses.lifecycle.results import Lifecycle
+from sysout_jax.analyses.lifecycle.sinks import SinkHead
 from sysout_jax.analyses.lifecycle.trace import Trace
 from sysout_jax.figures import style
 from sysout_jax.nonfinite import finite_or
