@@ -21,6 +21,7 @@ from sysout_jax.attention import AttentionSpec
 from sysout_jax.engine import Observe, Stream
 from sysout_jax.language_model import LanguageModel
 
+SPREADS = 12  # strongest waves whose spread is told
 #: (sequence, token)
 Place = tuple[int, int]
 #: Of a wave: the tokens that enter each of L layers alive.
@@ -78,7 +79,8 @@ class _AttentionOnWaves:
     def __init__(self, lm: LanguageModel, shape: tuple[int, ...], waves: Sequence[Entering]):
         N, T = shape
         self._lm, self._waves = lm, waves
-        self._masks = np.zeros((lm.num_layers, N, len(waves), T), bool)
+        # one shape, hence one compilation, for any number of waves
+        self._masks = np.zeros((lm.num_layers, N, max(len(waves), SPREADS), T), bool)
         for w, entering in enumerate(waves):
             for layer, places in enumerate(entering):
                 for sequence, token in places:

@@ -14,7 +14,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sysout_jax.analyses.lifecycle.wave_spread import Entering, Place, Spreading, WaveSpread
+from sysout_jax.analyses.lifecycle.wave_spread import (
+    SPREADS,
+    Entering,
+    Place,
+    Spreading,
+    WaveSpread,
+)
 from sysout_jax.analyses.lifecycle.writes import Followed, Writes
 from sysout_jax.config import ModelConfig
 from sysout_jax.engine import Stream
@@ -23,7 +29,6 @@ from sysout_jax.outliers import definitions as rules
 from sysout_jax.statistics.activations import ActivationStats
 
 MINOR = 0.5  # a layer that writes to less than this share of the elements of the busiest one is not named
-SPREADS = 12  # strongest waves whose spread is told
 SWEEP = (*rules.TAUS, 10_000.0)  # thresholds at which waves are counted
 
 
