@@ -36,7 +36,8 @@ MAIN_SHARE = 0.9
 def exceeds(magnitude: Array, mean: Array, tau: Array) -> Array:
     """`|x| > τ · mean|x|`, bool. Paper §3, with the mean over a sequence for an activation, over a row for a weight, over the keys of a
     head for a key's column sum of attention."""
-    return magnitude > tau * mean
+    with np.errstate(over="ignore"):  # nothing exceeds what no float reaches
+        return magnitude > tau * mean
 
 
 def ratio(magnitude: Array, mean: Array) -> Array:

@@ -68,6 +68,11 @@ def test_every_broken_promise_is_seen(promise, outcome):
     assert promise in promises(outcome, same_values=("load model",))
 
 
+def test_a_command_of_many_commands_may_take_longer():
+    assert promises(GOOD | {"cpu": 25.0}, command=["analyze.all"]) == []
+    assert promises(GOOD | {"cpu": 95.0}, command=["analyze.all"]) == ["slow"]
+
+
 def test_the_only_right_status():
     assert promises(GOOD, status=2) == ["status 0"]
     assert promises(REFUSED, status=0) == ["status 2"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -135,6 +136,10 @@ def test_massive_activations():
         definitions.massive_bound(np.array([0.01, 0.2])), np.array([100.0, 200.0])
     )
     assert definitions.exceeds(10.0, 0.009, 1000.0) and not definitions.exceeds(10.0, 0.01, 1000.0)
+    huge = np.float32([3e38, 1e36])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not definitions.exceeds(huge, huge, 1000.0).any()
 
 
 def test_even_attention_passes_the_codes_rule_in_short_texts():
