@@ -188,15 +188,9 @@ def _check(args: Args) -> None:
                 raise so.InputError(
                     f"{flag} {printable_name(name)}: unknown; did you mean {near}? Known are {', '.join(known)}"
                 )
-    if not args.methods:
-        raise so.InputError("--methods: names nothing; give at least one")
     for sparsity in args.sparsity:
         if not 0 <= sparsity <= 1:
             raise so.InputError(f"--sparsity {sparsity:g}: expected a share from 0 to 1")
-    if not args.sparsity and any(METHODS[name].prune for name in args.methods):
-        raise so.InputError(
-            "--sparsity: names nothing; give a share or leave pruning out of --methods"
-        )
     if not 0 <= args.alpha <= 1:
         raise so.InputError(f"--alpha {args.alpha:g}: expected a migration strength from 0 to 1")
     check_count("--group-size", args.group_size, MOST)

@@ -55,9 +55,6 @@ def analyse(args: Args, prepared: Prepared, shared: Shared) -> Analysed:
 
 def main() -> None:
     args = parse(Args, "python -m analyze.intervene")
-    for flag, values in (("--what", args.what), ("--where", args.where)):
-        if not values:
-            raise so.InputError(f"{flag}: names nothing; give at least one")
     check_count("--seeds", args.seeds, MOST_SEEDS)
     plan(args.what, args.where, args.seeds)  # what cannot be planned should not show after minutes
     run_alone(args, analyse, cause=False)

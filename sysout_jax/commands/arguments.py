@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import itertools
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -26,12 +27,13 @@ _SIMILAR = re.compile(r"(?:Perhaps you meant|Arguments similar to .*):\s*(--[^\s
 def parse(kind: Any, prog: str, arguments: Sequence[str] | None = None, **more: Any) -> Any:
     """What `tyro.cli(kind, ...)` makes of the arguments (default: the process's own). `--help` leaves by SystemExit.
 
-    Raises InputError, one line, for what tyro refuses, for a flag given twice, of which only the last would count, and for
-    one spelled with `_` in place of `-`.
+    Raises InputError, one line, for what tyro refuses, for a flag given twice, of which only the last would count, for
+    one spelled with `_` in place of `-`, and for one of several values that has none.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     _check_spelling(given)
     _check_paths(kind, given)
+    _check_lists(kind, given)
     refusal = io.StringIO()
     try:
         with _width(given), contextlib.redirect_stderr(refusal):
@@ -70,7 +72,7 @@ def _check_spelling(given: list[str]) -> None:
 
 def _check_paths(kind: Any, given: list[str]) -> None:
     """An empty path (a variable of the shell that is not set) would be the directory that the command runs in."""
-    names = {f"--{name.replace('_', '-')}" for name in _path_names(kind)}
+    names = _flags(kind, lambda hint: hint is Path or Path in get_args(hint))
     flag = ""
     for argument in given:
         name, equals, value = argument.partition("=")
@@ -79,15 +81,25 @@ def _check_paths(kind: Any, given: list[str]) -> None:
         flag = argument if argument.startswith("--") else flag
 
 
-def _path_names(kind: Any) -> Iterator[str]:
-    """Fields of a dataclass that hold paths, those of nested ones that have no prefix included."""
+def _check_lists(kind: Any, given: list[str]) -> None:
+    """`--read $FILES` with a variable of the shell that is not set would do what the command does without the flag."""
+    names = _flags(kind, lambda hint: get_args(hint)[1:] == (Ellipsis,))
+    for argument, following in itertools.pairwise([*given, "--"]):
+        if argument in names and following.startswith("--"):
+            raise InputError(f"{argument}: has no value; give at least one, or leave the flag out")
+
+
+def _flags(kind: Any, wanted: Callable[[Any], bool]) -> set[str]:
+    """Of a dataclass's fields with such a type, those of nested ones that have no prefix included."""
     if not dataclasses.is_dataclass(kind):
-        return
+        return set()
+    flags = set()
     for name, hint in get_type_hints(kind).items():
         if dataclasses.is_dataclass(hint):
-            yield from _path_names(hint)
-        elif hint is Path or Path in get_args(hint):
-            yield name
+            flags |= _flags(hint, wanted)
+        elif wanted(hint):
+            flags.add(f"--{name.replace('_', '-')}")
+    return flags
 
 
 @contextlib.contextmanager

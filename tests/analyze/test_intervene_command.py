@@ -68,7 +68,7 @@ def test_no_outlier_is_said_plainly(tmp_path, monkeypatch, capsys):
     "flags, expected",
     [
         (["--seeds", 0], "at least 1"),
-        (["--what"], "names nothing"),
+        (["--what"], "--what: has no value"),
         (
             ["--what", "mean", "--where", "birth", "row", "--ckpt", "/nowhere"],
             "row can only be set to zero",

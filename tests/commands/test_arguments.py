@@ -57,6 +57,8 @@ REFUSED = {
     "underscores below": ([*GOOD, "--inner.rope_theta", "3"], "did you mean --inner.rope-theta?"),
     "an empty path": ([*GOOD, "--out", ""], "--out: is empty; name a file or directory"),
     "an empty path behind =": ([*GOOD, "--out="], "--out: is empty; name a file or directory"),
+    "a list of nothing": ([*GOOD, "--compare"], "--compare: has no value; give at least one, or leave the flag out"),
+    "a list of nothing before a flag": ([*GOOD, "--compare", "--tau", "3"], "--compare: has no value"),
     "twice": ([*GOOD, "--tau", "3", "--tau", "3"], "--tau: given twice; give it once"),
     "twice, of many values": ([*GOOD, "--compare", "a", "--compare", "b"], "--compare: given twice"),
     "yes and no": ([*GOOD, "--bos", "--no-bos"], "--no-bos: given twice, as --bos; give it once"),
