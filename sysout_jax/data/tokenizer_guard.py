@@ -28,7 +28,8 @@ def open_backend(path: Path) -> tokenizers.Tokenizer:
     todo = "download it again"
     with _silent():
         backend = guarded(
-            lambda: tokenizers.Tokenizer.from_file(str(path)),
+            # the library opens no path that is not valid text
+            lambda: tokenizers.Tokenizer.from_buffer(path.read_bytes()),
             f"{path}: not a readable tokenizer.json",
             todo,
         )

@@ -73,6 +73,18 @@ def test_a_command_of_many_commands_may_take_longer():
     assert promises(GOOD | {"cpu": 95.0}, command=["analyze.all"]) == ["slow"]
 
 
+def test_a_command_line_that_asks_for_other_work_may_take_longer():
+    assert promises(GOOD | {"cpu": 25.0}, kind="arguments", edits=[]) == []
+    assert promises(REFUSED | {"cpu": 25.0}, kind="arguments", edits=[]) == ["slow"]
+    assert promises(GOOD | {"cpu": 75.0}, kind="arguments", edits=[]) == ["slow"]
+
+
+def test_locks_of_runs_stay():
+    lock = GOOD | {"new": ["in/a/seed=0/.lock"]}
+    assert promises(lock, command=["train.sweep"]) == promises(lock, command=["train"]) == []
+    assert promises(lock, command=["convert"]) == ["left behind"]
+
+
 def test_the_only_right_status():
     assert promises(GOOD, status=2) == ["status 0"]
     assert promises(REFUSED, status=0) == ["status 2"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,15 @@ def test_what_is_common_is_not_refused(tmp_path, shared_data):
     assert Tokenizer.from_file(write(tmp_path / "x.json", normalizer=spaces)).encode("ab") == [2]
     for name in ("gpt2-tokenizer", "llama2-tokenizer", "aidreams-260k"):
         assert Tokenizer.from_file(shared_data / name / "tokenizer.json").encode("a b")
+
+
+def test_a_directory_whose_name_is_no_text(tmp_path, shared_data):
+    odd = tmp_path / "\udcff"
+    odd.mkdir()
+    shutil.copy(shared_data / "gpt2-tokenizer" / "tokenizer.json", odd)
+    assert Tokenizer.from_file(odd / "tokenizer.json").encode("a b")
+    with pytest.raises(InputError, match="No such file"):
+        Tokenizer.from_file(odd / "other.json")
 
 
 def test_padding_and_truncation_are_off_before_anything_is_encoded(tmp_path):

@@ -160,7 +160,8 @@ def over_runs(snapshots: Sequence[Snapshot]) -> dict[str, Mean]:
     means = {}
     for name in names:
         # NaN already, or an infinity or a number so large that nothing can be computed with it
-        values_RxL = finite_or(np.stack([each.values[name] for each in snapshots]), np.nan)
+        values_RxL = np.stack([each.values[name] for each in snapshots]).astype(np.float64)
+        values_RxL = finite_or(values_RxL, np.nan)
         values_RxL[np.abs(values_RxL) > LARGEST] = np.nan
         count = len(values_RxL)
         half = np.full(values_RxL.shape[1], np.nan)
