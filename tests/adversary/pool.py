@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tests.adversary.judge import Fault, judge
+from tests.adversary.judge import COMMANDS_IN, Fault, judge
 from tests.adversary.kinds import Case
 from tests.adversary.worker import ROOT
 
@@ -52,7 +52,7 @@ class Worker:
             if outcome.get("status") != 0:
                 return outcome, [Fault("fails undamaged", case.command[0])]
         right = [outcome["values"] for outcome in rights]
-        seconds = HANG * LOADED + 3 * usual["wall"]
+        seconds = HANG * LOADED * COMMANDS_IN.get(case.command[0], 1) + 3 * usual["wall"]
         outcome = self.run(case, seconds)
         return outcome, judge(case, outcome, {"cpu": usual["cpu"], "values": right})
 

@@ -140,6 +140,7 @@ def test_planted_lives(offset):
         alive = np.zeros(planted.lm.num_layers, int)
         alive[born.layer : truth.death_layer] = len(marked)
         np.testing.assert_array_equal(wave.alive, alive)
+        np.testing.assert_array_equal(wave.living, np.where(alive > 0, wave.course, np.nan))
 
 
 def test_two_waves_at_different_dims_and_layers():
@@ -238,6 +239,8 @@ def test_two_waves_of_the_same_dim_that_cross_the_threshold_again():
         assert wave.above and [c for c, _ in wave.births[0].channels] == list(birth.channels)
     assert [c for c, _ in one.deaths[0].channels] == list(planted.truth.death_channels)
     assert (one.last, two.survives) == (2, True)
+    # the same elements are large again, but not in this life
+    assert np.isnan(one.living[5:]).all() and (one.course[5:] > 1000).all()
     assert np.flatnonzero(one.alive).tolist() == [1, 2] and np.flatnonzero(two.alive).tolist() == [5, 6]  # fmt: skip
     # each has its own layers of spread: what enters them alive
     assert (one.spread.layers, two.spread.layers) == ((2, 3), (6,))

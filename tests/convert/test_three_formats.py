@@ -111,6 +111,8 @@ def _waves_are_those_of_the_reference(report: so.Lifecycle, texts: list[str]) ->
     assert [write.channels[0][0] for write in early.deaths] == [200, 222]
     assert [c for c, _ in late.births[0].channels] == [1229, 1487]
     assert late.deaths[0].channels[0][0] == 678
+    # two of its tokens live on where others are written again
+    assert np.nanmax(early.living[11:]) < 300 < 5000 < early.course[11]
     firsts = {(n, 0) for n in range(4)}
     assert set(late.tokens) == firsts and firsts < set(early.tokens)
     others = Counter(texts[n * 512 + t] for n, t in early.tokens if t)

@@ -58,6 +58,7 @@ class Wave:
     last: int  # last layer whose output holds it, somewhere
     alive: np.ndarray  # (L,) int: tokens of it that the output of each layer holds
     course: np.ndarray  # (L,) largest |h| of its elements over the mean of their sequence, also where they are not alive
+    living: np.ndarray  # (L,) the same of those that are alive; NaN where none is
     spread: (
         WaveSpread | None
     )  # None where it was not asked for, and of all but the strongest `SPREADS`
@@ -213,14 +214,20 @@ def _wave(lives: Sequence[Life], followed: Followed, tau: float) -> tuple[Wave, 
     peaks = np.array([life.peak for life in lives])
     ratios = rules.ratio(np.abs(followed.h[peaks, elements]), followed.mean[peaks, elements])
     alive: list[set[Place]] = [set() for _ in followed.h]
+    living = np.full(len(followed.h), np.nan)
     embedded: set[Place] = set()
     for life in lives:
         sequence, token, _ = followed.places[life.element].tolist()
-        for layer in range(life.first, life.last + 1):
-            alive[layer].add((sequence, token))
+        within = slice(life.first, life.last + 1)
+        ratio_S = rules.ratio(
+            np.abs(followed.h[within, life.element]), followed.mean[within, life.element]
+        )
+        living[within] = np.fmax(living[within], ratio_S)
+        for tokens in alive[within]:
+            tokens.add((sequence, token))
         if life.embedded:
             embedded.add((sequence, token))
-    held = np.flatnonzero([bool(tokens) for tokens in alive])
+    held = np.flatnonzero(np.isfinite(living))
     best = int(np.argmax(ratios))
     order = np.argsort(-ratios, kind="stable")
     places = followed.places[elements[order]].tolist()
@@ -236,6 +243,7 @@ def _wave(lives: Sequence[Life], followed: Followed, tau: float) -> tuple[Wave, 
         last=int(held[-1]),
         alive=np.array([len(tokens) for tokens in alive]),
         course=ratio_LxK.max(axis=1),
+        living=living,
         spread=None,
         ratio=float(ratios[best]),
         value=float(followed.h[peaks[best], elements[best]]),

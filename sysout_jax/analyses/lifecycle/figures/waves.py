@@ -46,11 +46,13 @@ def waves(report: Lifecycle, token_text: TokenText) -> Figure:
     x = style.layers_from_one(report.num_layers)
     for (count, wave), look in zip(drawn(report), _STYLES, strict=False):
         top.plot(x, wave.course, lw=0.8, **look)
-        alive = np.where(wave.alive > 0, wave.course, np.nan)
-        top.plot(x, alive, lw=2.8, label=f"wave {count}: {named('dim', wave.dims, 2)}", **look)
+        top.plot(
+            x, wave.living, lw=2.8, label=f"wave {count}: {named('dim', wave.dims, 2)}", **look
+        )
+        heights = np.where(np.isnan(wave.living), wave.course, wave.living)
         for layers, marker in ((wave.born, "^"), (wave.ended, "v")):
             at = list(layers)
-            top.plot(x[at], wave.course[at], ls="", marker=marker, ms=8, mec="white", color=look["color"])  # fmt: skip
+            top.plot(x[at], heights[at], ls="", marker=marker, ms=8, mec="white", color=look["color"])  # fmt: skip
     top.set_ylabel("largest |h| over its sequence\u2019s mean")
     style.log_axis(top)
     low, high = top.get_ylim()
@@ -105,7 +107,7 @@ def waves_sentence(report: Lifecycle, token_text: TokenText) -> str:
     left = f" The {MOST} strongest are drawn." if len(followed.waves) > MOST else ""
     return (
         f"{plural(len(followed.waves), 'wave')} over {number(followed.level)} times the mean, {said} τ = {report.tau:g}; the strongest, "
-        f"{number(strongest.ratio)} times, is {course_of(strongest)}. A line is thick where the wave lives; ▲ a layer that writes it, "
+        f"{number(strongest.ratio)} times, is {course_of(strongest)}. A line is thick where the wave lives, and then shows what is alive; thin, all of its elements; ▲ a layer that writes it, "
         f"▼ one that takes it back; horizontal lines are thresholds, the black one is τ. In the middle, the share of attention, mean of heads, on those of its tokens that enter the layer alive.{left}"
     )
 
