@@ -21,7 +21,8 @@ AFTER = {"color": style.ORANGE, "marker": "s", "mfc": "white", "ls": "--", "labe
 def ratios(report: Absorption, token_text: TokenText) -> Figure:
     """Largest |h| and |x_down| over the mean in every layer, with the thresholds."""
     figure = style.new_figure(5.4, _prefix(report))
-    panels = figure.subplots(2, 1, sharex=True)
+    part = style.body(figure)
+    panels = part.subplots(2, 1, sharex=True)
     for axes, place, title in ((panels[0], "h_ratio", "h"), (panels[1], "x_down_ratio", "x_down")):
         values = [getattr(reading, place) for reading in (report.before, report.after)]
         for look, ratio in zip((BEFORE, AFTER), values, strict=True):
@@ -34,7 +35,7 @@ def ratios(report: Absorption, token_text: TokenText) -> Figure:
                 axes.text(1.005, tau, f"τ = {tau:g}", transform=axes.get_yaxis_transform(), va="center", fontsize=8)  # fmt: skip
         axes.set_title(f"largest |{title}| / mean|{title}|")
         style.layer_axis(axes, report.num_layers, axes is panels[1])
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    part.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
