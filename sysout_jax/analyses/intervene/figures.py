@@ -122,7 +122,7 @@ def _scale(axes: Axes, values: np.ndarray, field: str) -> None:
         margin = max(0.12 * (top - least), 0.01 * top)
         axes.set_xlim(least - margin, top + margin)
     if axes.get_xscale() == "linear":
-        axes.locator_params(axis="x", nbins=4)
+        axes.locator_params(axis="x", nbins=4, integer=field == "outliers")
         axes.ticklabel_format(axis="x", useOffset=False)
     axes.grid(axis="x")
 
