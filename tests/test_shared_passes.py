@@ -61,11 +61,12 @@ def test_the_likelihood_is_that_of_the_states_at_hand():
     assert stream.nll() is seen[-1]
 
 
-def test_the_lifecycle_takes_one_pass_beside_its_statistics():
+def test_the_lifecycle_takes_two_passes_beside_its_statistics():
+    """One follows outliers and finds waves; one, only where there are waves, asks what attention does with the tokens of all of them."""
     planted = planted_llama()
     layers = Counter()
     lm = planted.lm.with_passes(on_layer=lambda: layers.update(["layer"]))
     tokens = planted.tokens(2, 64, 0)
     report = so.lifecycle(lm, tokens, cause=False)
     assert report.found and report.waves.waves
-    assert layers["layer"] == 2 * lm.num_layers
+    assert layers["layer"] == 3 * lm.num_layers
