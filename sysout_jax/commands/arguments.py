@@ -20,6 +20,7 @@ from sysout_jax.errors import InputError
 from sysout_jax.printable import printable, printable_name
 
 FLAG = re.compile(r"--[a-zA-Z][^=\s]*")
+LONGEST_FLAG = 1000  # characters
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _SIMILAR = re.compile(r"(?:Perhaps you meant|Arguments similar to .*):\s*(--[^\s,]+)")
 
@@ -56,6 +57,12 @@ def _check_spelling(given: list[str]) -> None:
         name = FLAG.match(argument)
         if name is None:
             continue
+        if (
+            len(name[0]) > LONGEST_FLAG
+        ):  # tyro would compare it with all that it knows, letter by letter
+            raise InputError(
+                f"Unrecognized options: {printable_name(name[0])}; --help lists all flags"
+            )
         if "_" in name[0]:
             raise InputError(
                 f"{printable_name(name[0])}: unknown; did you mean {printable_name(name[0].replace('_', '-'))}?"
