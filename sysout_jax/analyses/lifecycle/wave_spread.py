@@ -21,7 +21,6 @@ from sysout_jax.attention import AttentionSpec
 from sysout_jax.engine import Observe, Stream
 from sysout_jax.language_model import LanguageModel
 
-SPREADS = 12  # strongest waves whose spread is told
 #: (sequence, token)
 Place = tuple[int, int]
 #: Of a wave: the tokens that enter each of L layers alive.
@@ -79,18 +78,24 @@ class _AttentionOnWaves:
     def __init__(self, lm: LanguageModel, shape: tuple[int, ...], waves: Sequence[Entering]):
         N, T = shape
         self._lm, self._waves = lm, waves
-        # one shape, hence one compilation, for any number of waves
-        self._masks = np.zeros((lm.num_layers, N, max(len(waves), SPREADS), T), bool)
-        for w, entering in enumerate(waves):
-            for layer, places in enumerate(entering):
-                for sequence, token in places:
-                    self._masks[layer, sequence, w, token] = True
+        # of each layer: the waves that enter it, one for each place on the device
+        self._entering = [
+            [w for w, entering in enumerate(waves) if entering[layer]]
+            for layer in range(lm.num_layers)
+        ]
+        most = max(map(len, self._entering))
+        # few shapes, hence few compilations, and no more sums than are wanted: they hold Dh² numbers for each wave, head and sequence
+        self._masks = np.zeros((lm.num_layers, N, 1 << max(most - 1, 0).bit_length(), T), bool)
+        for layer, entering in enumerate(self._entering):
+            for at, w in enumerate(entering):
+                for sequence, token in waves[w][layer]:
+                    self._masks[layer, sequence, at, token] = True
         self._treated: list[dict[int, dict[str, np.ndarray]]] = [{} for _ in waves]  # by layer
 
     @property
     def nothing(self) -> bool:
         """Whether no wave enters a layer; a pass would be in vain."""
-        return not self._masks.any()
+        return not any(self._entering)
 
     def observe(self, layer: int) -> Observe:
         return _Sums(self._lm.attention(layer, self._masks.shape[-1]))
@@ -100,11 +105,10 @@ class _AttentionOnWaves:
 
     def take(self, layer: int, params: dict, seen: dict[str, np.ndarray]) -> None:
         kernel = np.asarray(self._lm.config.layer(layer).matrix("o").of(params))
-        for w, treated in enumerate(self._treated):
-            holds_N = np.asarray(self._masks[layer, :, w].any(axis=1))
-            if holds_N.any():
-                of_wave = {name: sums[:, w] for name, sums in seen.items()}
-                treated[layer] = summed(of_wave, holds_N, kernel)
+        for at, w in enumerate(self._entering[layer]):
+            holds_N = np.asarray(self._masks[layer, :, at].any(axis=1))
+            of_wave = {name: sums[:, at] for name, sums in seen.items()}
+            self._treated[w][layer] = summed(of_wave, holds_N, kernel)
 
     def spreads(self) -> list[WaveSpread]:
         return [self._spread(*of_wave) for of_wave in zip(self._waves, self._treated, strict=True)]
@@ -126,7 +130,7 @@ class _AttentionOnWaves:
 
 @dataclass(frozen=True)
 class _Sums:
-    """The `Observe` of that pass: `attention_sums` of each wave, (B, W, …); zeros for waves that hold no token here, at no cost."""
+    """The `Observe` of that pass: `attention_sums` of each wave, (B, W, …); zeros where a place is empty or a sequence holds none of its tokens, at no cost."""
 
     spec: AttentionSpec
 

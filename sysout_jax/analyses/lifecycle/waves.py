@@ -15,7 +15,6 @@ from typing import NamedTuple
 import numpy as np
 
 from sysout_jax.analyses.lifecycle.wave_spread import (
-    SPREADS,
     Entering,
     Place,
     Spreading,
@@ -29,6 +28,7 @@ from sysout_jax.outliers import definitions as rules
 from sysout_jax.statistics.activations import ActivationStats
 
 MINOR = 0.5  # a layer that writes to less than this share of the elements of the busiest one is not named
+SPREADS = 12  # strongest waves whose spread is told
 SWEEP = (*rules.TAUS, 10_000.0)  # thresholds at which waves are counted
 
 
