@@ -14,12 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sysout_jax.analyses.lifecycle.wave_spread import (
-    Entering,
-    Place,
-    Spreading,
-    WaveSpread,
-)
+from sysout_jax.analyses.lifecycle.wave_spread import Entering, Place, Spreading, WaveSpread
 from sysout_jax.analyses.lifecycle.writes import Followed, Writes
 from sysout_jax.config import ModelConfig
 from sysout_jax.engine import Stream
@@ -59,9 +54,7 @@ class Wave:
     alive: np.ndarray  # (L,) int: tokens of it that the output of each layer holds
     course: np.ndarray  # (L,) largest |h| of its elements over the mean of their sequence, also where they are not alive
     living: np.ndarray  # (L,) the same of those that are alive; NaN where none is
-    spread: (
-        WaveSpread | None
-    )  # None where it was not asked for, and of all but the strongest `SPREADS`
+    spread: WaveSpread | None  # None where not asked for, and of all but the strongest `SPREADS`
     ratio: float  # largest |h| over the mean of its sequence
     value: float  # h there
     peak: int  # layer of it
