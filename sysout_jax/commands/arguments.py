@@ -57,9 +57,8 @@ def _check_spelling(given: list[str]) -> None:
         name = FLAG.match(argument)
         if name is None:
             continue
-        if (
-            len(name[0]) > LONGEST_FLAG
-        ):  # tyro would compare it with all that it knows, letter by letter
+        # tyro would compare it with all that it knows, letter by letter
+        if len(name[0]) > LONGEST_FLAG:
             raise InputError(
                 f"Unrecognized options: {printable_name(name[0])}; --help lists all flags"
             )
