@@ -225,7 +225,7 @@ def _data_windows(source: Source, directory: Path, config: ModelConfig) -> tuple
     rows = validation_slice(
         directory, length, source.num_seqs or source.NUM_SEQS, config.vocab_size
     )
-    return rows[:, :-1], cut is not None
+    return rows[:, :-1], cut is not None and cut.bos_id is not None
 
 
 def _open(source: Source, mesh: Mesh | None) -> tuple[so.LanguageModel, list[str]]:

@@ -1,10 +1,12 @@
 """Which attention prevents outliers: variants × seeds on Bigram-Backcopy, with a GPT-2 of 3 layers and one head; and other settings of default.
 
-    python -m train.prepare --task bigram-backcopy --source plays.txt --out data/bigram_backcopy
+    python -m train.prepare --task bigram-backcopy --source plays.txt --windows 60000 --out data/bigram_backcopy
+    python -m train.prepare --task bigram-backcopy --source plays.txt --windows 60000 --without-bos --out data/without_bos
     python -m train.sweep configs/section5.py:variants --workdir runs/section5 --only steps=500
     python -m train.sweep configs/section5.py:settings --workdir runs/section5_settings
 
-Cost: 4.1 M tokens a run of 500 steps, 33 runs; 31,000 tokens a second, two and a quarter minutes a run, on two cores with nothing else to do. 4,000 steps take eight times as long.
+Cost: 4.1 M tokens a run of 500 steps, 33 runs, and 15 of other settings; 31,000 tokens a second, two and a quarter minutes a run, on two
+cores with nothing else to do. 4,000 steps take eight times as long.
 Result: three seeds of default, context_scale and gate, one or two of the others so far, in docs/section5.md: a sink at the first token with
 default attention whose size and layer depend on the seed, none with sigmoid; scale and gate cannot be told from default after 500 steps. `python -m analyze.variants --ckpt runs/section5 --over seed --data
 data/bigram_backcopy` makes the table.
@@ -26,6 +28,7 @@ SETTINGS: dict[str, OptimizerConfig] = {
     "muon": replace(BASE, name="muon"),
     "sgd": replace(BASE, name="sgd", momentum=0.9, lr=0.3, min_lr=0.3),
     "qk_norm": BASE,
+    "without_bos": BASE,
 }
 
 
@@ -35,6 +38,7 @@ def config(
     variant: str = "default",
     optimizer: OptimizerConfig = BASE,
     qk_norm: bool = False,
+    data: str = "data/bigram_backcopy",
 ) -> TrainConfig:
     return TrainConfig(
         model=Gpt2Config(
@@ -49,7 +53,7 @@ def config(
             attention=variant,
             qk_norm=qk_norm,
         ),
-        data=Path("data/bigram_backcopy"),
+        data=Path(data),
         steps=steps,
         batch_size=64,
         seq_len=128,
@@ -66,7 +70,8 @@ def config(
 
 
 def with_setting(setting: str, seed: int) -> TrainConfig:
-    return config(500, seed, optimizer=SETTINGS[setting], qk_norm=setting == "qk_norm")
+    data = "data/without_bos" if setting == "without_bos" else "data/bigram_backcopy"
+    return config(500, seed, optimizer=SETTINGS[setting], qk_norm=setting == "qk_norm", data=data)
 
 
 SWEEPS = {

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import tyro
 from tqdm import tqdm
 
 from sysout_jax.commands.arguments import parse
@@ -56,6 +57,8 @@ class Args:
     """Of sparse-copy: share of the positions where there is nothing to copy (default 0.5)."""
     windows: int | None = None
     """Of a task: how many to draw for training and validation (default 100,000)."""
+    without_bos: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Of a task: windows open with a character in place of BOS."""
 
 
 #: Flags that mean something for these only; None is text.
@@ -67,15 +70,16 @@ _ONLY = {
     "triggers": ("bigram-backcopy",),
     "idle": ("sparse-copy",),
     "windows": ("bigram-backcopy", "sparse-copy"),
+    "without_bos": ("bigram-backcopy", "sparse-copy"),
 }
 
 
 def main() -> None:
     args = parse(Args, "python -m train.prepare")
     for name, kinds in _ONLY.items():
-        if getattr(args, name) is not None and args.task not in kinds:
+        if getattr(args, name) not in (None, False) and args.task not in kinds:
             what = f"--task {args.task}" if args.task else "text without a --task"
-            raise InputError(f"--{name}: means nothing for {what}; leave it out")
+            raise InputError(f"--{name.replace('_', '-')}: means nothing for {what}; leave it out")
     if args.bos_every is not None and not 1 <= args.bos_every < 2**31:
         raise InputError(
             f"--bos-every {printable_name(str(args.bos_every))}: expected at least 1 and at most {2**31 - 1:,}"
@@ -95,7 +99,8 @@ def main() -> None:
         say("The tokenizer names no end of text (see --eos): documents follow each other unmarked.")
     if meta.windows:
         say(
-            f"Windows of BOS and {plural(meta.windows.length, 'token')}: train with --seq-len {meta.windows.length}."
+            f"Windows of {'one character' if meta.windows.bos_id is None else 'BOS'} and {plural(meta.windows.length, 'token')}: "
+            f"train with --seq-len {meta.windows.length}."
         )
     say(f"{escaped(str(args.out))}: vocabulary {meta.vocab_size:,}, {meta.dtype}")
 
@@ -147,6 +152,7 @@ def _draw(args: Args, sources: list[Source]) -> Meta:
         length=128 if args.bos_every is None else args.bos_every,
         windows=windows - val_windows,
         val_windows=val_windows,
+        bos=not args.without_bos,
         seed=args.seed,
         sources=sources,
     )

@@ -34,8 +34,8 @@ class _Windows:
         cut = meta.windows if meta else None
         if cut and cut.length != length:
             raise InputError(
-                f"{self._path}: was cut into windows of {cut.length} tokens that begin with BOS; train on sequences of {cut.length} "
-                f"tokens, not {length}, or prepare the text again"
+                f"{self._path}: was cut into windows for sequences of {cut.length} tokens; train on those, not on {length}, or prepare "
+                "the text again"
             )
         self._stride = length + 1 if cut else length
         if not len(self):

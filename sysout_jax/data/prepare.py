@@ -153,13 +153,12 @@ def _windows(
         return None
     if length < 1:
         raise InputError(f"windows of {length} tokens; expected at least 1")
-    bos_id = tokenizer.backend.token_to_id(tokenizer.start_token(bos))
-    assert bos_id is not None  # `start_token` names one of the vocabulary
-    return Windows(length, bos_id)
+    return Windows(length, tokenizer.backend.token_to_id(tokenizer.start_token(bos)))
 
 
 def _cut(path: Path, dtype: np.dtype, windows: Windows) -> None:
     """Put BOS before each `length` tokens of a file, in place of it; a rest that fills no window is left out."""
+    assert windows.bos_id is not None  # `start_token` names one of the vocabulary
     tokens = np.memmap(path, dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
     count = len(tokens) // windows.length
     if not count:

@@ -1,4 +1,4 @@
-"""A task of `tasks.py` into a data directory: windows of BOS and T characters, one after the other."""
+"""A task of `tasks.py` into a data directory: windows of T + 1 tokens, one after the other."""
 
 from __future__ import annotations
 
@@ -39,10 +39,13 @@ def prepare_task(
     length: int,
     windows: int,
     val_windows: int,
+    bos: bool = True,
     seed: int = 0,
     sources: Sequence[Source] = (),
 ) -> Meta:
     """Write the data directory `out`: `windows` of BOS and `length` characters for training, other `val_windows` for validation.
+
+    Without `bos`, a window is `length` + 1 characters.
 
     meta.json holds `described` (the task's name and settings), the sources of its table, and as `loss_floor` the expected loss of the exact
     model in nats a token. The tokenizer is that of bytes. Raises InputError for bad input and when `out` exists.
@@ -66,8 +69,8 @@ def prepare_task(
         splits={s: {"tokens": n * (length + 1), "documents": n} for s, n in counts.items()},
         split_rule={"rule": "drawn apart", "seed": seed},
         sources=[{"path": str(source.path), "bytes": source.size} for source in sources],
-        windows=Windows(length, BOS),
-        task=described | {"loss_floor": task.loss_floor(length)},
+        windows=Windows(length, BOS if bos else None),
+        task=described | {"loss_floor": task.loss_floor(length, bos)},
         **origin(),
     )
     staging.check_out(out, new=True)
@@ -77,7 +80,7 @@ def prepare_task(
             rng = np.random.default_rng([seed, number])
             with bin_path(directory, split).open("wb") as file:
                 for start in range(0, count, CHUNK):
-                    drawn = task.windows(rng, min(CHUNK, count - start), length)
+                    drawn = task.windows(rng, min(CHUNK, count - start), length, bos)
                     file.write(drawn.astype(DTYPES["uint16"]).tobytes())
         meta.write(directory)
     return meta

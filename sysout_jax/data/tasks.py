@@ -1,6 +1,6 @@
 """Sequences of which it is known what there is to read, and what the best possible loss is: characters that follow a table or are copied.
 
-A window is BOS and T characters. The first is drawn by its frequency. After a character that asks for a copy comes the one before it;
+A window is BOS and T characters, or T + 1 characters. The first is drawn by its frequency. After a character that asks for a copy comes the one before it;
 after any other, one is drawn from that character's row of a text's bigram table. The first never asks for a copy.
 """
 
@@ -57,8 +57,10 @@ class CopyTask:
     marked: bool
     """Whether a character that asks has `MARK` added to its id; otherwise it is the character itself that tells."""
 
-    def windows(self, rng: np.random.Generator, count: int, length: int) -> np.ndarray:
-        """`count` windows of BOS and `length` characters, (N, T + 1) uint16."""
+    def windows(
+        self, rng: np.random.Generator, count: int, length: int, bos: bool = True
+    ) -> np.ndarray:
+        """`count` windows of BOS and `length` characters, or without BOS of one character more, (N, T + 1) uint16."""
         size = len(self.first)
         ends = self.bigrams.counts.ravel().cumsum()  # the rows of the table, one after the other
         row_ends = self.bigrams.frequency.cumsum()
@@ -67,8 +69,9 @@ class CopyTask:
         before = now = np.searchsorted(first_ends, rng.integers(0, first_ends[-1], count), "right")
         asking = np.zeros(count, bool)
         ids_NxS = np.empty((count, length + 1), np.uint16)
-        ids_NxS[:, 0], ids_NxS[:, 1] = BOS, self.bigrams.symbols[now]
-        for position in range(2, length + 1):
+        first = int(bos)
+        ids_NxS[:, :first], ids_NxS[:, first] = BOS, self.bigrams.symbols[now]
+        for position in range(first + 1, length + 1):
             # whole numbers: no row is left by a rounding
             draw = np.searchsorted(ends, rng.integers(row_starts[now], row_ends[now]), "right")
             before, now = now, np.where(asking, before, draw - now * size)
@@ -76,16 +79,18 @@ class CopyTask:
             ids_NxS[:, position] = self.bigrams.symbols[now] + MARK * (self.marked & asking)
         return ids_NxS
 
-    def loss_floor(self, length: int) -> float:
-        """The expected loss of the exact model, in nats a token: the mean entropy of a window's `length` characters, each given those before."""
+    def loss_floor(self, length: int, bos: bool = True) -> float:
+        """The expected loss of the exact model, in nats a token: the mean entropy of the last `length` characters of a window, each given those before."""
         rows = self.bigrams.counts / self.bigrams.frequency[:, None]
         row_entropy = _entropy(rows)
         mark_entropy = _entropy(np.stack([self.asks, 1 - self.asks], -1)) * self.marked
         now = self.first / self.first.sum()
         joint = np.diag(now)  # of the character before and this one; unused as long as none asks
         asks = np.zeros_like(now)
-        total = float(_entropy(now))
-        for _ in range(length - 1):
+        total = (
+            float(_entropy(now)) if bos else 0.0
+        )  # without BOS, the first is nobody's to predict
+        for _ in range(length - bos):
             total += float(now @ ((1 - asks) * row_entropy))
             joint = (now * (1 - asks))[:, None] * rows + (joint * asks).T
             now, asks = joint.sum(0), self.asks

@@ -28,13 +28,13 @@ MOST_SCANNED = (
 
 @dataclass(frozen=True)
 class Windows:
-    """From its start on, each `length` + 1 tokens of a file are one window: the token `bos_id` and `length` others."""
+    """From its start on, each `length` + 1 tokens of a file are one window. Where `bos_id` is not None, it is the first of each."""
 
     length: int
-    bos_id: int
+    bos_id: int | None
 
     def __post_init__(self) -> None:
-        check_fields(self, {"length": Whole(), "bos_id": Whole(0, 2**32 - 1)}, "windows.")
+        check_fields(self, {"length": Whole(), "bos_id": OrNone(Whole(0, 2**32 - 1))}, "windows.")
 
 
 _RULES: dict[str, Rule] = {
@@ -67,7 +67,7 @@ class Meta:
     sources: list[Mapping[str, Any]]  # path, bytes, documents, empty
     command: str
     versions: Mapping[str, str]
-    windows: Windows | None = None  # where the files were cut into windows that begin with BOS
+    windows: Windows | None = None  # where the files were cut into windows
     task: Mapping[str, Any] | None = None  # name, settings and loss_floor, of data that was drawn
 
     def __post_init__(self) -> None:

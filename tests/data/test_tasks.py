@@ -58,11 +58,15 @@ def made(task: str, table):
     return sparse_copy(table, 0.4) if task == "sparse" else bigram_backcopy(table, "te ")
 
 
+@pytest.mark.parametrize("bos", [True, False])
 @pytest.mark.parametrize("task", ["sparse", "backcopy"])
-def test_copies_are_copies_and_the_rest_follows_the_table(task, table):
-    ids = made(task, table).windows(np.random.default_rng(), 20_000, LENGTH).astype(int)
+def test_copies_are_copies_and_the_rest_follows_the_table(task, bos, table):
+    ids = made(task, table).windows(np.random.default_rng(), 20_000, LENGTH, bos).astype(int)
     assert ids.shape == (20_000, LENGTH + 1)
-    assert (ids[:, 0] == BOS).all() and (ids[:, 1:] != BOS).all()
+    assert (ids[:, 0] == BOS).all() == bos and (ids[:, 1:] != BOS).all()
+    if not bos:  # the rest of the test counts from a token before the first character
+        assert (ids[:, 0] != BOS).all()
+        ids = np.pad(ids, ((0, 0), (1, 0)), constant_values=BOS)
     asks = asked(task, ids)
     assert not asks[:, :2].any(), "a window's first character has nothing before it to copy"
     letters = np.where((task == "sparse") & asks, ids - MARK, ids)
@@ -83,10 +87,13 @@ def test_copies_are_copies_and_the_rest_follows_the_table(task, table):
         assert asks[:, 2:].mean() == pytest.approx(0.6, abs=0.01)
 
 
+@pytest.mark.parametrize("bos", [True, False])
 @pytest.mark.parametrize("task", ["sparse", "backcopy"])
-def test_the_floor_is_the_loss_of_the_exact_model(task, table):
+def test_the_floor_is_the_loss_of_the_exact_model(task, bos, table):
     """Its probabilities written out token by token, averaged over drawn windows: within five standard errors."""
-    ids = made(task, table).windows(np.random.default_rng(3), 4000, LENGTH).astype(int)
+    ids = made(task, table).windows(np.random.default_rng(3), 4000, LENGTH, bos).astype(int)
+    if not bos:
+        ids = np.pad(ids, ((0, 0), (1, 0)), constant_values=BOS)
     counted, size = pairs_of(TEXT), len(TEXT)
     often, triggers = Counter(TEXT), set("te ")
     firsts = size if task == "sparse" else sum(n for c, n in often.items() if c not in triggers)
@@ -95,15 +102,16 @@ def test_the_floor_is_the_loss_of_the_exact_model(task, table):
     losses = []
     for row, ask in zip(letters, asks, strict=True):
         text = "^" + "".join(map(chr, row[1:]))
-        loss = -np.log(often[text[1]] / firsts)
-        for i in range(2, LENGTH + 1):
+        loss = -np.log(often[text[1]] / firsts) if bos else 0.0
+        for i in range(2, len(text)):
             if not ask[i - 1]:
                 loss -= np.log(counted[text[i - 1], text[i]] / often[text[i - 1]])
             if task == "sparse":
                 loss -= np.log(0.6 if ask[i] else 0.4)
         losses.append(loss / LENGTH)
     error = np.std(losses) / np.sqrt(len(losses))
-    assert made(task, table).loss_floor(LENGTH) == pytest.approx(np.mean(losses), abs=5 * error)
+    floor = made(task, table).loss_floor(LENGTH, bos)
+    assert floor == pytest.approx(np.mean(losses), abs=5 * error)
 
 
 def test_idle_goes_from_all_copies_to_none(table):
@@ -156,8 +164,19 @@ def test_a_directory_of_windows(table, tmp_path):
     np.testing.assert_array_equal(
         validation_slice(out, LENGTH, 7), open_tokens(out, "val").reshape(7, -1)
     )
-    with pytest.raises(InputError, match="windows of 11 tokens that begin with BOS"):
+    with pytest.raises(InputError, match="windows for sequences of 11 tokens"):
         validation_slice(out, LENGTH - 1, 7)
+
+
+def test_a_directory_of_windows_without_bos(table, tmp_path):
+    task = bigram_backcopy(table, "te ")
+    meta = prepare_task(task, {}, tmp_path / "out", length=LENGTH, windows=40, val_windows=7, bos=False)  # fmt: skip
+    assert read_meta(tmp_path / "out") == meta and meta.windows.bos_id is None
+    assert meta.task["loss_floor"] == pytest.approx(task.loss_floor(LENGTH, bos=False))
+    whole = open_tokens(tmp_path / "out", "train").reshape(40, LENGTH + 1)
+    assert (whole != BOS).all()
+    rows = np.concatenate([r for r, _ in zip(batches(tmp_path / "out", "train", 8, LENGTH, 0, 0, 1), range(5), strict=False)])  # fmt: skip
+    assert sorted(map(tuple, rows)) == sorted(map(tuple, whole)), "an epoch is each window once"
 
 
 @pytest.mark.parametrize(

@@ -73,11 +73,14 @@ def test_command(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("task", "setting"),
-    [("bigram-backcopy", {"triggers": "te "}), ("sparse-copy", {"idle": 0.25})],
+    ("task", "more", "setting", "opening"),
+    [
+        ("bigram-backcopy", [], {"triggers": "te "}, "BOS"),
+        ("bigram-backcopy", ["--without-bos"], {"triggers": "te "}, "one character"),
+        ("sparse-copy", ["--idle", "0.25"], {"idle": 0.25}, "BOS"),
+    ],
 )
-def test_a_task(task, setting, tmp_path, monkeypatch, capsys):
-    more = ["--idle", "0.25"] if task == "sparse-copy" else []
+def test_a_task(task, more, setting, opening, tmp_path, monkeypatch, capsys):
     flags = ("--task", task, *more, "--windows", 300, "--bos-every", 16, "--val-fraction", "0.1")
     assert call(monkeypatch, *flags, "--out", tmp_path / "out") == 0
     printed = capsys.readouterr().out
@@ -85,6 +88,8 @@ def test_a_task(task, setting, tmp_path, monkeypatch, capsys):
     floor = meta["task"].pop("loss_floor")
     assert meta["task"] == {"name": task} | setting
     assert f"loss of {floor:.4f} nats" in printed and "--seq-len 16" in printed
+    assert f"Windows of {opening} and 16 tokens" in printed
+    assert (meta["windows"]["bos_id"] is None) == ("--without-bos" in more)
     assert {s: n["documents"] for s, n in meta["splits"].items()} == {"train": 270, "val": 30}
 
 
@@ -98,6 +103,7 @@ def test_a_task(task, setting, tmp_path, monkeypatch, capsys):
         ("--task sparse-copy --windows 1", "--windows 1: expected at least 2"),
         ("--task sparse-copy --val-fraction 0", "--val-fraction 0"),
         ("--windows 5 --tokenizer bytes", "--windows: means nothing for text"),
+        ("--without-bos --tokenizer bytes", "--without-bos: means nothing for text"),
         ("--tokenizer bytes", "--source missing"),
     ],
 )
