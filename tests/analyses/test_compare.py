@@ -11,7 +11,7 @@ import pytest
 
 import analyze.compare
 from sysout_jax.analyses.compare.measure import compare
-from sysout_jax.analyses.compare.page import differences, facts
+from sysout_jax.analyses.compare.page import differences, facts, made_from
 from sysout_jax.commands.cli import run
 from sysout_jax.errors import InputError
 
@@ -97,6 +97,15 @@ def test_the_same_run_twice_has_no_difference(one, tmp_path):
     assert report.first.name != report.second.name
     assert "about as strong in both" in differences(report)[1]
     assert not any("not alike" in sentence for sentence in differences(report))
+
+
+def test_each_figure_tells_its_runs(one, tmp_path):
+    alike = made_from(compare(one, write(tmp_path / "b", lifecycle(model="b"))))
+    assert alike == "one and b · the package's text, 2 × 64 tokens · τ = 1000"
+    other = made_from(compare(one, write(tmp_path / "two", other_report())))
+    assert other == (
+        "one: the package's text, 2 × 64 tokens · τ = 1000 — two: the package's text, 1 × 8 tokens · τ = 300"
+    )
 
 
 def damaged():

@@ -9,6 +9,8 @@ from typing import Any
 from sysout_jax.analyses.compare.figures import FIGURES
 from sysout_jax.analyses.compare.measure import Comparison, Told
 from sysout_jax.figures.spec import draw_figures
+from sysout_jax.figures.stamp import stamp
+from sysout_jax.figures.style import label_text
 from sysout_jax.reports.page import Section, Table
 from sysout_jax.reports.report import counting, figure_sections, write_report
 from sysout_jax.storage.serialise import plain
@@ -21,6 +23,7 @@ ALIKE = 1.05  # ratios closer than this are not called different
 def write_comparison(out: Path, report: Comparison, settings: dict[str, Any]) -> list[Path]:
     """Write the report into `out`; `settings` come from `provenance.run_settings`. Returns all paths."""
     sentences = differences(report)
+    drawn = draw_figures(FIGURES, report, _no_text)
     return write_report(
         out,
         NAME,
@@ -32,7 +35,7 @@ def write_comparison(out: Path, report: Comparison, settings: dict[str, Any]) ->
             *figure_sections(FIGURES, report, _no_text, {}),
             Section("How to read this page", (counting(NAME), "A systematic outlier is a number over τ times the mean size of its sequence. A sink head gives the outlier's tokens more than 30% of its attention.")),
         ],
-        figures=draw_figures(FIGURES, report, _no_text),
+        figures={name: stamp(figure, made_from(report)) for name, figure in drawn.items()},
         settings=settings,
     )  # fmt: skip
 
@@ -109,6 +112,17 @@ def _cost(report: Comparison) -> Iterator[str]:
             parts.append(f"{grows} in {told.name}")
     if parts:
         yield f"Without the weights that write the outliers perplexity changes by {joined(parts)}."
+
+
+def made_from(report: Comparison) -> str:
+    """The line that tells on each figure which runs it shows: what they read, and τ."""
+    runs = [f"{_read(told)} · τ = {told.tau:g}" for told in report.both]
+    names = [label_text(told.name, 24) for told in report.both]
+    if runs[0] == runs[1]:
+        return f"{joined(names)} · {label_text(runs[0], 80)}"
+    return " — ".join(
+        f"{name}: {label_text(run, 64)}" for name, run in zip(names, runs, strict=True)
+    )
 
 
 def _comparable(report: Comparison) -> Iterator[str]:
