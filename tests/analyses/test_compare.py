@@ -104,7 +104,7 @@ def test_each_figure_tells_its_runs(one, tmp_path):
     assert alike == "one and b · the package's text, 2 × 64 tokens · τ = 1000"
     other = made_from(compare(one, write(tmp_path / "two", other_report())))
     assert other == (
-        "one: the package's text, 2 × 64 tokens · τ = 1000 — two: the package's text, 1 × 8 tokens · τ = 300"
+        "one: the package's text, 2 × 64 tokens · τ = 1000 — two: the package's text, 2 × 64 tokens · τ = 300"
     )
 
 
