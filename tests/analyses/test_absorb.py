@@ -7,6 +7,7 @@ from functools import cache
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 import sysout_jax as so
 from sysout_jax.analyses.absorb.measure import QUANTISED
@@ -14,12 +15,14 @@ from sysout_jax.analyses.absorb.results import Absorption
 from sysout_jax.analyses.absorb.search import candidates, chosen
 from sysout_jax.analyses.lifecycle.story import course_of
 from sysout_jax.attention.logits import first_key_weights
+from sysout_jax.checkpoints.formats.hf_config import read_config
 from sysout_jax.compress.inputs import calibrate
 from sysout_jax.compress.methods import Compressor
 from sysout_jax.families.gpt2 import Gpt2Config
 from sysout_jax.outliers.definitions import is_sink
 from sysout_jax.testing import planted_llama
 from sysout_jax.weights import InMemory
+from tests.families.cases import CASES
 from tests.random_models import random_model, random_params
 
 OUTLIER = 3000.0  # at position 0, whatever the token
@@ -113,6 +116,20 @@ def test_attention_of_a_planted_sink_moves_to_the_extra_key():
         atol=1e-4,
     )
     assert found.given and found.search == ()
+
+
+def test_the_even_share_knows_each_layers_window():
+    """Queries of zero make every row even; in a layer with a window of six, six queries see the first token."""
+    case = CASES["qwen2-window"]
+    config = read_config({"model_type": case.kind, **case.settings}, "config.json").config
+    flat = flatten_dict(random_params(config, 3))
+    params = unflatten_dict({k: 0 * v if "q_proj" in k else v for k, v in flat.items()})
+    lm = so.LanguageModel(config, InMemory(params), name="even")
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (2, 20))
+    found = so.absorb(lm, tokens, prefix=[3])
+    expected = [sum(1 / seen for seen in range(1, n + 1)) / 20 for n in (20, 6)]
+    np.testing.assert_allclose(found.even_share, expected)
+    np.testing.assert_allclose(found.before.first, np.tile(expected, (4, 1)).T, rtol=1e-5)
 
 
 def test_search_takes_the_smallest_ratio_and_reads_no_prefix_twice():

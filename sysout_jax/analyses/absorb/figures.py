@@ -49,9 +49,8 @@ def attention(report: Absorption, token_text: TokenText) -> Figure:
     _line(axes, 100 * before.first.mean(axis=1), BEFORE | {"label": "first token, as it is"})
     _line(axes, 100 * after.extra.mean(axis=1), extra | {"label": "extra keys, absorbed"})
     _line(axes, 100 * after.first.mean(axis=1), AFTER | {"label": "first token, absorbed"})
-    axes.axhline(
-        100 * report.even_share, color=style.GREY, lw=0.9, ls=(0, (1, 2)), label="even share"
-    )
+    even = {"color": style.GREY, "lw": 0.9, "ls": (0, (1, 2)), "label": "even share"}
+    _line(axes, 100 * report.even_share, even)
     axes.set_ylim(0, 100)
     axes.set_ylabel("% of attention")
     style.layer_axis(axes, report.num_layers)
@@ -82,7 +81,7 @@ def _attention_sentence(report: Absorption, token_text: TokenText) -> str:
     before, after = report.before, report.after
     return (
         f"As it is, the text's first token gets {percent(before.first.mean())} of all attention (the even share would be "
-        f"{percent(report.even_share)}). Absorbed, the extra keys get {percent(after.extra.mean())} and the first token "
+        f"{percent(report.even_share.mean())}). Absorbed, the extra keys get {percent(after.extra.mean())} and the first token "
         f"{percent(after.first.mean())}."
     )
 

@@ -94,7 +94,7 @@ def absorb(
         proof=_prove(lm, keys.prefix, stream),
         tau=float(tau),
         protocol=protocol_of(windows),
-        even_share=rules.even_share(length),
+        even_share=np.array([rules.even_share(length, w) for w in lm.attention_windows(length)]),
         before=before,
         after=after,
         search=tried,

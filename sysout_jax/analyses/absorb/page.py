@@ -144,13 +144,14 @@ def _rows(report: Absorption) -> tuple[tuple[str, ...], ...]:
         row("attention on the first token", lambda r: percent(r.first.mean())),
         row("attention on the extra keys", lambda r: percent(r.extra.mean())),
         row(
-            "heads with their sink at the first token", lambda r: _sinks(r.first, report.even_share)
+            "heads with their sink at the first token",
+            lambda r: _sinks(r.first, report.even_share[:, None]),
         ),
         row("heads with their sink at the extra keys", lambda r: _sinks(r.extra)),
     )
 
 
-def _sinks(share_LxH: np.ndarray, even: float = 0.0) -> str:
+def _sinks(share_LxH: np.ndarray, even: np.ndarray | float = 0.0) -> str:
     return f"{int(is_sink(share_LxH, even).sum()):,} of {share_LxH.size:,}"
 
 
@@ -266,7 +267,7 @@ def _definitions(report: Absorption) -> Table:
         ("attention on …", "mean over queries, heads, layers and sequences"),
         ("wave", "a life of large elements of h, found from what layers write; see the lifecycle's definitions"),
         ("a head's sink", f"more than {SINK_SHARE:.0%} of its attention, at the first token also more than the even share, mean over queries and sequences (Gu et al. 2024)"),
-        ("even share", f"what attention spread evenly over all keys up to the query gives the first one, mean over queries: {percent(report.even_share)}"),
+        ("even share", f"what attention spread evenly over all keys that a query sees gives the first one, mean over queries and layers: {percent(report.even_share.mean())}"),
         ("A8 static per tensor", "the inputs of all linear layers of all blocks rounded to 8 bits, with one scale each, from the largest |x| in calibration"),
         ("W8A8 static per tensor", "and their weights to 8 bits with one scale per matrix; embeddings and head in full precision"),
     )  # fmt: skip

@@ -75,7 +75,7 @@ class Absorption:
     proof: Proof
     tau: float
     protocol: Protocol
-    even_share: float  # what attention spread evenly over a causal row gives the first token, mean over rows
+    even_share: np.ndarray  # (L,) what attention spread evenly over all that a query sees gives the first token, mean over queries
     before: Reading
     after: Reading
     search: tuple[Tried, ...]
