@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from sysout_jax.checks import shown
 from sysout_jax.storage import seal
 from sysout_jax.storage.held import Held
 from sysout_jax.storage.seal import Damaged, check_seal
@@ -36,9 +37,16 @@ def steps(checkpoints: Path) -> list[int]:
 
 
 def check_whole(checkpoint: Path, contents: bool = False) -> None:
-    """Damaged when parts of a checkpoint are missing or are not what was written; large files are read with `contents` only."""
-    if not _is_unsealed(checkpoint):
-        check_seal(checkpoint, contents, always=[_RECORD_FILE])
+    """Damaged when parts of a checkpoint are missing or are not what was written, or when its name is that of another step.
+
+    Large files are read with `contents` only.
+    """
+    if _is_unsealed(checkpoint):
+        return
+    check_seal(checkpoint, contents, always=[_RECORD_FILE])
+    step = read_record(checkpoint).get("step")  # older ones do not tell
+    if step is not None and _STEP.fullmatch(checkpoint.name) and checkpoint.name != str(step):
+        raise Damaged(f"it is that of step {shown(step)}")
 
 
 def whole_steps(checkpoints: Path) -> list[int]:

@@ -1,7 +1,8 @@
 """Checkpoints of a run: written in the background, whole or not at all, the last few and the best by validation kept.
 
 Each is a directory `checkpoints/<step>` whose parameters lie group by group as in a converted model, so that every analysis reads it. Beside
-them lie the optimiser's state, a record (position in the data, what the data is, validation loss, checksums of all values), and a seal.
+them lie the optimiser's state, a record (step, config, position in the data, what the data is, validation loss, checksums of all values), and
+a seal.
 """
 
 from __future__ import annotations
@@ -46,11 +47,12 @@ _LEFT_BY_A_KILL = re.compile(
 
 
 class Restored(NamedTuple):
-    """State, position in the data, and what the data was: empty in checkpoints older than that record."""
+    """State, position in the data, and what the data and the run's config were: empty in checkpoints older than that record."""
 
     state: dict
     position: dict
     data: dict
+    config: dict
 
 
 class Checkpoints:
@@ -64,13 +66,21 @@ class Checkpoints:
         self._checkpointer = ocp.AsyncCheckpointer(self._handler)
 
     def save(
-        self, step: int, state: dict, position: dict, val_loss: float, data: Mapping | None = None
+        self,
+        step: int,
+        state: dict,
+        position: dict,
+        val_loss: float,
+        data: Mapping | None = None,
+        config: Mapping | None = None,
     ) -> None:
         """Start to write the state after `step` steps; RunError when this or an earlier write failed.
 
-        `position` is that of the data, `data` says what the data is. The checksums of all values are computed before this returns.
+        `position` is that of the data, `data` says what the data is, `config` is the run's. The checksums of all values are computed before this returns.
         """
         record = {
+            "step": step,
+            "config": dict(config or {}),
             "position": position,
             "data": dict(data or {}),
             "val_loss": val_loss,
@@ -137,7 +147,9 @@ class Checkpoints:
                 self._move_aside(damaged, step)
                 state, record = restored
                 state[STEP] = jax.device_put(np.asarray(step, np.int32), shapes[STEP].sharding)
-                return Restored(state, record["position"], record.get("data", {}))
+                return Restored(
+                    state, record["position"], record.get("data", {}), record.get("config", {})
+                )
         if damaged:
             latest = max(damaged)
             others = f", and so are {len(damaged) - 1} before it" if len(damaged) > 1 else ""

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from sysout_jax.attention import attention_spec, resolve_kernel
+from sysout_jax.checkpoints.run_checkpoints import RUN
 from sysout_jax.checks import shown
 from sysout_jax.config import config_to_dict
 from sysout_jax.data.identity import check_identity, identity
@@ -30,7 +31,7 @@ from sysout_jax.training.feed import Feed
 from sysout_jax.training.metrics_file import JsonLines
 from sysout_jax.training.monitor import Monitor
 from sysout_jax.training.step import Program, State, make_program
-from sysout_jax.training.workdir import alone_in, check, claim
+from sysout_jax.training.workdir import alone_in, check, check_checkpoint, claim
 
 
 @dataclass
@@ -90,6 +91,9 @@ def fit(
             data = identity(config.data)
             restored = checkpoints.restore(program.stored)
             if restored:
+                check_checkpoint(
+                    config, restored.config, workdir / RUN / str(restored.state["step"])
+                )
                 check_identity(config.data, data, restored.data)
             claim(config, workdir)
             first = None if start is None or restored else put(lay(start.params, mesh), mesh)
@@ -281,7 +285,9 @@ class _Run:
             assert self.val_loss is not None
             stored = relaid(self.state, self.program.stored)
             position = self.feed.iterator.get_state()
-            self.checkpoints.save(self.step, stored, position, self.val_loss, self.data)
+            self.checkpoints.save(
+                self.step, stored, position, self.val_loss, self.data, to_dict(self.config)
+            )
         self.saved = self.step
 
     def write(self, values: dict[str, Any], step: int | None = None) -> None:

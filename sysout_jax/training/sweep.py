@@ -12,12 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sysout_jax.checkpoints.run_checkpoints import RUN, steps, whole_steps
+from sysout_jax.checkpoints.run_checkpoints import RUN, read_record, steps, whole_steps
+from sysout_jax.data.identity import check_identity, identity
+from sysout_jax.data.token_files import SPLITS, bin_path
 from sysout_jax.errors import AtWork, InputError, RunError
 from sysout_jax.storage.held import check_name
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import Outcome, Progress, fit
 from sysout_jax.training.metrics_file import METRICS, read_metrics
+from sysout_jax.training.workdir import check, check_checkpoint
 
 WAITING, BEGUN, DONE, FAILED = "waiting", "begun", "done", "failed"
 PAUSE = 1.0  # seconds between two looks at what other processes do
@@ -96,7 +99,10 @@ def state_of(run: Run, workdir: Path, problem: str | None = None) -> State:
     """What lies on disk of one run of the sweep in `workdir`."""
     home, last = Path(workdir) / run.name, run.config.last_step
     step = max(whole_steps(home / RUN), default=0)
-    status = DONE if step >= last else FAILED if problem else BEGUN if _begun(home) else WAITING
+    done = step >= last
+    if done:
+        problem = _of_another_run(run.config, home, step)
+    status = FAILED if problem else DONE if done else BEGUN if _begun(home) else WAITING
     losses: dict[str, float] = {}
     if step and (home / METRICS).is_file():
         for record in read_metrics(home):
@@ -110,8 +116,21 @@ def state_of(run: Run, workdir: Path, problem: str | None = None) -> State:
         last,
         losses.get("loss"),
         losses.get("val_loss"),
-        problem if status == FAILED else None,
+        problem,
     )
+
+
+def _of_another_run(config: TrainConfig, home: Path, step: int) -> str | None:
+    """Why what is done in a run's directory is not this config's: a grid may have changed, data been made anew, a directory been copied."""
+    try:
+        check(config, home)
+        record = read_record(home / RUN / str(step))
+        check_checkpoint(config, record.get("config", {}), home / RUN / str(step))
+        if all(bin_path(config.data, split).is_file() for split in SPLITS):
+            check_identity(config.data, identity(config.data), record.get("data", {}))
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def run_sweep(
@@ -122,6 +141,8 @@ def run_sweep(
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[State]:
     """Train all runs to their end, each in its directory below `workdir`; those that are done are left alone. Returns where each stands.
+
+    A directory that holds another run under the name of one, by its config or its data, is a failure of that one, and left alone too.
 
     A run in which another process is at work comes later again: it is then done, or was given up and is taken over. One that cannot begin
     or go on is told to `ended`, with the reason, and the others go on. `should_stop` is as in `fit`. InputError where `workdir` is no directory.
@@ -135,7 +156,10 @@ def run_sweep(
         for run in open_runs:
             if should_stop():
                 break
-            if state_of(run, workdir).status == DONE:
+            state = state_of(run, workdir)
+            if state.status == FAILED:
+                ended(run, None, state.problem)
+            if state.status in (DONE, FAILED):
                 continue
             try:
                 outcome = fit(run.config, workdir / run.name, partial(report, run), should_stop)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import jax
 
@@ -45,7 +45,7 @@ def check(config: TrainConfig, workdir: Path) -> None:
     except OSError as error:
         raise InputError(f"{workdir}: {error.strerror}; name another directory") from None
     if CONFIG in names:
-        begun = _read_config(workdir / CONFIG)
+        begun = read_config(workdir)
         changed = differences(begun, config)
         if changed:
             raise InputError(
@@ -60,6 +60,17 @@ def check(config: TrainConfig, workdir: Path) -> None:
             _check_not_lost(workdir, begun.save_every)
     elif any(name != LOCK and not is_workspace(workdir / name) for name in names):
         raise InputError(f"{workdir}: exists and is no training run; name a new workdir")
+
+
+def check_checkpoint(config: TrainConfig, stored: Mapping[str, Any], checkpoint: Path) -> None:
+    """InputError when a checkpoint, with whose values the config `stored` was written, is of a run with another one."""
+    if not stored:  # older than that record
+        return
+    changed = differences(from_dict(dict(stored)), config)
+    if changed:
+        raise InputError(
+            f"{checkpoint}: is of a run with another config ({'; '.join(changed)}); move it away"
+        )
 
 
 @contextmanager
@@ -143,8 +154,9 @@ def _check_not_lost(workdir: Path, save_every: int) -> None:
         )
 
 
-def _read_config(path: Path) -> TrainConfig:
-    todo = "name a new directory"
+def read_config(workdir: Path) -> TrainConfig:
+    """What a run was begun with. InputError when that is not there or cannot be read."""
+    path, todo = workdir / CONFIG, "name a new directory"
     fields = read_json_object(path, todo)
     try:
         return from_dict(fields)

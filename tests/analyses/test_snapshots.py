@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,8 @@ from sysout_jax.analyses.variants.snapshots import (
     weights_hash,
 )
 from sysout_jax.errors import InputError
+from sysout_jax.families.gpt2 import Gpt2Config
+from sysout_jax.training.config import TrainConfig, to_dict
 from sysout_jax.weights import InMemory
 from tests.models.random_models import CONFIGS
 from tests.random_models import random_params
@@ -97,6 +101,11 @@ def test_what_a_folder_holds(tmp_path):
             checkpoints_of(place)
 
 
+MODEL = Gpt2Config(
+    vocab_size=19, context_length=8, d_model=8, d_ff=8, num_layers=2, num_heads=2, bias=False
+)
+
+
 def test_runs_are_grouped_by_the_other_axes(tmp_path):
     for name in ("seed=0,variant=a", "seed=1,variant=a", "seed=0,variant=b", "seed=9,variant=a"):
         at = tmp_path / name / "checkpoints" / "5" / "data"
@@ -112,6 +121,28 @@ def test_runs_are_grouped_by_the_other_axes(tmp_path):
         "variant=a": ["seed=0,variant=a", "seed=1,variant=a"],
         "variant=b": ["seed=0,variant=b"],
     }
+
+    def config_of(variant: str, seed: int, **changes) -> None:
+        config = TrainConfig(
+            model=MODEL, data=Path("data"), steps=5, batch_size=2, seq_len=8, seed=seed, **changes
+        )
+        path = tmp_path / f"seed={seed},variant={variant}" / "train.json"
+        path.write_text(json.dumps(to_dict(config)))
+
+    config_of("a", 0)
+    config_of("a", 1)
+    assert runs_of(tmp_path, "seed")[0] == found
+    config_of("a", 1, accumulate=2)
+    with pytest.raises(
+        InputError,
+        match=r"seed=0,variant=a and seed=1,variant=a: differ in more than seed \(accumulate: 1 → 2\)",
+    ):
+        runs_of(tmp_path, "seed")
+    shutil.copy(tmp_path / "seed=0,variant=a" / "train.json", tmp_path / "seed=1,variant=a")
+    with pytest.raises(
+        InputError, match="seed=0,variant=a and seed=1,variant=a: hold the same run"
+    ):
+        runs_of(tmp_path, "seed")
     with pytest.raises(InputError, match="no axis sed; expected one of seed, variant"):
         runs_of(tmp_path, "sed")
     with pytest.raises(InputError, match="holds no runs"):

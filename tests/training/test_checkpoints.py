@@ -218,6 +218,14 @@ def test_what_is_no_checkpoint_is_moved_aside(workdir, caplog, name, kind):
     assert not path.exists()
 
 
+def test_a_checkpoint_under_the_name_of_another_step_is_moved_aside(workdir, caplog):
+    shutil.rmtree(workdir / "checkpoints/3")
+    (workdir / "checkpoints/2").rename(workdir / "checkpoints/3")
+    assert_is(restore(workdir), 1)
+    assert "step 3 is damaged (it is that of step 2) and was moved aside" in caplog.text
+    assert (workdir / "checkpoints/3.unreadable/record").is_dir()
+
+
 def test_a_step_whose_checkpoint_was_damaged_is_saved_again(workdir):
     for aside in ("3.unreadable", "3.unreadable.2"):
         shutil.rmtree(workdir / "checkpoints/3/layer_0")

@@ -48,6 +48,19 @@ def test_a_resume_on_other_data_is_refused(config, tmp_path, split):
     assert fit(moved, run).step == 4  # the same data at another place
 
 
+def test_a_checkpoint_of_another_run_is_refused(config, tmp_path):
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    fit(dataclasses.replace(config, steps=2), ours)
+    fit(dataclasses.replace(config, steps=3, seed=7), theirs)
+    (theirs / "checkpoints" / "3").rename(ours / "checkpoints" / "3")
+    before = listing(ours)
+    with pytest.raises(
+        InputError, match=r"ours/checkpoints/3: is of a run with another config \(seed: 7 → 0\)"
+    ):
+        fit(dataclasses.replace(config, steps=4), ours)
+    assert listing(ours) == before
+
+
 def test_a_second_training_touches_nothing(config, tmp_path):
     run = tmp_path / "run"
     fit(dataclasses.replace(config, steps=2), run)

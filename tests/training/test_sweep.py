@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sysout_jax.errors import InputError
 from sysout_jax.training import sweep as module
-from sysout_jax.training.config import load_defined
+from sysout_jax.training.config import load_defined, to_dict
 from sysout_jax.training.loop import fit
 from sysout_jax.training.sweep import Sweep, run_sweep, words_by_axis
 from sysout_jax.training.workdir import alone_in
@@ -70,6 +72,7 @@ def test_what_is_done_is_skipped_and_the_rest_goes_on(grid, tmp_path, monkeypatc
         if workdir.name == "lr=0.01,seed=1":
             raise InputError("no such data")
         (workdir / "checkpoints" / "12" / "data").mkdir(parents=True)
+        (workdir / "train.json").write_text(json.dumps(to_dict(config)))
         (workdir / "checkpoints" / "12" / "data" / "metadata").write_text("{}")
         (workdir / "metrics.jsonl").write_text(
             '{"step": 11, "loss": 9.0}\n{"step": 12, "loss": 1.5}\n{"step": 12, "val_loss": 1.25}\n'
@@ -89,6 +92,35 @@ def test_what_is_done_is_skipped_and_the_rest_goes_on(grid, tmp_path, monkeypatc
     calls.clear()
     run_sweep(grid.runs(), tmp_path)
     assert calls == ["lr=0.01,seed=1"]
+
+
+@pytest.mark.slow
+def test_what_another_grid_has_done_is_not_taken_for_done(config, tmp_path):
+    """By its config, by its data, and where a run's directory was copied over another one."""
+
+    def told(config, seeds):
+        problems = {}
+        grid = Sweep({"seed": range(seeds)}, lambda seed: dataclasses.replace(config, seed=seed))
+        states = run_sweep(grid.runs(), tmp_path / "sweep", ended=lambda run, outcome, why: problems.setdefault(run.name, why))  # fmt: skip
+        return [state.status for state in states], problems
+
+    config = dataclasses.replace(config, steps=1)
+    assert told(config, 1) == (["done"], {"seed=0": None})
+    before = latest(tmp_path / "sweep" / "seed=0")
+    other = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, lr=0.5))
+    statuses, problems = told(other, 1)
+    assert statuses == ["failed"] and "another config (optimizer.lr" in problems["seed=0"]
+    data = shutil.copytree(config.data, tmp_path / "elsewhere")
+    assert told(dataclasses.replace(config, data=data), 1) == (["done"], {})
+    tokens = np.fromfile(data / "train.bin", np.uint16)
+    tokens[3] ^= 1
+    tokens.tofile(data / "train.bin")
+    statuses, problems = told(dataclasses.replace(config, data=data), 1)
+    assert statuses == ["failed"] and "train.bin: the run was trained on" in problems["seed=0"]
+    shutil.copytree(tmp_path / "sweep" / "seed=0", tmp_path / "sweep" / "seed=1")
+    statuses, problems = told(config, 2)
+    assert statuses == ["done", "failed"] and "(seed: 0 → 1)" in problems["seed=1"]
+    assert latest(tmp_path / "sweep" / "seed=0") == before
 
 
 def test_a_stop_ends_it_between_runs(grid, tmp_path, monkeypatch):

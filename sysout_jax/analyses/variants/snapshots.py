@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import os
 import re
@@ -24,7 +25,9 @@ from sysout_jax.nonfinite import Nonfinite, finite_or
 from sysout_jax.outliers.definitions import value_drain
 from sysout_jax.statistics.collect import Stats, collect
 from sysout_jax.storage.serialise import plain
+from sysout_jax.training.config import FREE_ON_RESUME, differences
 from sysout_jax.training.record import Record, training_record
+from sysout_jax.training.workdir import CONFIG, read_config
 
 _NUMBER = re.compile(r"[0-9]+")
 GRADIENTS = ("grad_norm_k", "grad_norm_v", "grad_norm_down")
@@ -125,7 +128,7 @@ def runs_of(directory: Path, over: str) -> tuple[dict[str, list[Path]], list[str
     """The runs of a sweep (`sysout_jax.training.sweep`) that went furthest, those together that differ in the axis `over` only.
 
     Keys are the values of the other axes, as in the runs' names; also the names of runs with a checkpoint that are not as far. InputError
-    where there is none, and where runs have no such axis.
+    where there is none, where runs have no such axis, and where their configs say that they are no such runs.
     """
     groups: dict[str, list[Path]] = {}
     runs = Path(directory).glob("*=*") if os.path.isdir(directory) else ()
@@ -142,7 +145,25 @@ def runs_of(directory: Path, over: str) -> tuple[dict[str, list[Path]], list[str
         raise InputError(
             f"{directory}: holds no runs with a checkpoint; name the directory of a sweep"
         )
+    for paths in groups.values():
+        _check_alike(paths, over)
     return groups, sorted(path.name for path, step in far.items() if step < most)
+
+
+def _check_alike(runs: Sequence[Path], over: str) -> None:
+    """InputError where two runs are the same, or differ in more than the setting that has the name of the axis: no mean over `over` is one of these."""
+    configs = {run: read_config(run) for run in runs if os.path.lexists(run / CONFIG)}
+    for one, other in itertools.combinations(configs, 2):
+        changed = differences(configs[one], configs[other])
+        own = [change for change in changed if change.split(":")[0].split(".")[-1] == over]
+        if not changed and over not in FREE_ON_RESUME:
+            raise InputError(
+                f"{one} and {other.name}: hold the same run, their {CONFIG} are equal; remove the copy"
+            )
+        if own and (more := [change for change in changed if change not in own]):
+            raise InputError(
+                f"{one} and {other.name}: differ in more than {over} ({'; '.join(more)}); keep runs of one sweep together"
+            )
 
 
 def equals(snapshots: Sequence[Snapshot]) -> list[int]:
