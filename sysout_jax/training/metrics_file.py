@@ -24,6 +24,10 @@ class JsonLines:
 
     def __init__(self, workdir: Path, step: int):
         self._path = Path(workdir) / METRICS
+        if step and not self._path.exists():
+            warn(
+                f"{self._path}: is missing; what the steps up to {step:,} recorded is lost, their weights are not"
+            )
         with self._guarded():
             records, unreadable = _lines(self._path)
             kept = [line for line, record in records if record["step"] <= step]

@@ -52,6 +52,14 @@ def test_a_damaged_line(tmp_path, caplog, damaged, at):
     assert len(caplog.records) == 2 and "metrics.jsonl.unreadable" in caplog.records[1].getMessage()
 
 
+def test_a_missing_file_is_told_on_a_resume_only(tmp_path, caplog):
+    JsonLines(tmp_path, 0).close()
+    assert not caplog.records
+    (tmp_path / "metrics.jsonl").unlink()
+    JsonLines(tmp_path, 2).close()
+    assert "metrics.jsonl: is missing; what the steps up to 2 recorded is lost" in caplog.text
+
+
 def test_a_warning_holds_no_escape_codes(tmp_path, caplog):
     run = tmp_path / "\x1b[2J"
     run.mkdir()
