@@ -59,6 +59,7 @@ def test_what_is_no_such_report(tmp_path):
         {"settings_of_runs": [{"setting": "a"}]},
         {"settings_of_runs": [{"setting": "a", "runs": [{"path": "b"}]}]},
         {"settings_of_runs": [{"setting": "a", "runs": [{**_first(report), "values": {"h_ratio": "x"}}]}]},
+        {"settings_of_runs": [{"setting": "a", "runs": [{**_first(report), "values": {"val_loss": [1.0]}}]}]},
     ):  # fmt: skip
         bad = tmp_path / "bad.json"
         bad.write_text(json.dumps(report | change))

@@ -57,11 +57,14 @@ def read_sweeps(paths: Sequence[Path]) -> tuple[str, dict[str, list[Snapshot]]]:
 
 def _snapshot(stored: dict[str, Any]) -> Snapshot:
     step = stored["step"]
+    values = {name: _numbers(v) for name, v in stored["values"].items() if name in QUANTITIES}
+    if "h_ratio" not in values:  # every model has one
+        raise ValueError(stored["values"])
     return Snapshot(
         path=str(stored["path"]),
         step=None if step is None else int(step),
         hash=str(stored["hash"]),
-        values={name: _numbers(v) for name, v in stored["values"].items() if name in QUANTITIES},
+        values=values,
         weight_ratios={
             str(name): _numbers(values) for name, values in stored["weight_ratios"].items()
         },
