@@ -13,6 +13,7 @@ import sysout_jax as so
 from sysout_jax.analyses.lifecycle.measure import follow
 from sysout_jax.data.text import read_text, text_windows
 from sysout_jax.engine import Stream
+from sysout_jax.errors import RunError
 from tests.analyze.command import write_model
 from tests.convert.command import run_here
 from tests.convert.gguf_writer import write_gguf
@@ -54,6 +55,27 @@ def test_reports_of_a_small_model_are_equal(tmp_path, monkeypatch):
     for other in others:
         for name, report in first.items():
             assert other[name] == report, name
+
+
+@pytest.mark.parametrize("kind", ["hf", "gguf"])
+@pytest.mark.parametrize("how", ["overwritten", "replaced", "removed"])
+def test_a_file_that_changes_after_it_was_opened_is_told(tmp_path, kind, how):
+    """Layers are read one at a time, in every pass again: some would be of one model and some of another."""
+    hf, gguf = write_model(tmp_path / "hf"), tmp_path / "m.gguf"
+    write_gguf(hf, gguf)
+    file = gguf if kind == "gguf" else hf / "model.safetensors"
+    lm = so.load(gguf if kind == "gguf" else hf)
+    lm.read("layer_0")
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    if how == "overwritten":
+        file.write_bytes(raw)
+    else:
+        file.rename(tmp_path / "away")
+        if how == "replaced":
+            file.write_bytes(raw)
+    with pytest.raises(RunError, match="has changed since it was opened|can no longer be read"):
+        lm.read("layer_1")
 
 
 @pytest.mark.slow

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 from sysout_jax.checkpoints.formats.layout import joined, laid_out
 from sysout_jax.checkpoints.formats.names import BUFFERS, stored_names
 from sysout_jax.config import ModelConfig
-from sysout_jax.errors import InputError
+from sysout_jax.errors import InputError, RunError
 from sysout_jax.families.forms import Shape, Stored
 from sysout_jax.printable import some
 from sysout_jax.weights import expected_shapes, nest
@@ -37,7 +38,8 @@ class ForeignSource:
     """Weights in somebody else's names and forms; subclasses say how one tensor is read.
 
     `names` are our parameter paths and their tensors. On construction the headers are compared with what the config implies; missing, unexpected, misshapen and quantised
-    tensors are listed in one InputError. `read` copies one tensor after another.
+    tensors are listed in one InputError. `read` copies one tensor after another; RunError when one of `files` (default: `path`) has changed
+    since or cannot be read, so that no two layers are of different models.
     """
 
     def __init__(
@@ -47,7 +49,9 @@ class ForeignSource:
         config: ModelConfig,
         held: Mapping[str, Held],
         base_prefix: str = "",
+        files: Iterable[Path] | None = None,
     ):
+        self._marks = {file: _mark(file) for file in files or [path]}
         if config.num_layers > len(held):  # before anything is built for a million layers
             raise InputError(
                 f"{path}: the config implies {config.num_layers} layers, the file holds {len(held)} tensors in all; "
@@ -80,14 +84,21 @@ class ForeignSource:
 
     def read(self, group: str, dtype: Any) -> dict:
         prefix = group + "/"
-        return nest(
-            {
+        try:
+            tensors = {
                 # cast and transposition in one copy: at most one tensor is held beyond what is returned
                 ours.removeprefix(prefix): self._laid_out(ours, stored, dtype)
                 for ours, stored in self._stored.items()
                 if ours.startswith(prefix)
             }
-        )
+        except OSError as error:
+            raise RunError(
+                f"{self.path}: can no longer be read ({error.strerror}); bring it back and run the command again"
+            ) from None
+        for file, mark in self._marks.items():
+            if _mark(file) != mark:
+                raise RunError(f"{file}: has changed since it was opened; run the command again")
+        return nest(tensors)
 
     def _laid_out(self, ours: str, stored: Stored, dtype: Any) -> np.ndarray:
         names = stored.parts(self._shapes[ours], self._config)
@@ -99,6 +110,15 @@ class ForeignSource:
     def _tensor(self, name: str) -> np.ndarray:
         """The stored array of that name, as it lies there."""
         raise NotImplementedError
+
+
+def _mark(file: Path) -> tuple[int, ...] | None:
+    """What changes when somebody writes or replaces a file; None where it is gone."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def _compare(

@@ -47,7 +47,8 @@ class SafetensorsSource(ForeignSource):
         self._lies = _tensors(directory)
         held = {name: lies.held for name, lies in self._lies.items()}
         there = LAYOUTS[layout]
-        super().__init__(directory, there.names, config, held, there.base_prefix)
+        files = {lies.file for lies in self._lies.values()}
+        super().__init__(directory, there.names, config, held, there.base_prefix, files)
 
     def _tensor(self, name: str) -> np.ndarray:
         path = self._lies[name].file
