@@ -14,6 +14,7 @@ from sysout_jax.errors import InputError
 from sysout_jax.printable import printable
 
 MOST_JSON_BYTES = 1 << 28  # the largest index of a public checkpoint has a few MiB
+MOST_DIGITS = 300  # of a whole number: more do not fit into a float
 
 
 def plain(value: Any) -> Any:
@@ -35,6 +36,17 @@ def plain(value: Any) -> Any:
     return value
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text that somebody else may have written. ValueError for what is none and for whole numbers that are no float."""
+    return json.loads(text, parse_int=_whole_number)
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"a number of {len(digits):,} digits, at most {MOST_DIGITS} are read")
+    return int(digits)
+
+
 def read_json_object(path: Path, todo: str) -> dict[str, Any]:
     """The JSON object in a file, whoever wrote it.
 
@@ -47,7 +59,7 @@ def read_json_object(path: Path, todo: str) -> dict[str, Any]:
             raise ValueError("no such file" if not path.exists() else "not a file")
         if path.stat().st_size > MOST_JSON_BYTES:
             raise ValueError(f"{path.stat().st_size:,} bytes, at most {MOST_JSON_BYTES:,} are read")
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = parse_json(path.read_text(encoding="utf-8"))
     except RecursionError:
         raise InputError(f"{path}: not readable JSON (nested too deeply); {todo}") from None
     except (OSError, ValueError) as error:

@@ -10,6 +10,7 @@ from typing import Any
 
 from sysout_jax.errors import InputError, RunError
 from sysout_jax.notices import warn, warn_once
+from sysout_jax.storage.serialise import parse_json
 from sysout_jax.storage.staging import write_file
 
 METRICS = "metrics.jsonl"
@@ -80,7 +81,7 @@ def _record(line: bytes) -> dict[str, Any] | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except (ValueError, RecursionError):
         return None
     step = record.get("step") if isinstance(record, dict) else None

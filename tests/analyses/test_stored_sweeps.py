@@ -66,6 +66,11 @@ def test_what_is_no_such_report(tmp_path):
         with pytest.raises(InputError, match="is no report of a sweep") as told:
             read_sweeps([bad])
         assert "\n" not in str(told.value)
+    report["settings_of_runs"][0]["runs"][0]["values"]["h_ratio"] = [10**400]
+    (tmp_path / "bad.json").write_text(json.dumps(report))
+    with pytest.raises(InputError, match="not readable JSON .a number of 401 digits"):
+        read_sweeps([tmp_path / "bad.json"])
+    report = json.loads(good.read_text())
     other = tmp_path / "other.json"
     other.write_text(json.dumps(report | {"over": "lr"}))
     with pytest.raises(InputError, match="average over seed, lr"):

@@ -30,6 +30,7 @@ DAMAGED = [
     b'{"loss": 1.0}\n',
     b'{"step": "2"}\n',
     b'{"step": 1.5, "loss": 1.0}\n',
+    b'{"step": 2, "loss": ' + b"9" * 400 + b"}\n",
     b"[" * 100_000 + b"\n",
     '{"step": 2,\u2028"loss'.encode() + b"\n",
 ]
