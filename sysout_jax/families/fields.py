@@ -1,8 +1,9 @@
-"""The fields of somebody else's config, each of which must be asked for, be irrelevant, or be off."""
+"""The fields of somebody else's config, each of which must be asked for, be irrelevant, or add nothing."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from sysout_jax.printable import printable_name, some
 
 #: Training, generation and bookkeeping: no influence on a forward pass without dropout.
 HARMLESS = frozenset(
-    """architectures activation_dropout attention_dropout attention_softmax_in_fp32 attn_implementation attn_pdrop auto_map
+    """activation_dropout attention_dropout attention_softmax_in_fp32 attn_implementation attn_pdrop auto_map
     bad_words_ids begin_suppress_tokens cache_implementation chunk_size_feed_forward classifier_dropout
     cross_attention_hidden_size diversity_penalty do_sample dropout dtype early_stopping embd_pdrop embedding_dropout
     emb_pdrop encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task flash_attn flash_rotary
@@ -26,20 +27,41 @@ HARMLESS = frozenset(
     return_dict_in_generate router_aux_loss_coef router_jitter_noise scale_attention_softmax_in_fp32
     summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj suppress_tokens
     task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class tokenizer_name top_k top_p
-    torch_dtype torchscript transformers.js_config transformers_version typical_p use_bfloat16 use_cache
-    verbose""".split()
+    torch_dtype torchscript transformers.js_config transformers_version typical_p unsloth_fixed use_bfloat16 use_cache
+    verbose _attn_implementation_autoset _flash_attn_2_enabled _from_model_config""".split()
+)
+#: How the names of switches begin or end that add something where they are on, so that off they change nothing;
+ADDING = re.compile(r"^(add|use)_|_bias$")
+#: unless what they add is a part of every model here: without it the model is another one.
+ALWAYS_ON = re.compile(
+    r"(^|_)(causal|gated|glu|swiglu|mask|position(s|al)?|residual|rope|rotary|(layer|rms)?_?norm)(_|$)"
+)
+#: Other switches that change nothing where they are off.
+HARMLESS_OFF = frozenset(
+    """alibi apply_residual_connection_post_layernorm is_composition is_encoder_decoder is_moe onnx_safe prefix_lm qk_layernorm
+    qk_norm rope_interleave rope_interleaved scale_attn_by_inverse_layer_idx use_parallel_residual use_qk_norm""".split()
 )
 #: How stored weights may be packed. The tensors tell whether they are, so the setting need not.
 PACKINGS = ("fp8", "gptq", "awq", "bitsandbytes", "compressed-tensors", "modelopt", "mxfp4")
 
 
 def _is_harmless(name: str, value: Any) -> bool:
-    """Off, or of a kind that no forward pass reads. Readers take what they compute with first, whatever its name."""
-    if value is None or value is False or name in HARMLESS:
+    """Null, a switch that adds nothing, or of a kind that no forward pass reads. Readers take what they compute with first, whatever its name."""
+    if value is None or name in HARMLESS:
         return True
+    if value is False:
+        adding = ADDING.search(name) and not ALWAYS_ON.search(name)
+        return bool(adding) or name in HARMLESS_OFF
     if name == "quantization_config" and isinstance(value, Mapping):
         return value.get("quant_method") in PACKINGS
-    return name.startswith(("_", "unsloth_")) or name.endswith(("_token_id", "_token_ids"))
+    if name.startswith(("_", "unsloth_")):
+        return isinstance(value, str)  # where it came from; a number may be computed with
+    return name.endswith(("_token_id", "_token_ids"))
+
+
+def _shown(value: Any) -> str:
+    """A list of one value is that value, as the class of a model stands."""
+    return shown(value[0] if isinstance(value, list) and len(value) == 1 else value)
 
 
 @contextlib.contextmanager
@@ -157,7 +179,7 @@ class Fields:
             else:
                 unknown[self._prefix + name] = value
         if unknown:
-            listed = some(f"{printable_name(k)}={shown(v)}" for k, v in unknown.items())
+            listed = some(f"{printable_name(k)}={_shown(v)}" for k, v in unknown.items())
             raise UnknownSettings(
                 f"settings that are not handled: {listed}; this checkpoint might be computed wrongly; "
                 "accept them by name if they change nothing",

@@ -44,6 +44,8 @@ def read(fields: Fields) -> Gemma3Config:
     fields.must_be("use_bidirectional_attention", False)
     activation = read_activation(fields, "hidden_activation", "gelu_pytorch_tanh")
     bias = fields.take("attention_bias", Flag(), False)
+    if fields.has("layer_types"):
+        fields.take_any("_sliding_window_pattern")  # which transformers writes beside them
     local = read_local_theta(fields, "rope_local_base_freq", 10_000.0)
     plain = read_rotary(fields, tied=True, theta=1e6, head_dim=256)
     scalar = fields.take("query_pre_attn_scalar", Real(1e-3, 1e6), 256)

@@ -70,7 +70,7 @@ def read(fields: Fields) -> MptConfig:
     attention = fields.take_fields("attn_config")
     attention.must_be("attn_type", "multihead_attention")
     attention.must_be("alibi", True)
-    for off in ("qk_ln", "prefix_lm", "attn_uses_sequence_id"):
+    for off in ("qk_ln", "qk_gn", "rope", "prefix_lm", "attn_uses_sequence_id"):
         attention.must_be(off, False)
     attention.take_any("attn_impl")
     limit = attention.take("alibi_bias_max", RULES["alibi_max"], 8)

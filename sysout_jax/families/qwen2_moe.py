@@ -54,9 +54,10 @@ def _shared_experts(fields: Fields, name: str, width: int, default: Any = ...) -
 
 
 def read_gguf(file: GgufFile, fields: Fields) -> Qwen2MoeConfig:
-    """The weights of the chosen experts do not sum to 1 in any published model, and no file says so; older files lack both widths."""
+    """The weights of the chosen experts do not sum to 1 in any published model, which few files say; older files lack both widths."""
     plain = gguf_reading.read_rotary(file, fields, gguf_reading.RMS_EPS)
     experts = gguf_reading.read_experts(fields)
+    fields.must_be("expert_weights_norm", False)
     whole = plain.pop("d_ff")
     width = fields.take(
         "expert_feed_forward_length", RULES["d_ff"], whole // experts["experts_used"]

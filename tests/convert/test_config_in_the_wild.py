@@ -93,11 +93,74 @@ def test_published_files_are_read_with_their_values(shared_data):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("_anything", 3), ("odd_token_id", 7), ("odd_token_ids", [7]), ("is_llama_config", True)],
+    [
+        ("_anything", "from there"),
+        ("_from_model_config", True),
+        ("odd_token_id", 7),
+        ("odd_token_ids", [7]),
+        ("is_llama_config", True),
+        ("is_causal", True),
+        ("odd", None),
+        ("use_odd", False),
+        ("use_cache", False),
+        ("use_qk_norm", False),
+        ("use_bidirectional_attention", False),
+        ("add_cross_attention", False),
+        ("odd_bias", False),
+        ("is_encoder_decoder", False),
+        ("architectures", []),
+        ("architectures", ["LlamaModel"]),
+        ("architectures", ["OddForCausalLM"]),
+    ],
 )
 def test_names_that_cannot_be_mathematics(name, value):
     fields = fixture("llama-mha")
     assert read_config(fields | {name: value}, "c") == read_config(fields, "c")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("use_rope", False),
+        ("rope", False),
+        ("causal", False),
+        ("use_causal_mask", False),
+        ("use_rms_norm", False),
+        ("pre_norm", False),
+        ("odd", False),
+        ("_attn_scale", 3.0),
+        ("unsloth_scale", 3),
+        ("_scales", [1, 2]),
+        ("_remove_final_layer_norm", True),
+        ("architectures", ["LlamaBidirectionalModel"]),
+        ("architectures", ["LlamaForMaskedLM"]),
+        ("architectures", "LlamaForCausalLM"),
+        ("architectures", [3]),
+    ],
+)
+def test_what_could_be_another_model_must_be_accepted(name, value):
+    """Off where on is usual, a number under a private name, a class that does not predict the next token."""
+    fields = fixture("llama-mha")
+    with pytest.raises(UnknownSettings, match=f"^c: settings that are not handled: {name}="):
+        read_config(fields | {name: value}, "c")
+    assert (
+        read_config(fields | {name: value}, "c", [name]).config == read_config(fields, "c").config
+    )
+
+
+def test_the_class_is_named():
+    fields = fixture("llama-mha") | {"architectures": ["LlamaBidirectionalModel"]}
+    with pytest.raises(UnknownSettings, match="architectures='LlamaBidirectionalModel'; "):
+        read_config(fields, "c")
+
+
+@pytest.mark.parametrize("value", [False, None, 0, "no"])
+@pytest.mark.parametrize("case", ["llama-mha", "gpt2", "mistral", "qwen2"])
+def test_attention_that_is_not_causal(case, value):
+    """As transformers reads it, in which null is not True either."""
+    fields = fixture(case)
+    with pytest.raises(InputError, match="^c: is_causal = .* is not implemented, expected True;"):
+        read_config(fields | {"is_causal": value}, "c", ["is_causal"])
 
 
 def test_two_names_of_one_value_must_agree():
@@ -151,7 +214,7 @@ def test_real_files(shared_data, name):
 def test_names_by_which_nothing_is_computed():
     plain = fixture("gpt2")
     odd = plain | {
-        "_anything": 3,
+        "_anything": "from there",
         "special_token_id": 7,
         "n_special": 0,
         "predict_special_tokens": True,

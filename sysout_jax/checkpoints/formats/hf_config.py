@@ -14,6 +14,16 @@ from sysout_jax.families.fields import Fields, naming
 from sysout_jax.printable import printable_name, some
 
 _CLASSES = {name: kind for kind, layout in LAYOUTS.items() for name in layout.classes}
+#: How the names of classes end that predict the next token.
+_NEXT_TOKEN = ("ForCausalLM", "LMHeadModel")
+#: The same models saved without their head; `LlamaBidirectionalModel` is another one.
+_BARE = {
+    name.removesuffix(end) + bare
+    for name in _CLASSES
+    for end in _NEXT_TOKEN
+    if name.endswith(end)
+    for bare in ("Model", "TextModel")
+}
 
 
 class ReadConfig(NamedTuple):
@@ -44,9 +54,25 @@ def read_config(fields: dict[str, Any], source: str, accept: Collection[str] = (
         )
     with naming(source):
         taken = Fields(fields, prefix, accept)
+        _check_causal(taken)
         config = LAYOUTS[model_type].read(taken)
         taken.check_nothing_left()
     return ReadConfig(model_type, config, tuple(taken.accepted))
+
+
+def _check_causal(taken: Fields) -> None:
+    """Settings by which transformers computes a model of any type without its causal mask. A class that is unknown is left, to be accepted or not."""
+    if taken.has("is_causal") and (value := taken.take_any("is_causal")) is not True:  # nor null
+        raise InputError(
+            f"is_causal = {shown(value)} is not implemented, expected True; this checkpoint would be computed wrongly"
+        )
+    classes = taken.peek("architectures")
+    if classes == [] or (isinstance(classes, list) and any(map(_is_causal_class, classes))):
+        taken.take_any("architectures")
+
+
+def _is_causal_class(name: Any) -> bool:
+    return isinstance(name, str) and (name.endswith(_NEXT_TOKEN) or name in _BARE)
 
 
 def _model_type(fields: Mapping[str, Any]) -> str | None:
