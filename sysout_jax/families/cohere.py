@@ -45,7 +45,7 @@ def read(fields: Fields) -> CohereConfig:
     fields.must_be("use_qk_norm", False)
     bias = fields.take("attention_bias", Flag(), False)
     return CohereConfig(
-        **read_rotary(fields, "layer_norm_eps", eps_default=1e-5, tied=True),
+        **read_rotary(fields, "layer_norm_eps", eps_default=1e-5, tied=True, theta=500_000.0),
         qkv_bias=bias,
         o_bias=bias,
         head_scale=fields.take("logit_scale", RULES["head_scale"], 0.0625),

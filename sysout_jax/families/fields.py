@@ -102,8 +102,10 @@ class Fields:
                     "expected one value"
                 )
 
-    def take(self, name: str, rule: Rule, default: Any = ...) -> Any:
-        """The field's value, which `rule` accepts; `default` where it is absent or null."""
+    def take(self, name: str, rule: Rule, default: Any = ..., absent: Any = ...) -> Any:
+        """The field's value, which `rule` accepts; `default` where it is absent or null, `absent` where null means something else."""
+        if absent is not ... and name not in self._left:
+            return absent
         value = self._left.pop(name, None)
         if value is None and default is not ...:
             return default
@@ -127,6 +129,11 @@ class Fields:
     def peek(self, name: str) -> Any:
         """The field's value, left for whoever takes it; None where it is absent."""
         return self._left.get(name)
+
+    def fill(self, name: str, value: Any) -> None:
+        """Give the field this value where it is absent or null."""
+        if self._left.get(name) is None:
+            self._left[name] = value
 
     def take_any(self, name: str, default: Any = None) -> Any:
         """The field's value, whatever it is."""

@@ -47,7 +47,7 @@ def read(fields: Fields) -> GemmaConfig:
     named = fields.take_any("hidden_activation")
     activation = read_activation(fields, "hidden_act", named or "gelu_pytorch_tanh")
     bias = fields.take("attention_bias", Flag(), False)
-    plain = read_rotary(fields, tied=True, head_dim=256)
+    plain = read_rotary(fields, tied=True, head_dim=256, kv_heads=16)
     return GemmaConfig(**plain, activation=activation, qkv_bias=bias, o_bias=bias)
 
 

@@ -55,18 +55,20 @@ def read(fields: Fields) -> Gemma2Config:
     fields.take_any("hidden_act")  # what counts is the other one
     activation = read_activation(fields, "hidden_activation", "gelu_pytorch_tanh")
     bias = fields.take("attention_bias", Flag(), False)
-    plain = read_rotary(fields, tied=True, head_dim=256)
+    plain = read_rotary(fields, tied=True, head_dim=256, kv_heads=4)
     scalar = fields.take("query_pre_attn_scalar", Real(1e-3, 1e6), 256)
     every_second = [l % 2 == 0 for l in range(plain["num_layers"])]
     return Gemma2Config(
         **plain,
-        **read_windows(fields, plain["num_layers"], every_second),
+        **read_windows(fields, plain["num_layers"], every_second, absent=4096),
         activation=activation,
         qkv_bias=bias,
         o_bias=bias,
         attention_scale=scalar**-0.5,
-        softcap=fields.take("attn_logit_softcapping", RULES["softcap"], None),
-        final_softcap=fields.take("final_logit_softcapping", RULES["final_softcap"], None),
+        softcap=fields.take("attn_logit_softcapping", RULES["softcap"], None, absent=50.0),
+        final_softcap=fields.take(
+            "final_logit_softcapping", RULES["final_softcap"], None, absent=30.0
+        ),
     )
 
 

@@ -47,13 +47,13 @@ def read(fields: Fields) -> Gemma3Config:
     if fields.has("layer_types"):
         fields.take_any("_sliding_window_pattern")  # which transformers writes beside them
     local = read_local_theta(fields, "rope_local_base_freq", 10_000.0)
-    plain = read_rotary(fields, tied=True, theta=1e6, head_dim=256)
+    plain = read_rotary(fields, tied=True, theta=1e6, head_dim=256, kv_heads=4)
     scalar = fields.take("query_pre_attn_scalar", Real(1e-3, 1e6), 256)
     every = fields.take("sliding_window_pattern", Whole(), 6)
     pattern = [(l + 1) % every != 0 for l in range(plain["num_layers"])]
     return Gemma3Config(
         **plain,
-        **read_windows(fields, plain["num_layers"], pattern),
+        **read_windows(fields, plain["num_layers"], pattern, absent=4096),
         local_rope_theta=local,
         activation=activation,
         qkv_bias=bias,

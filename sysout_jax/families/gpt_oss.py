@@ -25,6 +25,17 @@ if TYPE_CHECKING:
     from sysout_jax.containers.gguf_file import GgufFile
 
 
+#: Of files that say nothing of them: those of the published models, as in transformers.
+_POSITIONS = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class GptOssConfig(ExpertsConfig):
     """Mixtral's, with sinks; x_down = quick_gelu(min(gate, limit)) · (up within ± limit, + 1)."""
@@ -63,11 +74,13 @@ def read(fields: Fields) -> GptOssConfig:
     fields.must_be("swiglu_alpha", 1.702)
     fields.take_any("initial_context_length")  # what the scaling of positions says, too
     bias = fields.take("attention_bias", Flag(), True)
-    plain = read_rotary(fields, eps_default=1e-5, theta=150_000.0, head_dim=64)
+    if fields.peek("rope_scaling") is None:
+        fields.fill("rope_parameters", _POSITIONS)
+    plain = read_rotary(fields, eps_default=1e-5, theta=150_000.0, head_dim=64, kv_heads=8)
     every_second = [l % 2 == 0 for l in range(plain["num_layers"])]
     return GptOssConfig(
         **plain,
-        **read_windows(fields, plain["num_layers"], every_second),
+        **read_windows(fields, plain["num_layers"], every_second, absent=128),
         qkv_bias=bias,
         o_bias=bias,
         num_experts=fields.take("num_local_experts", RULES["num_experts"], 128),
@@ -77,8 +90,11 @@ def read(fields: Fields) -> GptOssConfig:
 
 
 def write(config: GptOssConfig) -> dict[str, Any]:
+    fields = rotary_fields(config, "gpt_oss", "GptOssForCausalLM")
+    if fields["rope_scaling"] is None:  # null stands for that of the published models
+        fields["rope_scaling"] = {"rope_type": "default"}
     return {
-        **rotary_fields(config, "gpt_oss", "GptOssForCausalLM"),
+        **fields,
         **norm_fields(config, "silu"),
         **layer_windows(config),
         "attention_bias": config.qkv_bias,

@@ -69,19 +69,32 @@ class LlamaConfig(RotaryConfig):
         return EndsSpec(NormSpec(self.norm_eps))
 
 
-def read(fields: Fields) -> LlamaConfig:
+def read(fields: Fields, **defaults: Any) -> LlamaConfig:
+    """`defaults` of `read_rotary`."""
     fields.must_be("hidden_act", "silu")
     bias = fields.take("attention_bias", Flag(), False)
     mlp_bias = fields.take("mlp_bias", Flag(), False)
-    plain = read_rotary(fields)
+    plain = read_rotary(fields, **defaults)
     return LlamaConfig(**plain, qkv_bias=bias, o_bias=bias, mlp_bias=mlp_bias)
 
 
+#: Of files that say nothing of them: those of the published models, as in transformers.
+_MINISTRAL_POSITIONS = {
+    "rope_type": "yarn",
+    "rope_theta": 1e6,
+    "factor": 16.0,
+    "original_max_position_embeddings": 16384,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale_all_dim": 1.0,
+    "mscale": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
+
+
 def read_mistral(fields: Fields) -> LlamaConfig:
-    # without the key, transformers takes 4096; with null, there is no window
-    given = fields.has("sliding_window")
-    window = fields.take("sliding_window", RULES["sliding_window"], None if given else 4096)
-    return dataclasses.replace(read(fields), sliding_window=window)
+    window = fields.take("sliding_window", RULES["sliding_window"], None, absent=4096)
+    return dataclasses.replace(read(fields, kv_heads=8), sliding_window=window)
 
 
 def read_gguf(file: GgufFile, fields: Fields) -> LlamaConfig:
@@ -92,7 +105,11 @@ def read_gguf(file: GgufFile, fields: Fields) -> LlamaConfig:
 
 def read_ministral3(fields: Fields) -> LlamaConfig:
     window = fields.take("sliding_window", RULES["sliding_window"], None)
-    return dataclasses.replace(read(fields), sliding_window=window)
+    if fields.peek("rope_scaling") is None:
+        fields.fill("rope_parameters", _MINISTRAL_POSITIONS)
+    head_dim = fields.take("head_dim", RULES["head_dim"], None, absent=128)
+    plain = read(fields, eps_default=1e-5, kv_heads=8, head_dim=head_dim)
+    return dataclasses.replace(plain, sliding_window=window)
 
 
 def read_internlm(fields: Fields) -> LlamaConfig:

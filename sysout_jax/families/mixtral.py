@@ -59,7 +59,7 @@ def read(fields: Fields) -> MixtralConfig:
     fields.must_be("hidden_act", "silu")
     window = fields.take("sliding_window", RULES["sliding_window"], None)
     return MixtralConfig(
-        **read_rotary(fields, eps_default=1e-5),
+        **read_rotary(fields, eps_default=1e-5, theta=1e6, kv_heads=8),
         sliding_window=window,
         num_experts=fields.take("num_local_experts", RULES["num_experts"], 8),
         experts_used=fields.take("num_experts_per_tok", RULES["experts_used"], 2),

@@ -37,7 +37,7 @@ def read(fields: Fields) -> Olmo3Config:
     local = read_local_theta(fields, None, theta)
     plain = read_rotary(fields, eps_default=1e-5, theta=theta)
     pattern = [(l + 1) % 4 != 0 for l in range(plain["num_layers"])]
-    windows = read_windows(fields, plain["num_layers"], pattern)
+    windows = read_windows(fields, plain["num_layers"], pattern, absent=4096)
     return Olmo3Config(**plain, **windows, local_rope_theta=local, qkv_bias=bias, o_bias=bias)
 
 

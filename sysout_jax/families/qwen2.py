@@ -29,7 +29,7 @@ class Qwen2Config(LlamaConfig):
 
 def read(fields: Fields) -> Qwen2Config:
     fields.must_be("hidden_act", "silu")
-    plain = read_rotary(fields)
+    plain = read_rotary(fields, kv_heads=32)
     return Qwen2Config(**plain, **read_qwen_windows(fields, plain["num_layers"]))
 
 
@@ -44,7 +44,7 @@ def read_qwen_windows(fields: Fields, num_layers: int) -> dict:
     """Off unless `use_sliding_window`; then in the layers from `max_window_layers` on."""
     used = fields.take("use_sliding_window", Flag(), False)
     first = fields.take("max_window_layers", Whole(0), 28)
-    return read_windows(fields, num_layers, [l >= first for l in range(num_layers)], used)
+    return read_windows(fields, num_layers, [l >= first for l in range(num_layers)], 4096, used)
 
 
 def read_gguf(file: GgufFile, fields: Fields) -> Qwen2Config:

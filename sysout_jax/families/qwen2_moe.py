@@ -34,12 +34,14 @@ def read(fields: Fields) -> Qwen2MoeConfig:
     bias = fields.take("qkv_bias", Flag(), True)
     used = fields.take("use_sliding_window", Flag(), False)
     last = fields.take("max_window_layers", Whole(0), 28)
-    plain = read_experts(fields, 60, 4)
+    plain = read_experts(fields, 60, 4, kv_heads=16)
     shared = _shared_experts(fields, "shared_expert_intermediate_size", plain["d_ff"])
     if not used:
         fields.take_any("sliding_window")  # 0 in some files
     layers = plain["num_layers"]
-    windows = read_windows(fields, layers, [l % 2 == 0 and l < last for l in range(layers)], used)
+    windows = read_windows(
+        fields, layers, [l % 2 == 0 and l < last for l in range(layers)], 4096, used
+    )
     return Qwen2MoeConfig(**plain, **windows, qkv_bias=bias, shared_experts=shared)
 
 

@@ -36,7 +36,7 @@ class Qwen3Config(LlamaConfig):
 def read(fields: Fields) -> Qwen3Config:
     fields.must_be("hidden_act", "silu")
     bias = fields.take("attention_bias", Flag(), False)
-    plain = read_rotary(fields, head_dim=128)
+    plain = read_rotary(fields, head_dim=128, kv_heads=32)
     windows = read_qwen_windows(fields, plain["num_layers"])
     return Qwen3Config(**plain, **windows, qkv_bias=bias, o_bias=bias)
 

@@ -37,14 +37,14 @@ class Qwen3MoeConfig(ExpertsConfig):
 def read(fields: Fields) -> Qwen3MoeConfig:
     bias = fields.take("attention_bias", Flag(), False)
     used = fields.take("use_sliding_window", Flag(), False)
-    plain = read_experts(fields, 128, 8)
+    plain = read_experts(fields, 128, 8, kv_heads=4)
     if not used:
         fields.take_any("sliding_window")  # 0 in some files
-    windows = read_windows(fields, plain["num_layers"], [True] * plain["num_layers"], used)
+    windows = read_windows(fields, plain["num_layers"], [True] * plain["num_layers"], 4096, used)
     return Qwen3MoeConfig(**plain, **windows, qkv_bias=bias, o_bias=bias)
 
 
-def read_experts(fields: Fields, count: int, used: int) -> dict[str, Any]:
+def read_experts(fields: Fields, count: int, used: int, kv_heads: int) -> dict[str, Any]:
     """What Qwen's mixtures share, with their defaults; the MLP of layers without experts has `intermediate_size`, of which there are none."""
     fields.read_aliases({"num_local_experts": "num_experts"})
     fields.must_be("hidden_act", "silu")
@@ -54,7 +54,7 @@ def read_experts(fields: Fields, count: int, used: int) -> dict[str, Any]:
         raise InputError(
             f"mlp_only_layers is {shown(dense)}; layers without experts among others are not implemented, expected an empty list"
         )
-    plain = read_rotary(fields)
+    plain = read_rotary(fields, kv_heads=kv_heads)
     return plain | {
         "d_ff": fields.take("moe_intermediate_size", RULES["d_ff"]),
         "num_experts": fields.take("num_experts", RULES["num_experts"], count),

@@ -56,15 +56,17 @@ def read_rotary(
     tied: bool = False,
     fraction: float | None = None,
     theta: float = 10_000.0,
+    kv_heads: int | None = None,
     **defaults: Any,
 ) -> dict[str, Any]:
     """The fields of `RotaryConfig` from a config.json of transformers' newer classes.
 
     `eps` is their name of the norms' epsilon, or its value; `fraction` the default share of a head that turns (None: the setting is not
-    known there). `defaults` are of our fields.
+    known there). `kv_heads` is for files without the setting (None: as many as heads, which null means everywhere). `defaults` are of our fields.
     """
     fields.read_aliases({"max_sequence_length": "max_position_embeddings"})
-    given = {"num_kv_heads": None, "head_dim": None, "tied_embeddings": tied} | defaults
+    kv_heads = None if fields.has(FIELDS["num_kv_heads"]) else kv_heads
+    given = {"num_kv_heads": kv_heads, "head_dim": None, "tied_embeddings": tied} | defaults
     plain = fields.take_table(FIELDS, **given)
     heads = plain["num_heads"]
     plain["num_kv_heads"] = plain["num_kv_heads"] or heads
@@ -120,6 +122,7 @@ def read_rope(
             f"rope scaling {shown(kind)} is not implemented; expected default, linear, llama3, yarn, longrope or dynamic"
         )
     scaling.take_any(name)
+    scaling.must_be("max_position_embeddings", context)  # some files repeat it here
     scaling.check_nothing_left()
     return plain
 
@@ -180,10 +183,13 @@ def read_local_theta(fields: Fields, name: str | None, default: float) -> float:
 
 
 def read_windows(
-    fields: Fields, num_layers: int, default: Sequence[bool], used: bool = True
+    fields: Fields, num_layers: int, default: Sequence[bool], absent: int, used: bool = True
 ) -> dict[str, Any]:
-    """`sliding_window` and `sliding_layers`; `default` says which layers have one where no `layer_types` do. Not where it is not `used`."""
-    window = fields.take("sliding_window", RULES["context_length"], None)
+    """`sliding_window` and `sliding_layers`; `default` says which layers have one where no `layer_types` do. Not where it is not `used`.
+
+    `absent` is the window of files without the setting; null is none.
+    """
+    window = fields.take("sliding_window", RULES["context_length"], None, absent)
     kinds = fields.take_any("layer_types")
     layers = list(default)
     if kinds is not None:

@@ -41,7 +41,7 @@ def read(fields: Fields) -> StableLmConfig:
     fields.must_be("hidden_act", "silu")
     fields.must_be("qk_layernorm", False)
     return StableLmConfig(
-        **read_rotary(fields, "layer_norm_eps", eps_default=1e-5, fraction=0.25),
+        **read_rotary(fields, "layer_norm_eps", eps_default=1e-5, fraction=0.25, kv_heads=32),
         qkv_bias=fields.take("use_qkv_bias", Flag(), False),
         parallel=fields.take("use_parallel_residual", Flag(), False),
     )

@@ -55,7 +55,7 @@ def read(fields: Fields) -> Starcoder2Config:
     activation = read_activation(fields, "hidden_act", "gelu_pytorch_tanh")
     window = fields.take("sliding_window", RULES["context_length"], None)
     bias = fields.take("use_bias", Flag(), True)
-    plain = read_rotary(fields, "norm_epsilon", eps_default=1e-5, tied=True)
+    plain = read_rotary(fields, "norm_epsilon", eps_default=1e-5, tied=True, kv_heads=2)
     return Starcoder2Config(**plain, activation=activation, sliding_window=window, bias=bias)
 
 
