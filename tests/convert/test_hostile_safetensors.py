@@ -90,6 +90,35 @@ def test_a_tensor_in_another_shard_than_the_index_says(hf_copy):
     assert f"files that do not hold them: {name} in {SHARDS[1]}" in message
 
 
+def test_one_file_beside_an_index(hf_copy):
+    """The one file is read, as transformers does, whatever the index says; and the model says so."""
+    directory = hf_copy("llama-gqa-sharded")
+    tensors = {k: v for shard in SHARDS for k, v in load_file(directory / shard).items()}
+    norm = "model.norm.weight"
+    save_file(tensors | {norm: tensors[norm] + 1}, directory / SINGLE)
+    lm = so.load(directory)
+    assert (lm.read("final_norm")["scale"] == tensors[norm] + 1).all()
+    (note,) = lm.notes
+    assert f"{SINGLE} was read" in note and f"{INDEX} and the files that it names were not" in note
+    (directory / INDEX).write_text("not even JSON")
+    assert (so.load(directory).read("final_norm")["scale"] == tensors[norm] + 1).all()
+    (directory / SINGLE).unlink()
+    (directory / SINGLE).symlink_to("gone")  # no file: the index is read
+    assert "not readable JSON" in refusal(directory)
+
+
+@pytest.mark.parity
+def test_transformers_reads_the_one_file_too(hf_copy):
+    transformers = pytest.importorskip("transformers")
+    directory = hf_copy("llama-gqa-sharded")
+    tensors = {k: v for shard in SHARDS for k, v in load_file(directory / shard).items()}
+    norm = "model.norm.weight"
+    changed = tensors | {norm: tensors[norm] + 1}
+    save_file(changed, directory / SINGLE, {"format": "pt"})
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory)
+    np.testing.assert_array_equal(model.model.norm.weight.detach().numpy(), changed[norm])
+
+
 def header(**tensors) -> bytes:
     text = json.dumps(tensors).encode()
     return struct.pack("<Q", len(text)) + text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from sysout_jax.checkpoints.formats.format import Format, Opened
 from sysout_jax.checkpoints.formats.hf_config import read_config
 from sysout_jax.checkpoints.formats.hf_tokenizer import MERGES, PIECES, read_hf_tokenizer
-from sysout_jax.checkpoints.formats.safetensors import SafetensorsSource
+from sysout_jax.checkpoints.formats.safetensors import INDEX, SINGLE, SafetensorsSource
 from sysout_jax.checks import shown
 from sysout_jax.data.tokenizers import read_bos_id
 from sysout_jax.printable import some
@@ -31,7 +32,7 @@ def open_hugging_face(path: Path, accept: Collection[str]) -> Opened:
         bos_id = tokenizer.bos_id = read_bos_id(
             {"bos_token_id": tokenizer.bos_id}, config.vocab_size, str(path)
         )
-    notes = [*_ids_beyond(fields, config.vocab_size), *_packing(fields, source)]
+    notes = [*_ids_beyond(fields, config.vocab_size), *_packing(fields, source), *_unread(path)]
     return Opened(config, source, bos_id, tokenizer, accepted, tuple(notes))
 
 
@@ -54,6 +55,12 @@ def _packing(fields: Mapping[str, Any], source: SafetensorsSource) -> Iterator[s
             f"{CONFIG} says that weights are quantised ({shown(setting.get('quant_method'))}); the stored ones are "
             f"{source.stored_dtype} and are computed with as they are."
         )
+
+
+def _unread(path: Path) -> Iterator[str]:
+    """Weights that lie beside those that are read."""
+    if (path / SINGLE).is_file() and os.path.lexists(path / INDEX):
+        yield f"{SINGLE} was read, as transformers does; {INDEX} and the files that it names were not."
 
 
 FORMAT = Format(

@@ -62,8 +62,9 @@ class SafetensorsSource(ForeignSource):
 
 
 def _tensors(directory: Path) -> dict[str, _Lies]:
-    """Every tensor of the directory, in the file that the index names for it."""
-    if os.path.lexists(directory / INDEX):
+    """Every tensor of the directory: of its one file, or in the file that the index names for it. Where there are both, transformers reads the one file."""
+    single = directory / SINGLE
+    if not single.is_file() and os.path.lexists(directory / INDEX):
         named = _read_index(directory)
         tensors = _headers(dict.fromkeys(named.values()))
         absent = sorted(set(named) - set(tensors))
@@ -82,7 +83,6 @@ def _tensors(directory: Path) -> dict[str, _Lies]:
                 "download the files again"
             )
         return tensors
-    single = directory / SINGLE
     if not single.is_file():
         inside = some(sorted(p.name for p in directory.iterdir())) or "nothing"
         raise InputError(
