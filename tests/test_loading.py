@@ -242,7 +242,7 @@ def test_settings_that_are_not_implemented(hf_copy, case, setting, named):
 
 def test_an_unknown_field_that_is_off_does_no_harm(hf_copy):
     directory = hf_copy("llama-mha")
-    edit_config(directory, some_new_switch=False, another=None)
+    edit_config(directory, use_some_new_switch=False, another=None)
     so.load(directory)
 
 
