@@ -157,6 +157,62 @@ def test_a_tied_model_may_bring_its_head_along(hf_copy):
     np.testing.assert_array_equal(logits_of(directory), before)
 
 
+def test_a_tied_model_with_another_head(hf_copy, monkeypatch):
+    """Computed with its own head, as transformers does, whatever the config says; in whichever chunk the difference lies."""
+    monkeypatch.setattr("sysout_jax.checkpoints.formats.safetensors.CHUNK", 50)
+    directory = hf_copy("llama-tied")
+    before = logits_of(directory)
+
+    def head(tensors):
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+        tensors["lm_head.weight"][-1] += 1
+
+    edit_tensors(directory, head)
+    lm = so.load(directory)
+    (note,) = lm.notes
+    assert "the stored head differs from it" in note and not lm.config.tied_embeddings
+    changed = logits_of(directory)
+    np.testing.assert_array_equal(changed[..., :-1], before[..., :-1])
+    assert (changed[..., -1] != before[..., -1]).any()
+    edit_config(directory, tie_word_embeddings=False)
+    np.testing.assert_array_equal(logits_of(directory), changed)
+    assert so.load(directory).notes == ()
+
+
+def test_a_head_of_the_same_numbers_in_another_format(hf_copy):
+    directory = hf_copy("llama-tied")
+
+    def head(tensors):
+        rounded = tensors["model.embed_tokens.weight"].astype(np.float16)
+        tensors |= {
+            "lm_head.weight": rounded,
+            "model.embed_tokens.weight": rounded.astype(np.float32),
+        }
+
+    edit_tensors(directory, head)
+    lm = so.load(directory)
+    assert lm.config.tied_embeddings and lm.notes == ()
+
+
+def test_a_tied_model_with_a_head_of_another_shape(hf_copy):
+    directory = hf_copy("llama-tied")
+    edit_tensors(directory, lambda t: t.update({"lm_head.weight": np.ones((3, 2), np.float32)}))
+    assert "lm_head.weight is (3, 2), the config implies" in refusal(directory)
+
+
+@pytest.mark.parity
+def test_transformers_does_not_tie_another_head_either(hf_copy):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    directory = hf_copy("llama-tied")
+    edit_tensors(
+        directory, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 1})
+    )
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory)
+    head, embedding = model.lm_head.weight, model.model.embed_tokens.weight
+    assert torch.equal(head, embedding + 1)
+
+
 @pytest.mark.parametrize(
     ("case", "buffers"),
     [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,7 +74,9 @@ class ForeignSource:
             else stored
             for ours, stored in self._stored.items()
         }
-        _compare(path, config, self._stored, shapes, held)
+        head = names.get("lm_head/kernel")
+        spare = {head.name} if head and config.tied_embeddings else set()
+        _compare(path, config, self._stored, shapes, held, spare)
         self._embedding_dtype = held[self._stored["embed/embedding"].name].dtype
 
     @property
@@ -127,8 +129,9 @@ def _compare(
     stored: Mapping[str, Stored],
     shapes: Mapping[str, Shape],
     held: Mapping[str, Held],
+    spare: Collection[str],
 ) -> None:
-    """Hold the headers against the config, both ways."""
+    """Hold the headers against the config, both ways. What is `spare` may be there or not."""
     packed = sorted(
         f"{name} is {tensor.dtype}"
         for name, tensor in held.items()
@@ -143,8 +146,7 @@ def _compare(
     unexpected = [
         name
         for name in sorted(set(held) - wanted)
-        if not BUFFERS.search(name)
-        and not (config.tied_embeddings and name in ("lm_head.weight", "embed_out.weight"))
+        if not BUFFERS.search(name) and name not in spare
     ]
     misshapen = []
     for ours, shape in shapes.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -27,12 +28,21 @@ def open_hugging_face(path: Path, accept: Collection[str]) -> Opened:
     layout, config, accepted = read_config(fields, str(file), accept)
     bos_id = read_bos_id(fields, config.vocab_size, str(file))
     source = SafetensorsSource(path, layout, config)
+    untied = config.tied_embeddings and source.has_other_head()
+    if untied:  # as transformers does, too
+        config = dataclasses.replace(config, tied_embeddings=False)
+        source = SafetensorsSource(path, layout, config)
     tokenizer = read_hf_tokenizer(path, bos_id, fields.get("model_type"))
     if tokenizer and tokenizer.bos_id != bos_id:
         bos_id = tokenizer.bos_id = read_bos_id(
             {"bos_token_id": tokenizer.bos_id}, config.vocab_size, str(path)
         )
     notes = [*_ids_beyond(fields, config.vocab_size), *_packing(fields, source), *_unread(path)]
+    if untied:
+        notes.append(
+            f"{CONFIG} says that the head is the embedding (tie_word_embeddings), but the stored head differs from it: "
+            "that head is computed with, as transformers does."
+        )
     return Opened(config, source, bos_id, tokenizer, accepted, tuple(notes))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -21,6 +23,7 @@ from sysout_jax.storage.serialise import read_json_object
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+CHUNK = 2**22  # numbers that are compared at once
 AGAIN = "copy or download it again"
 
 #: Of a header, which names the tensors of one file, and of an index: each tensor costs time. The largest public index has 9 MiB.
@@ -37,6 +40,13 @@ class _Lies(NamedTuple):
     held: Held
 
 
+def _same(x: np.ndarray, y: np.ndarray) -> bool:
+    """Bits first, which is fast, then numbers, which may be stored in two formats."""
+    if x.dtype == y.dtype and np.array_equal(x.view(np.uint8), y.view(np.uint8)):
+        return True
+    return np.array_equal(x.astype(np.float64), y.astype(np.float64), equal_nan=True)
+
+
 class SafetensorsSource(ForeignSource):
     """Weights of one model in a directory of safetensors files.
 
@@ -47,14 +57,37 @@ class SafetensorsSource(ForeignSource):
         self._lies = _tensors(directory)
         held = {name: lies.held for name, lies in self._lies.items()}
         there = LAYOUTS[layout]
+        self._head = there.names["lm_head/kernel"].name
         files = {lies.file for lies in self._lies.values()}
         super().__init__(directory, there.names, config, held, there.base_prefix, files)
 
+    def has_other_head(self) -> bool:
+        """Whether a head is stored that differs from the embedding. Both are read where both are there, up to the first difference."""
+        embed, head = self._stored["embed/embedding"].name, self._head
+        return head in self._lies and not self._equal(embed, head)
+
+    def _equal(self, name: str, other: str) -> bool:
+        """Whether two tensors hold the same numbers."""
+        shape = self._lies[name].held.shape
+        if self._lies[other].held.shape != shape:
+            return False
+        step = max(1, CHUNK // math.prod(shape[1:]))
+        ends = [(row, min(row + step, shape[0])) for row in range(0, shape[0], step)]
+        with self._opened(name) as a, self._opened(other) as b:
+            x, y = a.get_slice(name), b.get_slice(other)
+            return all(_same(x[start:end], y[start:end]) for start, end in ends)
+
     def _tensor(self, name: str) -> np.ndarray:
+        with self._opened(name) as file:
+            return file.get_tensor(name)
+
+    @contextlib.contextmanager
+    def _opened(self, name: str) -> Iterator[Any]:
+        """The file of a tensor."""
         path = self._lies[name].file
         try:
             with safe_open(path, framework="numpy") as file:
-                return file.get_tensor(name)
+                yield file
         except (SafetensorError, OSError) as error:  # it could be read when the model was opened
             raise RunError(
                 f"{path}: can no longer be read ({printable(str(error))}); {AGAIN}"
