@@ -157,6 +157,19 @@ def test_a_tied_model_may_bring_its_head_along(hf_copy):
     np.testing.assert_array_equal(logits_of(directory), before)
 
 
+@pytest.mark.parametrize(
+    "files", [["adapter_config.json"], ["adapter_config.json", "adapter_model.safetensors"]]
+)
+def test_an_adapter_beside_the_weights_is_told(hf_copy, files):
+    directory = hf_copy("llama-mha")
+    before = logits_of(directory)
+    for file in files:
+        (directory / file).write_text("{}")
+    (note,) = so.load(directory).notes
+    assert note.startswith(f"An adapter lies beside the weights ({', '.join(files)}) and is not")
+    np.testing.assert_array_equal(logits_of(directory), before)
+
+
 def test_a_tied_model_with_another_head(hf_copy, monkeypatch):
     """Computed with its own head, as transformers does, whatever the config says; in whichever chunk the difference lies."""
     monkeypatch.setattr("sysout_jax.checkpoints.formats.safetensors.CHUNK", 50)

@@ -18,6 +18,8 @@ from sysout_jax.printable import some
 from sysout_jax.storage.serialise import read_json_object
 
 CONFIG = "config.json"
+#: What peft calls the files of an adapter.
+ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 #: Files of a hub repository that a model may need.
 FETCHED = ["*.json", "model*.safetensors", MERGES, PIECES]
 
@@ -71,6 +73,8 @@ def _unread(path: Path) -> Iterator[str]:
     """Weights that lie beside those that are read."""
     if (path / SINGLE).is_file() and os.path.lexists(path / INDEX):
         yield f"{SINGLE} was read, as transformers does; {INDEX} and the files that it names were not."
+    if adapters := [name for name in ADAPTERS if os.path.lexists(path / name)]:
+        yield f"An adapter lies beside the weights ({some(adapters)}) and is not computed with; merge it into them to see what it does."
 
 
 FORMAT = Format(
