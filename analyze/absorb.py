@@ -6,6 +6,7 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -35,6 +36,8 @@ class Args(Source):
     Without --num-seqs and --seq-len it reads 4 windows of 512 tokens.
     """
 
+    NAME: ClassVar[str] = "absorb"
+
     prefix: str | None = None
     """The prefix, as text (\\n is a line end) or as token ids (198 or 0,198). Default: it is searched for."""
     longest: int = LONGEST
@@ -49,7 +52,7 @@ class Args(Source):
 
 def main() -> None:
     args = parse(Args, "python -m analyze.absorb")
-    out = check_out(args.out, *args.places_read())
+    out = check_out(args.out, args.files(), *args.places_read())
     check_count("--longest", args.longest, 64)
     check_count("--num-seqs", args.num_seqs, MOST - CALIBRATION)
     if args.save is not None:

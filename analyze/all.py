@@ -8,7 +8,7 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -60,6 +60,8 @@ ANALYSES: dict[str, Any] = {
 class Args(Expects, Source, ClassLists):
     """Run every analysis on one model and text in shared passes, and write an index page over their reports."""
 
+    NAME: ClassVar[str] = "all"
+
     skip: tuple[str, ...] = ()
     """Analyses to leave out; compression and intervene take most of the time."""
     out: Path = Path("out/all")
@@ -68,10 +70,10 @@ class Args(Expects, Source, ClassLists):
 
 def main() -> None:
     args = parse(Args, "python -m analyze.all")
-    out = check_out(args.out, *args.places_read())
+    out = check_out(args.out, args.files(), *args.places_read())
     names = _chosen(args.skip)
     for name in names:
-        check_out(out / name, *args.places_read())
+        check_out(out / name, [f"{name}.json"], *args.places_read())
     args.expected()
     args.load_classes()
     prepared = prepare(args)
@@ -85,11 +87,12 @@ def main() -> None:
             parts.append(_part(name, args, prepared, shared, out / name))
     if not any(part.done for part in parts):
         raise RunError(f"none of the analyses could be done; {parts[0].name}: {parts[0].headline}")
-    exported = export_statistics(out, args.export, prepared, shared) if args.export else []
     stats = vars(shared).get("stats")  # where an analysis asked for them
     nonfinite = stats.nonfinite if stats else None
     recorded = settings(args, prepared)
-    paths = exported + write_index(out, prepared.lm.name, parts, recorded, nonfinite)
+    paths = write_index(out, prepared.lm.name, parts, recorded, nonfinite)
+    if args.export:
+        paths += export_statistics(out, args.export, prepared, shared)
     say(fit(index_summary(parts, nonfinite)))
     say(where_report_lies(out, paths, ", and one directory for each analysis"))
     failed = [part.name for part in parts if not part.done]

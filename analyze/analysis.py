@@ -70,7 +70,7 @@ Analyse = Callable[[Any, Prepared, Shared], Analysed]
 
 def run_alone(args: Any, analyse: Analyse, passes: int | None = None, cause: bool = True) -> None:
     """One analysis as a command: check, load, measure behind a bar, write, tell. `passes` through the model, where their number is known."""
-    out = check_out(args.out, *args.places_read())
+    out = check_out(args.out, args.files(), *args.places_read())
     if isinstance(args, Expects):
         args.expected()
     prepared = prepare(args)

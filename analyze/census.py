@@ -21,6 +21,7 @@ from sysout_jax.commands.cli import run
 class Args(Expects, Source):
     """Take away the strongest writers of a model one by one and in pairs, beside controls, and measure perplexity again."""
 
+    NAME: ClassVar[str] = "census"
     LEAST: ClassVar[int] = 2
 
     count: int = 2

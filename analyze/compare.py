@@ -10,7 +10,7 @@ from pathlib import Path
 from analyze.places import check_out
 from analyze.source import tell
 from sysout_jax.analyses.compare.measure import compare
-from sysout_jax.analyses.compare.page import differences, write_comparison
+from sysout_jax.analyses.compare.page import NAME, differences, write_comparison
 from sysout_jax.commands.arguments import parse
 from sysout_jax.commands.cli import run
 from sysout_jax.processes import all_devices
@@ -29,7 +29,8 @@ class Args:
 
 def main() -> None:
     args = parse(Args, "python -m analyze.compare")
-    out = check_out(args.out, *(run if os.path.isdir(run) else run.parent for run in args.runs))
+    read = (run if os.path.isdir(run) else run.parent for run in args.runs)
+    out = check_out(args.out, [f"{NAME}.json"], *read)
     all_devices()  # the report names one
     report = compare(*args.runs)
     flags = {"runs": [str(path) for path in args.runs], "out": str(args.out)}

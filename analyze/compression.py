@@ -45,6 +45,8 @@ SEARCH, ALL, NONE = "search", "all", "none"
 class Args(Expects, Source):
     """Measure perplexity under quantisation and pruning, and attribute the error to layers and outliers."""
 
+    NAME: ClassVar[str] = "compression"
+
     # every method is a pass: the default study takes a minute or two for a model of 135 M parameters on a laptop
     NUM_SEQS: ClassVar[int] = 2
     LENGTH: ClassVar[int] = 512
@@ -79,7 +81,7 @@ class Args(Expects, Source):
 
 def main() -> None:
     args = parse(Args, "python -m analyze.compression")
-    out = check_out(args.out, *args.places_read())
+    out = check_out(args.out, args.files(), *args.places_read())
     args.expected()
     if ALL in args.methods:
         args = dataclasses.replace(args, methods=tuple(METHODS))

@@ -23,6 +23,7 @@ from sysout_jax.commands.cli import run
 class Args(Expects, Source):
     """Test whether the different outliers of a language model sit at the same places (Table 1 of the paper)."""
 
+    NAME: ClassVar[str] = "consistency"
     LENGTH: ClassVar[int] = 2048  # the paper's: a key needs τ / length of all attention
 
     out: Path = Path("out/consistency")

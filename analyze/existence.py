@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import sysout_jax as so
 from analyze.analysis import Analysed, Shared, run_alone
@@ -23,6 +24,8 @@ class Args(Expects, Source):
 
     Without --text, --prompt, --num-seqs and --seq-len it reads the paper's prompt, "Summer is warm. Winter is cold.\\n".
     """
+
+    NAME: ClassVar[str] = "existence"
 
     out: Path = Path("out/existence")
     """Directory for existence.json, figures and report.html."""

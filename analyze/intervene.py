@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import sysout_jax as so
 from analyze.analysis import Analysed, Shared, run_alone
@@ -23,6 +23,8 @@ Where = Literal["birth", "all", "weight", "column", "row", "head", "value"]
 @dataclass(frozen=True)
 class Args(Expects, Source):
     """Set outliers to zero, to their mean or to resampled values, and measure outliers, attention and perplexity again."""
+
+    NAME: ClassVar[str] = "intervene"
 
     what: tuple[What, ...] = ("zero", "mean", "resample")
     """Values that are written."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import sysout_jax as so
 from analyze.analysis import Analysed, Shared, finish, say_notes
@@ -32,6 +33,8 @@ class Args(Expects, Source, ClassLists):
     --seq-len is the longest beginning; --bos starts the four sentences with BOS.
     """
 
+    NAME: ClassVar[str] = "length"
+
     out: Path = Path("out/length")
     """Directory for length.json, figures and report.html."""
 
@@ -52,7 +55,7 @@ def analyse(args: Args, prepared: Prepared, shared: Shared) -> Analysed:
 
 def main() -> None:
     args = parse(Args, "python -m analyze.length")
-    out = check_out(args.out, *args.places_read())
+    out = check_out(args.out, args.files(), *args.places_read())
     args.expected()
     args.load_classes()  # what is wrong with them should not show after minutes
     prepared = prepare(dataclasses.replace(args, bos=False))

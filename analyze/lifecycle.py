@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from analyze.analysis import Analysed, Shared, run_alone
 from analyze.source import Expects, Prepared, Source
@@ -17,6 +18,8 @@ from sysout_jax.commands.cli import run
 @dataclass(frozen=True)
 class Args(Expects, Source):
     """Find the systematic outliers of a language model and follow them from birth to death."""
+
+    NAME: ClassVar[str] = "lifecycle"
 
     out: Path = Path("out/lifecycle")
     """Directory for lifecycle.json, figures and report.html."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import sysout_jax as so
@@ -10,16 +11,18 @@ from sysout_jax.checkpoints import checkpoint
 from sysout_jax.reports import report
 
 
-def check_out(out: Path, *read: str | Path | None) -> Path:
+def check_out(out: Path, files: Sequence[str], *read: str | Path | None) -> Path:
     """The output directory if it can be written to; nothing is created yet.
 
-    It may lie inside a model or a run, and hold one, but not be one of those that are `read`, nor lie among their weights.
+    It may lie inside a model or a run, and hold one, but not be one of those that are `read`, nor lie among their weights. Of the
+    report's page, its figures and its `files`, JSON first, it may hold earlier ones and none of somebody else.
     """
     try:
         report.check_out(out)
         for each in read:
             if each is not None:
                 _check_apart(out, Path(os.path.expanduser(each)))  # as `so.load` finds it
+        report.check_replaced(out, *files)
     except so.InputError as error:
         raise so.InputError(f"--out {error}") from None
     return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import sysout_jax as so
 from analyze.analysis import Analysed, Shared, run_alone
@@ -17,6 +18,8 @@ from sysout_jax.commands.cli import run
 @dataclass(frozen=True)
 class Args(Expects, Source, ClassLists):
     """Find where the outliers of a language model are (Figures 3 to 6 of the paper)."""
+
+    NAME: ClassVar[str] = "positions"
 
     out: Path = Path("out/positions")
     """Directory for positions.json, figures and report.html."""

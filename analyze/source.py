@@ -42,6 +42,7 @@ from sysout_jax.published.values import published
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.terminal import fit
 from sysout_jax.sharding import MeshConfig, make_mesh
+from sysout_jax.statistics.export import files as exported_files
 from sysout_jax.testing import demo_model
 from sysout_jax.words import plural
 
@@ -53,6 +54,7 @@ PLANTED = "planted"
 class Source:
     """Flags that every analysis takes."""
 
+    NAME: ClassVar[str]  # of the analysis, and of its JSON
     NUM_SEQS: ClassVar[int] = 10  # windows where nothing is said
     LENGTH: ClassVar[int] = 1024  # tokens per window
     LEAST: ClassVar[int] = 1  # tokens that a window must have
@@ -97,6 +99,10 @@ class Source:
     def places_read(self) -> list[str | Path | None]:
         """Where the flags say that something lies to be read; `check_out` keeps reports away from it."""
         return [self.ckpt, self.data]
+
+    def files(self) -> list[str]:
+        """What it writes beside the page: its JSON, then all else but figures."""
+        return [f"{self.NAME}.json", *(exported_files(self.export) if self.export else ())]
 
     @property
     def joined_by(self) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import sysout_jax as so
 from analyze.analysis import Analysed, Shared, finish, say_notes
@@ -17,6 +17,8 @@ from sysout_jax.analyses.variants.page import summary, verdict, write_variants_r
 from sysout_jax.analyses.variants.side_by_side import SideBySide
 from sysout_jax.analyses.variants.snapshots import Snapshot, checkpoints_of, runs_of, snapshot
 from sysout_jax.analyses.variants.snapshots_page import (
+    STEPS,
+    SWEEP,
     steps_headline,
     steps_summary,
     sweep_headline,
@@ -37,6 +39,8 @@ from sysout_jax.provenance import run_settings
 class Args(Source):
     """Compare trained checkpoints: outliers, explicit and implicit scale, loss and monitor curves (Figures 10 to 12, Appendix C)."""
 
+    NAME: ClassVar[str] = "variants"
+
     compare: tuple[str, ...] = ()
     """More checkpoints, shown side by side with --ckpt."""
     labels: tuple[str, ...] = ()
@@ -51,7 +55,12 @@ class Args(Source):
     """Directory for variants.json (of --steps variants_steps.json, of --over variants_sweep.json), figures and report.html."""
 
     def places_read(self) -> list[str | Path | None]:
-        return [*super().places_read(), *self.compare]
+        return [*super().places_read(), *self.compare, *(path.parent for path in self.read)]
+
+    def files(self) -> list[str]:
+        if self.over or self.read:
+            return [f"{SWEEP}.json", f"{SWEEP}.md"]
+        return [f"{STEPS}.json"] if self.steps else super().files()
 
 
 def analyse(args: Args, prepared: Prepared, shared: Shared) -> Analysed:
@@ -60,7 +69,7 @@ def analyse(args: Args, prepared: Prepared, shared: Shared) -> Analysed:
 
 def main() -> None:
     args = parse(Args, "python -m analyze.variants")
-    out = check_out(args.out, *args.places_read())
+    out = check_out(args.out, args.files(), *args.places_read())
     if args.read:
         _read_again(args, out)
         return
@@ -86,7 +95,6 @@ def _read_again(args: Args, out: Path) -> None:
     """Sweeps from their JSON. All other flags are of models, which are not read."""
     if args != Args(read=args.read, out=args.out):
         raise so.InputError("--read: shows what is stored; give no other flag but --out")
-    check_out(out, *(path.parent for path in args.read))
     all_devices()  # the report names one
     over, groups = read_sweeps(args.read)
     names = ", ".join(path.stem for path in args.read)
@@ -120,7 +128,7 @@ def _many(args: Args, out: Path) -> None:
             say(f"Left out, since not as far as the others: {some(behind)}.")
     else:
         jobs = [("", step, path) for step, path in checkpoints_of(where)]
-    check_out(out, *(path for _, _, path in jobs))
+    check_out(out, args.files(), *(path for _, _, path in jobs))
     snapshots: dict[str, list[Snapshot]] = {}
     prepared = []
     for setting, step, path in jobs:

@@ -24,6 +24,7 @@ from sysout_jax.figures.spec import FigureSpec
 from sysout_jax.figures.stamp import origin, stamp
 from sysout_jax.outliers.tokens import TokenText
 from sysout_jax.reports.expected import Expectation
+from sysout_jax.reports.ours import check_ours
 from sysout_jax.reports.page import Picture, Section, Table, page
 from sysout_jax.storage import staging
 from sysout_jax.storage.places import nearest
@@ -74,6 +75,14 @@ def figure_sections(
                 blocks += [below] if isinstance(below, (str, Table)) else below
             sections.append(Section(spec.title, tuple(blocks)))
     return sections
+
+
+def check_replaced(out: Path, results: str, *beside: str) -> None:
+    """InputError, before any work is done, when `write_report` would replace in `out` what no report of ours has written.
+
+    `results` is the JSON that it writes; files `beside` it are looked at too.
+    """
+    check_ours(out, PAGE, FIGURES, results, beside)
 
 
 def check_out(out: Path) -> None:
@@ -145,13 +154,13 @@ def _write(
         (staged / PAGE).write_text(
             page(title, headline, sections, images, settings, name), encoding="utf-8"
         )
-        # written and moved last: whoever finds it finds the rest as well
+        # written and moved last: whoever finds it finds the rest as well; the page comes first and tells that the figures are ours
         result = plain(dict(payload)) | {"figures": list(figures), "settings": plain(settings)}
         (staged / f"{name}.json").write_text(
             json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8"
         )
-        files = [f"{FIGURES}/{figure}.{suffix}" for figure in figures for suffix in SUFFIXES]
-        files += [PAGE, f"{name}.json"]
+        drawn = [f"{FIGURES}/{figure}.{suffix}" for figure in figures for suffix in SUFFIXES]
+        files = [PAGE, *drawn, f"{name}.json"]
         staging.sync(staged)
         with interrupts.whole():
             _replace(staged, out, files, _outdated(out, name, files), work / "old")

@@ -87,6 +87,11 @@ def mask(stats: Stats, texts: Sequence[Sequence[str]] | None = None) -> dict[str
     return plain(result | ({} if texts is None else {"texts": texts}))
 
 
+def files(format: str) -> tuple[str, str]:
+    """Names of what `export` writes: the statistics and the mask."""
+    return f"statistics.{format}", "mask.json"
+
+
 def export(
     out: Path, stats: Stats, format: str, texts: Sequence[Sequence[str]] | None = None
 ) -> list[Path]:
@@ -106,8 +111,8 @@ def export(
         header, rows = table(stats)
         csv.writer(text, lineterminator="\n").writerows([header, *rows])
         content = text.getvalue().encode()
-    places = [(out / f"statistics.{format}", content)]
-    places.append((out / "mask.json", (json.dumps(mask(stats, texts)) + "\n").encode()))
-    for path, data in places:
+    places = [out / name for name in files(format)]
+    marked = (json.dumps(mask(stats, texts)) + "\n").encode()
+    for path, data in zip(places, (content, marked), strict=True):
         write_file(path, data)
-    return [path for path, _ in places]
+    return places

@@ -10,6 +10,7 @@ import pytest
 from analyze import compare, variants
 from analyze.places import check_out
 from sysout_jax.commands import cli
+from sysout_jax.errors import InputError
 from tests.analyze.command import call, tree
 
 ANALYSES = [
@@ -95,7 +96,7 @@ def test_a_report_does_not_come_among_the_files_of_a_model_that_is_read(
 def test_where_else_a_report_may_come(case, places):
     ckpt, out = THERE[case]
     before = tree(places)
-    assert str(check_out(Path(out), ckpt)) == out
+    assert str(check_out(Path(out), ["lifecycle.json"], ckpt)) == out
     assert tree(places) == before
 
 
@@ -155,3 +156,100 @@ def test_sweeps_that_are_shown_again_stay(tmp_path, monkeypatch, capsys):
     assert status(monkeypatch, variants.main, "--read", *read, "--out", tmp_path / "b") == 2
     assert "is read" in capsys.readouterr().err
     assert tree(tmp_path) == before
+
+
+#: As the first version wrote them, and all later ones begin and end.
+EARLIER_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8"/>
+<meta name="viewport" content="width=device-width, initial-scale=1"/>
+<title>Lifecycle</title>
+<style>
+:root { --ink: #1a1a1a; --soft: #5a5a5a; --line: #d5d5d5; --tint: #f3f5f7; }
+* { box-sizing: border-box; }
+"""
+EARLIER_JSON = """{
+  "found": false,
+  "figures": [
+    "where"
+  ],
+  "settings": {
+    "versions": {}
+  }
+}
+"""
+FOREIGN = {
+    "report.html": "notes",
+    "{}.json": EARLIER_JSON.replace("figures", "drawings"),
+    "figures/where.png": "mine",
+    "figures/mine.pdf": "mine",
+}
+
+
+@pytest.mark.parametrize("file", FOREIGN)
+@pytest.mark.parametrize("name", ANALYSES)
+def test_what_no_report_of_ours_has_written_stays(name, file, tmp_path, monkeypatch, capsys):
+    mine = tmp_path / "mine" / file.format(name)
+    mine.parent.mkdir(parents=True)
+    mine.write_text(FOREIGN[file])
+    before = tree(tmp_path)
+    main = importlib.import_module(f"analyze.{name}").main
+    assert call(monkeypatch, main, "--ckpt", "planted", "--out", tmp_path / "mine") == 2
+    said = capsys.readouterr().err
+    assert f"{file.format(name)} in it is not from a report of ours" in said
+    assert said.startswith("error: --out ") and said.count("\n") == 1
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "file"),
+    [
+        ("lifecycle", ("--export", "npz"), "statistics.npz"),
+        ("lifecycle", ("--export", "csv"), "mask.json"),
+        ("variants", ("--steps", "all"), "variants_steps.json"),
+        ("variants", ("--over", "seed"), "variants_sweep.md"),
+        ("all", (), "positions/report.html"),
+    ],
+)
+def test_nor_is_what_only_some_flags_write_replaced(
+    name, flags, file, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("mine")
+    main = importlib.import_module(f"analyze.{name}").main
+    assert call(monkeypatch, main, *flags, "--out", tmp_path) == 2
+    assert f"{Path(file).name} in it is not from a report of ours" in capsys.readouterr().err
+    assert [path.read_text() for path in tmp_path.rglob("*") if path.is_file()] == ["mine"]
+
+
+def test_a_comparison_neither(tmp_path, monkeypatch, capsys):
+    (tmp_path / "compare.json").write_text("{}")
+    assert status(monkeypatch, compare.main, "--runs", "a", "b", "--out", tmp_path) == 2
+    assert "compare.json in it is not from a report of ours" in capsys.readouterr().err
+
+
+def test_a_link_is_nobodys_report(tmp_path):
+    (tmp_path / "page").write_text(EARLIER_PAGE)
+    (tmp_path / "report.html").symlink_to("page")
+    with pytest.raises(InputError, match="report.html in it is not"):
+        check_out(tmp_path, ["lifecycle.json"])
+
+
+@pytest.mark.parametrize("left", ["report.html", "lifecycle.json"])
+def test_a_report_of_an_earlier_version_may_be_replaced(left, tmp_path):
+    """Also where only a part of it is left."""
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "where.png").write_bytes(b"drawn")
+    (tmp_path / left).write_text(EARLIER_PAGE if left == "report.html" else EARLIER_JSON)
+    check_out(tmp_path, ["lifecycle.json", "mask.json"])
+
+
+def test_a_report_is_replaced_by_the_next(model, tmp_path, monkeypatch):
+    """And stands beside that of another analysis, whose page it replaces."""
+    for name in ("lifecycle", "lifecycle", "consistency"):
+        main = importlib.import_module(f"analyze.{name}").main
+        flags = ("--ckpt", model, "--prompt", "Summer is warm.", "--out", tmp_path / "out")
+        assert call(monkeypatch, main, *flags) == 0
+    (tmp_path / "out" / "report.html").unlink()
+    assert call(monkeypatch, main, *flags) == 0
