@@ -88,7 +88,6 @@ def main() -> None:
                     "" if outcome.val_loss is None else f", validation loss {outcome.val_loss:.4f}"
                 )
                 say(f"{outcome.status} at step {outcome.step}{loss}: {member.name}")
-            sys.stdout.flush()
 
         states = run_sweep(runs, args.workdir, report, ended, stop.is_set)
     _store(args.workdir, [state_of(each, args.workdir) for each in sweep.runs()])

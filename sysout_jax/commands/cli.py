@@ -28,17 +28,22 @@ BROKEN_PIPE = 141  # 128 + SIGPIPE: the reader of our output (`| head`) has had 
 TALKATIVE = ("absl", "etils", "jax", "orbax")
 
 
+_unwritten: OSError | None = None  # why standard output took something no more
+
+
 class Unprinted(Exception):
-    """What is printed cannot be written; its argument is the OSError."""
+    """The help cannot be written; its argument is the OSError."""
 
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Call `main` and leave the process with the status that its outcome stands for.
 
-    InputError becomes its one line on stderr and status 2; RunError and want of memory the same with status 1, and so does a
-    standard output that takes nothing more (a full disk), except that a closed pipe is told by its status alone. Anything else
-    that is raised is a bug and keeps its traceback.
+    InputError becomes its one line on stderr and status 2; RunError and want of memory the same with status 1. A standard output
+    that takes nothing more ends no work: afterwards a full disk is one line and status 1, a closed pipe its status alone. Anything
+    else that is raised is a bug and keeps its traceback.
     """
+    global _unwritten
+    _unwritten = None
     _ready_streams()
     jax.config.update(
         "jax_enable_x64", False
@@ -51,11 +56,12 @@ def run(main: Callable[[], None]) -> NoReturn:
 
 
 def say(text: str) -> None:
-    """Print lines that may hold text from outside: what a terminal would obey is escaped."""
+    """Print lines that may hold text from outside: what a terminal would obey is escaped. Where nothing takes them, the work goes on."""
     try:
-        print(escaped(text, kept="\n"))
+        # at once: what stays in the buffer fails where others flush it, as `multiprocessing` does
+        print(escaped(text, kept="\n"), flush=True)
     except OSError as error:
-        raise Unprinted(error) from None
+        _print_no_more(error)
 
 
 def out_of_memory(error: Exception) -> bool:
@@ -95,15 +101,15 @@ def _status(main: Callable[[], None]) -> int:
             raise
         status = _refuse(f"out of memory ({error}); ask for less at a time", CANNOT_GO_ON)
     except Unprinted as error:
-        return _unprinted(error.args[0], status)
+        _print_no_more(error.args[0])
     except BrokenPipeError as error:  # of what is printed without `say`
-        return _unprinted(error, status)
+        _print_no_more(error)
     try:
         # what is still in the buffer must fail here, where it is told, not when the interpreter ends
         sys.stdout.flush()
     except OSError as error:
-        return _unprinted(error, status)
-    return status
+        _print_no_more(error)
+    return status or _status_of_output()
 
 
 def _accepting(error: UnknownSettings) -> str:
@@ -120,12 +126,20 @@ def _accepting(error: UnknownSettings) -> str:
     return f" ({told})" if len(told) <= LONGEST else ""
 
 
-def _unprinted(error: OSError, status: int) -> int:
-    with contextlib.suppress(OSError, ValueError):  # for the interpreter, which flushes once more
+def _print_no_more(error: OSError) -> None:
+    """Standard output takes nothing: from here on it leads nowhere, which the interpreter may flush, and the end tells why."""
+    global _unwritten
+    _unwritten = _unwritten or error
+    with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if status or isinstance(error, BrokenPipeError):
-        return status or BROKEN_PIPE
-    return _refuse(f"standard output takes no more: {error.strerror}", CANNOT_GO_ON)
+
+
+def _status_of_output() -> int:
+    if _unwritten is None:
+        return 0
+    if isinstance(_unwritten, BrokenPipeError):
+        return BROKEN_PIPE
+    return _refuse(f"standard output takes no more: {_unwritten.strerror}", CANNOT_GO_ON)
 
 
 def _refuse(message: str, status: int) -> int:

@@ -62,6 +62,7 @@ def test_a_poor_terminal_and_odd_settings_change_nothing(model, tmp_path):
 @pytest.mark.parametrize(
     "redirect, status, stderr",
     [
+        ("--bos | true; exit ${PIPESTATUS[0]}", 141, ""),  # what it says before the work
         (">&- 2>&-", 0, ""),
         ("> /dev/full", 1, "error: standard output takes no more: No space left on device\n"),
         ("2>&1 | true; exit ${PIPESTATUS[0]}", 141, ""),

@@ -105,6 +105,35 @@ def test_a_reader_that_leaves_early_is_told_by_the_status_alone(lines, capsys, m
         assert status(lambda: [cli.say("line"), fail(InputError("bad"))()]) == cli.BAD_INPUT
 
 
+def test_what_nobody_reads_ends_no_work(capsys, monkeypatch):
+    """Also where others flush the stream, as a process that is started does."""
+    done = []
+
+    def work():
+        cli.say("a note")
+        sys.stdout.flush()
+        done.append("report")
+        cli.say("a summary")
+
+    with capsys.disabled(), closed_pipe() as stdout, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stdout)
+        patch.setattr(sys, "stderr", io.StringIO())
+        assert status(work) == cli.BROKEN_PIPE and done == ["report"]
+        assert sys.stderr.getvalue() == ""
+    assert status(lambda: cli.say("said")) == 0  # the next output is another one
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_nor_does_a_full_disk_below_the_output(capsys, monkeypatch):
+    done = []
+    with open("/dev/full", "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        work = lambda: [cli.say("a note"), done.append("report"), cli.say("a summary")]  # noqa: E731
+        assert status(work) == cli.CANNOT_GO_ON and done == ["report"]
+        monkeypatch.undo()
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_a_listener_to_errors_that_left_changes_no_status(monkeypatch):
     with closed_pipe() as stderr:
         monkeypatch.setattr(sys, "stderr", stderr)
