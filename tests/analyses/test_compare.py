@@ -72,7 +72,7 @@ def other_report():
 def test_differences_in_sentences(one, tmp_path):
     found = differences(compare(one, write(tmp_path / "two", other_report())))
     assert found == [
-        "Both one and two have systematic outliers.",
+        "Both one at τ = 1000 and two at τ = 300 have systematic outliers.",
         "The largest number is 4 times as strong in one: 4,000 times its mean in one, 1,000 times in two.",
         "They are born in one in layer 2 of 4, and are last seen in layer 3; in two in layers 1–2 of 4, and are last seen in layer 4.",
         "one uses dim 7, two dims 8, 9.",
@@ -90,6 +90,27 @@ def test_one_without_outliers(one, tmp_path):
     rows = {row[0]: row[1:] for row in facts(report).rows}
     assert rows["birth layers"] == ("2", "–") and rows["systematic outliers"] == ("yes", "no")
     assert report.second.attention is report.second.first_token
+
+
+@pytest.mark.parametrize(
+    "found, said",
+    [
+        ((True, False), "one has systematic outliers at τ = 2, two has none at τ = 1000."),
+        ((False, True), "two has systematic outliers at τ = 1000, one has none at τ = 2."),
+        ((False, False), "Neither one at τ = 2 nor two at τ = 1000 has a systematic outlier."),
+    ],
+)
+def test_thresholds_that_differ_are_both_told(found, said, tmp_path):
+    one = write(tmp_path / "one", lifecycle(found=found[0], tau=2.0))
+    two = write(tmp_path / "two", lifecycle(found=found[1], model="two"))
+    assert differences(compare(one, two))[0] == said
+
+
+def test_runs_of_one_model_are_told_apart_by_their_directories(one, tmp_path):
+    report = compare(one, write(tmp_path / "two", lifecycle(tau=300.0)))
+    assert [told.name for told in report.both] == ["models/one (one)", "models/one (two)"]
+    twice = compare(one, one)
+    assert [told.name for told in twice.both] == ["models/one (1)", "models/one (2)"]
 
 
 def test_the_same_run_twice_has_no_difference(one, tmp_path):

@@ -68,9 +68,9 @@ def compare(first: Path, second: Path) -> Comparison:
     read = [_Reader(path, read_json_object(path, _TODO)) for path in paths]
     names = short_names([reader.text("model") for reader in read])
     if names[0] == names[1]:
-        names = [f"{name}, {path.parent.name or path.name}" for name, path in zip(names, paths, strict=True)]  # fmt: skip
-    if names[0] == names[1]:
-        names = [f"{names[0]} ({i})" for i in (1, 2)]
+        places = [path.parent.name or path.name for path in paths]
+        told_apart = places if places[0] != places[1] else ("1", "2")
+        names = [f"{name} ({which})" for name, which in zip(names, told_apart, strict=True)]
     return Comparison(*(reader.told(name) for reader, name in zip(read, names, strict=True)))
 
 

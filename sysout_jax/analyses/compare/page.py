@@ -51,13 +51,16 @@ def differences(report: Comparison) -> list[str]:
 
 def _whether(report: Comparison) -> Iterator[str]:
     a, b = report.both
+    unlike = a.tau != b.tau
+    first, second = (f"{told.name} at τ = {told.tau:g}" if unlike else told.name for told in (a, b))
     if a.found and b.found:
-        yield f"Both {a.name} and {b.name} have systematic outliers."
+        yield f"Both {first} and {second} have systematic outliers."
     elif a.found or b.found:
         having, other = (a, b) if a.found else (b, a)
-        yield f"{having.name} has systematic outliers, {other.name} has none at τ = {other.tau:g}."
+        where = f" at τ = {having.tau:g}" if unlike else ""
+        yield f"{having.name} has systematic outliers{where}, {other.name} has none at τ = {other.tau:g}."
     else:
-        yield f"Neither {a.name} nor {b.name} has a systematic outlier."
+        yield f"Neither {first} nor {second} has a systematic outlier."
 
 
 def _how_strong(report: Comparison) -> Iterator[str]:
