@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
 from dataclasses import dataclass
@@ -45,7 +44,6 @@ def main() -> None:
             f"Starts from {command.settings.init}. Its model ({model.family}, {plural(model.num_layers, 'layer')}, d_model {model.d_model}) takes "
             f"the place of the config's; sequences have {plural(length, 'token')}."
         )
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     stop = threading.Event()
     bar = tqdm(
         total=command.settings.last_step,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import sys
 import threading
 from collections.abc import Sequence
@@ -65,7 +64,6 @@ def main() -> None:
         return
     all_devices()  # without any, every run of the grid would fail by itself
     compilations.keep()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     stop = threading.Event()
     shown = ""  # the run whose steps the bar counts
     with tqdm(unit="step", disable=not sys.stderr.isatty()) as bar:

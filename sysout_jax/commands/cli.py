@@ -10,12 +10,12 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 import jax
 
-from sysout_jax import interrupts
+from sysout_jax import interrupts, notices
 from sysout_jax.commands import compilations
 from sysout_jax.errors import InputError, RunError, UnknownSettings
 from sysout_jax.printable import LONGEST, escaped, printable, shell_word
@@ -50,7 +50,8 @@ def run(main: Callable[[], None]) -> NoReturn:
     )  # results are of the dtypes that flags name, not of the environment's
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
-    status = _status(main)
+    with _plain_notices():
+        status = _status(main)
     compilations.hand_over()
     interrupts.leave(status)
 
@@ -68,6 +69,26 @@ def out_of_memory(error: Exception) -> bool:
     """Whether it is want of memory, of the host or of a device."""
     device = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
     return device or isinstance(error, MemoryError)
+
+
+class _Plain(logging.Handler):
+    """Notices as lines on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _tell(record.getMessage())
+
+
+@contextlib.contextmanager
+def _plain_notices() -> Iterator[None]:
+    """Within, the library's notices go past the handlers that others give to the root logger, whose format names levels and modules."""
+    handler = _Plain()
+    notices.log.addHandler(handler)
+    notices.log.propagate = False
+    try:
+        yield
+    finally:
+        notices.log.removeHandler(handler)
+        notices.log.propagate = True
 
 
 def _ready_streams() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from sysout_jax import notices
 from sysout_jax.commands import cli
 from sysout_jax.commands.arguments import parse
 from sysout_jax.errors import InputError, RunError, UnknownSettings
@@ -150,6 +152,17 @@ def test_a_full_disk_below_the_output_costs_one_line(lines, capsys, monkeypatch)
         monkeypatch.undo()
     line = capsys.readouterr().err
     assert line == "error: standard output takes no more: No space left on device\n"
+
+
+def test_a_notice_is_a_plain_line_whatever_libraries_do_to_the_root_logger(capsys, monkeypatch):
+    """Some call `logging.basicConfig`, or log by functions that do."""
+    others = logging.StreamHandler(sys.stderr)
+    others.setFormatter(logging.Formatter(logging.BASIC_FORMAT))
+    monkeypatch.setattr(logging.getLogger(), "handlers", [others])
+    assert status(lambda: notices.warn("the checkpoint of step 6 is\ndamaged \x1b[31m")) == 0
+    assert capsys.readouterr().err == "the checkpoint of step 6 is damaged \\x1b[31m\n"
+    notices.warn("outside of a command")
+    assert capsys.readouterr().err == "WARNING:sysout_jax.notices:outside of a command\n"
 
 
 def test_results_do_not_depend_on_the_64_bit_mode_of_the_environment():
