@@ -49,6 +49,12 @@ class Args(Source):
     out: Path = Path("out/absorb")
     """Directory for absorb.json, figures and report.html."""
 
+    @property
+    def windows(self) -> int:
+        """Where no other text is given, the windows to calibrate on come behind those to analyse."""
+        more = 0 if self.calibration is not None else CALIBRATION
+        return (self.num_seqs or WINDOWS) + more
+
 
 def main() -> None:
     args = parse(Args, "python -m analyze.absorb")
@@ -59,7 +65,7 @@ def main() -> None:
         _check_save(args.save, args.ckpt)
     if args.calibration is not None:
         read_text(args.calibration)  # a missing file should not show after minutes
-    prepared = prepare(args if args.prompt is not None else _with_more(args))
+    prepared = prepare(args)
     say_notes(prepared)
     prefix = None if args.prefix is None else prefix_tokens("--prefix", args.prefix, prepared.lm)
     prepared, calibration = _divided(
@@ -87,12 +93,6 @@ def main() -> None:
         say(
             f"Model   {escaped(str(args.save))}: {report.family} with {prefix_name(report)} absorbed, in {report.proof.dtype}"
         )
-
-
-def _with_more(args: Args) -> Args:
-    """Where no other text is given, the windows to calibrate on come behind those to analyse."""
-    more = 0 if args.calibration is not None else CALIBRATION
-    return dataclasses.replace(args, num_seqs=(args.num_seqs or WINDOWS) + more)
 
 
 def _divided(args: Args, prepared: Prepared, taken: int) -> tuple[Prepared, np.ndarray | None]:

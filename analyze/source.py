@@ -105,6 +105,11 @@ class Source:
         return [f"{self.NAME}.json", *(exported_files(self.export) if self.export else ())]
 
     @property
+    def windows(self) -> int:
+        """How many windows it wants of a text."""
+        return self.num_seqs or self.NUM_SEQS
+
+    @property
     def joined_by(self) -> str | None:
         """What stands between the rows of the text that is analysed."""
         return ROWS_JOINED_BY if self.join_rows else None
@@ -203,8 +208,8 @@ def check_bos(bos: bool, tokenizer: Tokenizer) -> None:
 
 
 def cut(source: Source, lm: so.LanguageModel, text: str) -> tuple[Windows, list[str]]:
-    """The windows of a text that the flags ask for, and what to say where it does not fill them. InputError beyond the model's context."""
-    wanted = source.num_seqs or source.NUM_SEQS
+    """The windows of a text that the flags ask for, and what to say where it does not fill those. InputError beyond the model's context."""
+    wanted = source.windows
     length = source.seq_len or min(source.LENGTH, lm.config.context_length)
     if length > lm.config.context_length:
         raise so.InputError(
@@ -216,7 +221,8 @@ def cut(source: Source, lm: so.LanguageModel, text: str) -> tuple[Windows, list[
     with naming("the text" if source.text is None else f"--text {source.text}"):
         tokens = text_windows(lm.tokenizer, text, wanted, length, source.bos)
     notes = []
-    if len(tokens) < wanted or tokens.shape[1] < length:
+    fewer, shorter = len(tokens) < wanted, tokens.shape[1] < length
+    if (source.num_seqs and fewer) or (source.seq_len and shorter):  # than somebody asked for
         notes.append(
             f"The text fills only {len(tokens)} of {plural(wanted, 'window')} ({plural(tokens.shape[1], 'token')} each)."
         )
@@ -228,9 +234,7 @@ def _data_windows(source: Source, directory: Path, config: ModelConfig) -> tuple
     meta = read_meta(directory)
     cut = meta.windows if meta else None
     length = source.seq_len or (cut.length if cut else min(source.LENGTH, config.context_length))
-    rows = validation_slice(
-        directory, length, source.num_seqs or source.NUM_SEQS, config.vocab_size
-    )
+    rows = validation_slice(directory, length, source.windows, config.vocab_size)
     return rows[:, :-1], cut is not None and cut.bos_id is not None
 
 

@@ -84,12 +84,12 @@ def nats(loss: float) -> str:
     return f"{loss:.3f}" if np.isfinite(loss) else "n/a (NaN)"
 
 
-def percent(share: float | None) -> str:
-    """A share as `12%`."""
+def percent(share: float | None, places: int = 0) -> str:
+    """A share as `12%`, with `places` digits behind the point; even shares, which are small, have one everywhere."""
     if share is None or not np.isfinite(share):
         return "n/a"
-    text = f"{100 * share:.0f}"
-    return f"{'0' if text == '-0' else text}%".replace("-", "−")
+    text = f"{100 * share:.{places}f}"
+    return f"{text if float(text) else text.lstrip('-')}%".replace("-", "−")
 
 
 def change(ratio: float) -> str:

@@ -35,6 +35,7 @@ from sysout_jax.training.sweep import (
     state_of,
     words_by_axis,
 )
+from sysout_jax.words import plural
 
 TABLE = "sweep.json"
 
@@ -93,7 +94,7 @@ def main() -> None:
     failed = [state.name for state in states if state.status == FAILED]
     if failed:
         raise RunError(
-            f"{len(failed)} of {len(states)} runs failed: {', '.join(failed)}; see above why"
+            f"{len(failed)} of {plural(len(states), 'run')} failed: {', '.join(failed)}; see above why"
         )
 
 
@@ -108,7 +109,7 @@ def table(states: Sequence[State]) -> str:
             f"{state.name:{width}}  {state.status:8}{steps:>16}{losses[0]:>9}{losses[1]:>10}"
         )
     done = sum(state.status == DONE for state in states)
-    return "\n".join([*lines, f"{done} of {len(states)} runs done"])
+    return "\n".join([*lines, f"{done} of {plural(len(states), 'run')} done"])
 
 
 def _store(workdir: Path, states: Sequence[State]) -> None:

@@ -12,6 +12,7 @@ from sysout_jax.errors import InputError, RunError
 from sysout_jax.notices import warn, warn_once
 from sysout_jax.storage.serialise import parse_json
 from sysout_jax.storage.staging import write_file
+from sysout_jax.words import plural
 
 METRICS = "metrics.jsonl"
 UNREADABLE = ".unreadable"  # of lines that were moved aside
@@ -36,8 +37,9 @@ class JsonLines:
                 aside = self._path.with_name(METRICS + UNREADABLE)
                 with aside.open("ab") as file:
                     file.writelines(unreadable)
-                line = f"{self._path}: {len(unreadable)} lines cannot be read and were moved to {aside.name}"
-                warn(line)
+                lines = plural(len(unreadable), "line")
+                moved = "was" if len(unreadable) == 1 else "were"
+                warn(f"{self._path}: {lines} cannot be read and {moved} moved to {aside.name}")
             write_file(self._path, b"".join(kept))
             self._file = self._path.open("ab", buffering=0)
 
@@ -96,5 +98,7 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; expected a readable file") from None
     if unreadable:
-        warn_once(f"{path}: {len(unreadable)} lines cannot be read and are left out")
+        warn_once(
+            f"{path}: {plural(len(unreadable), 'line')} cannot be read and {'is' if len(unreadable) == 1 else 'are'} left out"
+        )
     return [record for _, record in records]

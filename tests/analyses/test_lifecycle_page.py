@@ -12,8 +12,11 @@ import pytest
 
 import sysout_jax as so
 from sysout_jax.analyses.lifecycle.explore import explore
+from sysout_jax.analyses.lifecycle.page import lifecycle_sections
 from sysout_jax.analyses.lifecycle.story import story
+from sysout_jax.analyses.lifecycle.summary import lifecycle_summary
 from sysout_jax.reports.interactive import Curves, TokenView
+from sysout_jax.reports.page import Table
 from sysout_jax.testing import Birth, planted_llama
 
 TAU = 1000.0
@@ -59,7 +62,38 @@ def test_the_story_says_where_a_smaller_edit_is_worse(planted, times, said):
     edits = edits | {"element": dataclasses.replace(edits["element"], effect=effect)}
     changed = dataclasses.replace(report, cause=dataclasses.replace(report.cause, edits=edits))
     told = " ".join(story(changed, lambda n, t: "tok"))
-    assert ("without the outlier harm the model more" in told) == said
+    assert ("lose the outlier alone" in told) == said
+
+
+def test_an_even_share_has_the_same_digits_on_the_page_and_the_terminal(planted):
+    _, _, report = planted
+    heads = tuple(dataclasses.replace(head, even=0.0073) for head in report.spread.heads)
+    changed = dataclasses.replace(report, spread=dataclasses.replace(report.spread, heads=heads))
+    told = " ".join(story(changed, lambda n, t: "tok"))
+    assert "even attention would give 0.7%;" in told
+    assert "(even attention: 0.7%)" in lifecycle_summary(changed, lambda n, t: "tok")
+    sections = lifecycle_sections(changed, lambda n, t: "tok")
+    tables = [block for section in sections for block in section.blocks if isinstance(block, Table)]
+    (table,) = (t for t in tables if "attention on the tokens (even share)" in t.header)
+    assert all("(0.7%)" in row[2] for row in table.rows)
+
+
+def test_one_sink_head_gives_and_two_give(planted):
+    _, _, report = planted
+    for count, said in ((1, "later heads gives them more than 30% of its"), (2, "later heads give them more than 30% of their")):  # fmt: skip
+        heads = (report.spread.heads * 2)[:count]
+        spread = dataclasses.replace(report.spread, heads=heads)
+        summary = lifecycle_summary(dataclasses.replace(report, spread=spread), lambda n, t: "tok")
+        assert said in summary
+        calm = dataclasses.replace(
+            report, found=False, candidate=dataclasses.replace(report, spread=spread)
+        )
+        expected = (
+            "1 later head gives their tokens more than 30% of its"
+            if count == 1
+            else "2 later heads give their"
+        )
+        assert expected in lifecycle_summary(calm, lambda n, t: "tok")
 
 
 def test_the_story_of_a_model_without_outliers(planted):

@@ -180,7 +180,7 @@ def test_two_waves_at_different_dims_and_layers():
     sink = two.spread.sink_at(at, head)
     assert table.rows[1][3:10] == (
         f"{len(two.spread.heads)} of 8",
-        f"{percent(two.spread.mass[at, head])} ({percent(two.spread.even[at])})",
+        f"{percent(two.spread.mass[at, head])} ({percent(two.spread.even[at], 1)})",
         two.spread.layers[at] + 1,
         head,
         f"{listed(sink.dims, 8)} ({percent(sink.dims_share)})",

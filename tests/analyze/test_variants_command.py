@@ -130,7 +130,7 @@ def test_runs_of_a_sweep(runs, tmp_path, monkeypatch, capsys):
         shutil.copytree(runs[seed], tmp_path / "sweep" / f"seed={seed},lr=1")
     flags = ["--ckpt", tmp_path / "sweep", "--over", "seed", "--num-seqs", 2, "--seq-len", 16]
     assert call(monkeypatch, analyze.variants.main, *flags, "--out", tmp_path / "out") == 0
-    assert "2 runs in 1 settings" in capsys.readouterr().out
+    assert "2 runs in 1 setting," in capsys.readouterr().out
     found = json.loads(
         (tmp_path / "out/variants_sweep.json").read_text(), parse_constant=pytest.fail
     )

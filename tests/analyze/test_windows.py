@@ -45,3 +45,13 @@ def test_counts_of_one_are_singular():
     lm = prepare(Source(ckpt="planted", num_seqs=1, seq_len=8)).lm
     protocol = perplexity(lm, np.arange(8)[None]).protocol
     assert protocol.sentence().startswith("1 window of 8 tokens, ")
+
+
+@pytest.mark.parametrize("flags, said", [
+    ({}, False), ({"num_seqs": 50}, True), ({"seq_len": 64}, True), ({"seq_len": 8}, False),
+])  # fmt: skip
+@pytest.mark.parametrize("name", ["lifecycle", "absorb"])
+def test_that_a_text_is_short_is_said_where_somebody_asked_for_more(name, flags, said, tmp_path):
+    (tmp_path / "text.txt").write_text("Summer is warm. Winter is cold.")
+    notes = read(name, ckpt="planted", text=tmp_path / "text.txt", **flags).notes
+    assert any("fills only" in note for note in notes) == said

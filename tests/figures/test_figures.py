@@ -311,4 +311,5 @@ def test_words():
     assert listed(range(6), 4) == "0, 1, 2, 3 and 2 more"
     assert number(float("nan")) == "n/a" and number(float("inf")) == "∞"
     assert number(-1234.5) == "−1,234" and number(0.04567) == "0.0457"
+    assert percent(0.0073, 1) == "0.7%" and percent(-0.0001, 1) == "0.0%"
     assert percent(-0.001) == "0%" and percent(0.97) == "97%" and percent(float("nan")) == "n/a"

@@ -44,7 +44,7 @@ def test_a_damaged_line(tmp_path, caplog, damaged, at):
     path.write_bytes(b"".join([*WHOLE[:at], damaged, *WHOLE[at:]]))
     assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2, 3]
     assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2, 3]
-    assert len(caplog.records) == 1 and "1 lines cannot be read" in caplog.text
+    assert len(caplog.records) == 1 and "1 line cannot be read" in caplog.text
     sink = JsonLines(tmp_path, 2)
     sink.write({"step": 3, "loss": 2.0})
     sink.close()
@@ -67,7 +67,7 @@ def test_a_warning_holds_no_escape_codes(tmp_path, caplog):
     (run / "metrics.jsonl").write_bytes(b"\n")
     JsonLines(run, 0).close()
     (line,) = caplog.messages
-    assert line.isprintable() and r"\x1b[2J/metrics.jsonl: 1 lines cannot be read" in line
+    assert line.isprintable() and r"\x1b[2J/metrics.jsonl: 1 line cannot be read" in line
 
 
 def test_a_half_line_at_the_end_is_what_a_kill_leaves(tmp_path, caplog):

@@ -81,7 +81,7 @@ def _attention_sentence(report: Absorption, token_text: TokenText) -> str:
     before, after = report.before, report.after
     return (
         f"As it is, the text's first token gets {percent(before.first.mean())} of all attention (the even share would be "
-        f"{percent(report.even_share.mean())}). Absorbed, the extra keys get {percent(after.extra.mean())} and the first token "
+        f"{percent(report.even_share.mean(), 1)}). Absorbed, the extra keys get {percent(after.extra.mean())} and the first token "
         f"{percent(after.first.mean())}."
     )
 

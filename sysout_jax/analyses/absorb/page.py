@@ -267,7 +267,7 @@ def _definitions(report: Absorption) -> Table:
         ("attention on …", "mean over queries, heads, layers and sequences"),
         ("wave", "a life of large elements of h, found from what layers write; see the lifecycle's definitions"),
         ("a head's sink", f"more than {SINK_SHARE:.0%} of its attention, at the first token also more than the even share, mean over queries and sequences (Gu et al. 2024)"),
-        ("even share", f"what attention spread evenly over all keys that a query sees gives the first one, mean over queries and layers: {percent(report.even_share.mean())}"),
+        ("even share", f"what attention spread evenly over all keys that a query sees gives the first one, mean over queries and layers: {percent(report.even_share.mean(), 1)}"),
         ("A8 static per tensor", "the inputs of all linear layers of all blocks rounded to 8 bits, with one scale each, from the largest |x| in calibration"),
         ("W8A8 static per tensor", "and their weights to 8 bits with one scale per matrix; embeddings and head in full precision"),
     )  # fmt: skip

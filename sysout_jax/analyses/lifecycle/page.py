@@ -175,7 +175,10 @@ def _waves(report: Lifecycle, token_text: TokenText) -> Table | None:
         "taken back in layer (share of what enters): channels",
         "tokens",
     )
-    note = f"Over {number(followed.level)} times the mean, on all {plural(report.num_sequences, 'sequence')}."
+    note = (
+        f"Over {number(followed.level)} times the mean, on all {plural(report.num_sequences, 'sequence')}. Shares are of the whole layer, "
+        "attention and MLP, mean over the wave's elements."
+    )
     if len(followed.waves) > MAX_WAVES:
         note += f" The first {MAX_WAVES} of {len(followed.waves)} waves."
     if followed.dims_left_out:
@@ -198,7 +201,7 @@ def _wave_spreads(report: Lifecycle) -> Table | None:
                 layer_ranges(spread.layers),
                 percent(spread.mass.mean()),
                 f"{len(spread.heads)} of {spread.mass.size}",
-                f"{percent(spread.mass[at, head])} ({percent(spread.even[at])})",
+                f"{percent(spread.mass[at, head])} ({percent(spread.even[at], 1)})",
                 spread.layers[at] + 1,
                 head,
                 f"{listed(sink.dims, 8)} ({percent(sink.dims_share)})" if sink else "–",
@@ -283,7 +286,7 @@ def _heads(report: Lifecycle) -> Table | None:
         (
             h.layer + 1,
             h.head,
-            f"{percent(h.mass)} ({percent(h.even)})",
+            f"{percent(h.mass)} ({percent(h.even, 1)})",
             listed(h.dims, 8),
             percent(h.dims_share),
             f"{number(h.drain)} / {number(h.output_drain)}",
@@ -373,7 +376,8 @@ def _definitions(report: Lifecycle) -> Table:
         ("activation outlier", f"|h| > τ · mean|h| of its sequence, τ = {report.tau:g}; also at τ = {taus}; x_down alike"),
         ("wave", f"elements of h over {number(report.waves.level)} times the mean in some layer, from a write of at least {WRITE_SHARE:.0%} of their largest "
          f"value until |h| falls under {ALIVE_SHARE:.0%} of it; elements that share a layer of birth and a token or a dim are one wave"),
-        ("takes back (of a wave)", f"a layer that removes at least {WRITE_SHARE:.0%} of what enters it"),
+        ("takes back (of a wave)", f"a layer whose attention and MLP together remove at least {WRITE_SHARE:.0%} of what enters it; its share is the mean over the wave's elements, "
+         "also those under τ"),
         ("massive activation", f"|h| > {MASSIVE_VALUE:g} and |h| > {MASSIVE_RATIO:g} · median|h| (Sun et al.)"),
         ("weight outlier", "|w| > τ · mean|w| of its row"),
         ("extremal ratio", "max|w| / mean|w| of a column; of a matrix, the largest one"),
@@ -391,7 +395,7 @@ def _definitions(report: Lifecycle) -> Table:
         ("‖v W_O‖ to others'", "the same after the head's output projection, root mean squares"),
         ("‖their part‖ to ‖head output‖", "length of what outlier tokens add to a head's output over the length of that output, mean over the other queries; lengths, not parts of a whole"),
         ("‖head output‖ to the layer's heads", "mean length of the head's output over its mean over all heads of the layer"),
-        ("takes back", "what a part adds against h[d*], over the value that enters the layer; 100% cancels it"),
+        ("takes back", "what a part, attention or the MLP alone, adds against h[d*], over the value that enters the layer, both summed over the elements over τ; 100% cancels it"),
         *((f"edit: {name}", rule) for name, rule in EDITS.items()),
         *((f"control: {name}", rule) for name, rule in CONTROLS.items()),
         *expert_terms(report.stats.x_down.expert_width),

@@ -79,7 +79,7 @@ def _spread(report: Lifecycle) -> list[str]:
     return [
         f"Later, {plural(count, 'attention head')} {'looks' if count == 1 else 'look'} at the outlier's tokens with over {SINK_SHARE:.0%} of "
         f"{'its' if count == 1 else 'their'} attention (the tokens are attention sinks), head {strongest.head} of layer "
-        f"{strongest.layer + 1} with {percent(strongest.mass)}, where even attention would give {percent(strongest.even)}; what such a token gives back, its value, has "
+        f"{strongest.layer + 1} with {percent(strongest.mass)}, where even attention would give {percent(strongest.even, 1)}; what such a token gives back, its value, has "
         f"{number(strongest.drain)} times the length of the others' there."
     ]
 
@@ -92,7 +92,7 @@ def _death(report: Lifecycle) -> str:
     who = ""
     if by:
         strongest = max(by, key=lambda o: o.removed)
-        who = f"; the MLP of layer {strongest.layer + 1} takes back {percent(strongest.removed)} of it"
+        who = f"; the MLP of layer {strongest.layer + 1} takes back {percent(strongest.removed)} of what enters there"
     return f"After layer {death.layer + 1} no outlier is left{who}."
 
 
@@ -114,7 +114,7 @@ def _cause(report: Lifecycle) -> list[str]:
         for effect in (cause.baseline, element.effect, column.effect)
     )
     rest = (
-        " So these channels without the outlier harm the model more than no such channels at all."
+        " So the model is worse off where these channels lose the outlier alone than where they write nothing at all."
         if element.effect.perplexity > DEPENDS * column.effect.perplexity
         else ""
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from math import isfinite
 
 from sysout_jax.analyses.lifecycle.results import Birth, BirthEvent, Effect, Lifecycle, Spread
@@ -87,7 +87,7 @@ def _candidate(candidate: Lifecycle, token_text: TokenText) -> list[str]:
         f"For orientation, the elements over {candidate.tau:.3g} times the mean: first in layer {event.layer + 1}, "
         f"dim{'s' * (len(event.dims) > 1)} {_values(event)}",
         *_origin(event, token_text),
-        f"        {len(sinks)} later heads give their tokens more than {SINK_SHARE:.0%} of their attention",
+        f"        {plural(len(sinks), 'later head')} give{'s' * (len(sinks) == 1)} their tokens more than {SINK_SHARE:.0%} of {_its(sinks)} attention",
     ]
 
 
@@ -170,7 +170,7 @@ def _spread(spread: Spread, birth: Birth) -> list[str]:
     total = spread.mass[(birth.layer or 0) + 1 :].size
     best = max(spread.heads, key=lambda head: head.mass)
     return [
-        f"Spread  {len(spread.heads)} of {total} later heads give them more than {SINK_SHARE:.0%} of their attention; "
+        f"Spread  {len(spread.heads)} of {total} later heads give{'s' * (len(spread.heads) == 1)} them more than {SINK_SHARE:.0%} of {_its(spread.heads)} attention; "
         f"most: layer {best.layer + 1} head {best.head}, {_percent(best.mass)} "
         f"(even attention: {_percent(best.even, 1)}),",
         f"        carried by q/k dims {', '.join(map(str, best.dims[:_MOST]))}{_more(best.dims)}; "
@@ -238,6 +238,10 @@ def _cause(report: Lifecycle) -> list[str]:
         "lines zero",
         *(f"        {line}" for line in lines),
     ]
+
+
+def _its(items: Sized) -> str:
+    return "its" if len(items) == 1 else "their"
 
 
 def _percent(share: float, places: int = 0) -> str:

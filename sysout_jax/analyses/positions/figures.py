@@ -277,7 +277,7 @@ def heads_sentence(report: Positions, token_text: TokenText) -> str:
         f"The {what} tokens of h get most attention in layer {layer + 1}: {percent(row.mean())} on average over heads, from "
         f"{percent(row.min())} (head {row.argmin()}) to {percent(row.max())} (head {row.argmax()}); over all layers the heads "
         f"range from {percent(share.min())} to {percent(share.max())}. In that layer even attention would give them "
-        f"{percent(report.keys.even[layer])}."
+        f"{percent(report.keys.even[layer], 1)}."
     )
 
 

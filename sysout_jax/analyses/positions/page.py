@@ -98,7 +98,7 @@ def positions_summary(report: Positions, token_text: TokenText) -> str:
     layer = int(share.mean(axis=1).argmax())
     lines.append(
         f"heads    attention on the tokens of h is largest in layer {layer + 1}: heads from {percent(share[layer].min())} to "
-        f"{percent(share[layer].max())}, mean {percent(share[layer].mean())}; even attention would give them {percent(keys.even[layer])}"
+        f"{percent(share[layer].max())}, mean {percent(share[layer].mean())}; even attention would give them {percent(keys.even[layer], 1)}"
     )
     return "\n".join(lines)
 
@@ -239,7 +239,7 @@ def _heads(report: Positions) -> Table | None:
         layer, head = (int(x) for x in np.unravel_index(i, share.shape))
         values = (keys.share, keys.share_low, keys.share_high)
         shares = (percent(v[layer, head]) for v in values)
-        rows.append((layer + 1, head, *shares, percent(keys.even[layer])))
+        rows.append((layer + 1, head, *shares, percent(keys.even[layer], 1)))
     header = ("layer", "head", "mean", "smallest sequence", "largest sequence", "even attention")
     note = f"Attention on the tokens of h, the {len(rows)} strongest heads of {share.size}."
     return Table(header, tuple(rows), note)

@@ -25,7 +25,7 @@ from sysout_jax.reports.report import write_report
 from sysout_jax.reports.terminal import text_table
 from sysout_jax.storage.serialise import plain
 from sysout_jax.storage.staging import write_file
-from sysout_jax.words import number, percent
+from sysout_jax.words import number, percent, plural
 
 STEPS, SWEEP = "variants_steps", "variants_sweep"
 #: Of the figure and the short table of a sweep.
@@ -137,7 +137,7 @@ def write_steps_report(
 def sweep_headline(groups: Mapping[str, Sequence[Snapshot]], over: str) -> str:
     """How many runs there are."""
     runs = sum(map(len, groups.values()))
-    return f"{runs} runs in {len(groups)} settings, mean and 95 % interval over {over}."
+    return f"{plural(runs, 'run')} in {plural(len(groups), 'setting')}, mean and 95 % interval over {over}."
 
 
 def sweep_table(groups: Mapping[str, Sequence[Snapshot]], names: Sequence[str]) -> list[list[str]]:

@@ -246,11 +246,11 @@ def attention_sentence(report: Lifecycle, token_text: TokenText) -> str:
         return (
             f"Outlier tokens get {percent(before.mean())} of the attention on average up to their birth in layer {birth + 1} "
             f"and {percent(after.mean())} after it, most in layer {layer + 1}, head {head}: {percent(mass_LxH[layer, head])}. There even "
-            f"attention would give them {percent(even_attention(report)[layer])}."
+            f"attention would give them {percent(even_attention(report)[layer], 1)}."
         )
     if not mass_LxH.any():
         return "All attention is zero or not finite: there is nothing to see."
     return (
         f"The first token gets at most {top}, {percent(mass_LxH.mean())} on average over all heads; "
-        f"even attention would give it {percent(even_attention(report).mean())}."
+        f"even attention would give it {percent(even_attention(report).mean(), 1)}."
     )
