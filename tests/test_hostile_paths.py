@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
+from sysout_jax.checkpoints.formats.safetensors import INDEX, SINGLE
 from sysout_jax.data import tokenizers
 from sysout_jax.data.text import read_text
 from sysout_jax.data.tokenizers import byte_tokenizer
@@ -87,8 +88,15 @@ def test_as_a_tokenizer(strange):
 def test_within_a_hugging_face_directory(hf_copy, kind, name):
     directory = hf_copy("gpt2")
     (directory / name).unlink(missing_ok=True)
+    without_single(directory, name)
     STRANGE[kind](directory / name)
     assert str(directory) in refusal(so.load, directory)
+
+
+def without_single(directory: Path, name: str) -> None:
+    """An index is read where the one file is not there."""
+    if name == INDEX:
+        (directory / SINGLE).unlink()
 
 
 @pytest.mark.parametrize("kind", STRANGE)
@@ -127,6 +135,7 @@ def test_what_is_no_path(path):
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "tokenizer.json"])
 def test_json_that_python_cannot_read(hf_copy, name, text):
     directory = hf_copy("gpt2")
+    without_single(directory, name)
     (directory / name).write_bytes(text.encode(errors="surrogateescape"))
     assert str(directory / name) in refusal(so.load, directory)
 
