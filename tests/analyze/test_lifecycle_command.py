@@ -38,6 +38,7 @@ def name_a_missing_shard(model: Path) -> None:
         load_file(model / "model.safetensors"), "model-00001-of-00002.safetensors"
     )
     (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (model / "model.safetensors").unlink()
 
 
 def smaller_vocabulary(model: Path) -> None:

@@ -274,7 +274,7 @@ def test_every_config_builds_and_names_its_command():
         text = file.read_text()
         assert f"configs/{file.name}" in text and "Cost" in text and "Result" in text, file
         if file.stem == "section5":
-            for name, runs in (("variants", 2 * 3 * len(ATTENTION)), ("settings", 12)):
+            for name, runs in (("variants", 2 * 3 * len(ATTENTION)), ("settings", 15)):
                 assert len(load_defined(Path(f"{file}:{name}"), "sweep", Sweep).runs()) == runs
             with pytest.raises(InputError, match="expected one of variants, settings"):
                 load_defined(Path(f"{file}:x"), "sweep", Sweep)
