@@ -77,7 +77,8 @@ _ONLY = {
 def main() -> None:
     args = parse(Args, "python -m train.prepare")
     for name, kinds in _ONLY.items():
-        if getattr(args, name) not in (None, False) and args.task not in kinds:
+        value = getattr(args, name)
+        if value is not None and value is not False and args.task not in kinds:  # 0 is a value
             what = f"--task {args.task}" if args.task else "text without a --task"
             raise InputError(f"--{name.replace('_', '-')}: means nothing for {what}; leave it out")
     if args.bos_every is not None and not 1 <= args.bos_every < 2**31:

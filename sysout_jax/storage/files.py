@@ -1,4 +1,4 @@
-"""Is this a file that can be read? Asked before it is opened: opening a FIFO waits for ever, and a device never ends."""
+"""Is this a file that can be read, and is it still the same? Asked before it is opened: opening a FIFO waits for ever, and a device never ends."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ from pathlib import Path
 
 from sysout_jax.errors import InputError
 from sysout_jax.printable import printable_name
+
+
+def mark_of(file: Path) -> tuple[int, ...] | None:
+    """What changes when somebody writes or replaces a file; None where it is gone."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def check_readable(path: Path, todo: str, most: int | None = None) -> Path:

@@ -201,6 +201,11 @@ def from_dict(fields: dict[str, Any]) -> TrainConfig:
 
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
     """`key: old → new` for every setting that must not change within a run."""
+    return [f"{key}: {change}" for key, change in changes(old, new).items()]
+
+
+def changes(old: TrainConfig, new: TrainConfig) -> dict[str, str]:
+    """The same by the keys, which name settings in settings as `optimizer.lr`."""
 
     def flat(tree: dict, prefix: str = "") -> dict[str, Any]:
         flattened: dict[str, Any] = {}
@@ -211,11 +216,11 @@ def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
         return flattened
 
     before, after = flat(to_dict(old)), flat(to_dict(new))
-    return [
-        f"{key}: {before.get(key)} → {after.get(key)}"
+    return {
+        key: f"{before.get(key)} → {after.get(key)}"
         for key in sorted(before | after)
         if key.split(".")[0] not in FREE_ON_RESUME and before.get(key) != after.get(key)
-    ]
+    }
 
 
 def load_config(path: Path) -> TrainConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import itertools
 import os
 import time
@@ -16,6 +17,7 @@ from sysout_jax.checkpoints.run_checkpoints import RUN, read_record, steps, whol
 from sysout_jax.data.identity import check_identity, identity
 from sysout_jax.data.token_files import SPLITS, bin_path
 from sysout_jax.errors import AtWork, InputError, RunError
+from sysout_jax.storage.files import mark_of
 from sysout_jax.storage.held import check_name
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import Outcome, Progress, fit
@@ -126,11 +128,18 @@ def _of_another_run(config: TrainConfig, home: Path, step: int) -> str | None:
         check(config, home)
         record = read_record(home / RUN / str(step))
         check_checkpoint(config, record.get("config", {}), home / RUN / str(step))
-        if all(bin_path(config.data, split).is_file() for split in SPLITS):
-            check_identity(config.data, identity(config.data), record.get("data", {}))
+        marks = tuple(mark_of(bin_path(config.data, split)) for split in SPLITS)
+        if None not in marks:  # what is done needs its data no more
+            check_identity(config.data, _identity(config.data, marks), record.get("data", {}))
     except InputError as error:
         return str(error)
     return None
+
+
+@functools.lru_cache(maxsize=8)
+def _identity(data: Path, marks: tuple) -> dict:
+    """That of data which has not changed meanwhile, by the marks of its files: the runs of a grid share it, and are looked at again and again."""
+    return identity(data)
 
 
 def run_sweep(

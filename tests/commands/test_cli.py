@@ -128,9 +128,14 @@ def test_what_nobody_reads_ends_no_work(capsys, monkeypatch):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 def test_nor_does_a_full_disk_below_the_output(capsys, monkeypatch):
     done = []
+
+    def work() -> None:
+        cli.say("a note")
+        done.append("report")
+        cli.say("a summary")
+
     with open("/dev/full", "w") as stdout:
         monkeypatch.setattr(sys, "stdout", stdout)
-        work = lambda: [cli.say("a note"), done.append("report"), cli.say("a summary")]  # noqa: E731
         assert status(work) == cli.CANNOT_GO_ON and done == ["report"]
         monkeypatch.undo()
     assert capsys.readouterr().err.count("\n") == 1

@@ -98,6 +98,8 @@ def test_a_task(task, more, setting, opening, tmp_path, monkeypatch, capsys):
     [
         ("--task bigram-backcopy --eos x", "--eos: means nothing for --task bigram-backcopy"),
         ("--task bigram-backcopy --idle 0.5", "--idle: means nothing"),
+        ("--task bigram-backcopy --idle 0", "--idle: means nothing"),
+        ("--windows 0 --tokenizer bytes", "--windows: means nothing for text"),
         ("--task sparse-copy --triggers t", "--triggers: means nothing"),
         ("--task sparse-copy --idle 2", "idle 2: expected a share"),
         ("--task sparse-copy --windows 1", "--windows 1: expected at least 2"),

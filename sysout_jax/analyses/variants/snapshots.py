@@ -25,7 +25,7 @@ from sysout_jax.nonfinite import Nonfinite, finite_or
 from sysout_jax.outliers.definitions import value_drain
 from sysout_jax.statistics.collect import Stats, collect
 from sysout_jax.storage.serialise import plain
-from sysout_jax.training.config import FREE_ON_RESUME, differences
+from sysout_jax.training.config import FREE_ON_RESUME, changes
 from sysout_jax.training.record import Record, training_record
 from sysout_jax.training.workdir import CONFIG, read_config
 
@@ -154,13 +154,13 @@ def _check_alike(runs: Sequence[Path], over: str) -> None:
     """InputError where two runs are the same, or differ in more than the setting that has the name of the axis: no mean over `over` is one of these."""
     configs = {run: read_config(run) for run in runs if os.path.lexists(run / CONFIG)}
     for one, other in itertools.combinations(configs, 2):
-        changed = differences(configs[one], configs[other])
-        own = [change for change in changed if change.split(":")[0].split(".")[-1] == over]
+        changed = changes(configs[one], configs[other])
+        more = [f"{key}: {how}" for key, how in changed.items() if key.split(".")[-1] != over]
         if not changed and over not in FREE_ON_RESUME:
             raise InputError(
                 f"{one} and {other.name}: hold the same run, their {CONFIG} are equal; remove the copy"
             )
-        if own and (more := [change for change in changed if change not in own]):
+        if more and len(more) < len(changed):  # `over` is a setting, and not all that differs
             raise InputError(
                 f"{one} and {other.name}: differ in more than {over} ({'; '.join(more)}); keep runs of one sweep together"
             )

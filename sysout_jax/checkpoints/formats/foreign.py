@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from sysout_jax.config import ModelConfig
 from sysout_jax.errors import InputError, RunError
 from sysout_jax.families.forms import Shape, Stored
 from sysout_jax.printable import some
+from sysout_jax.storage.files import mark_of
 from sysout_jax.weights import expected_shapes, nest
 
 #: Number formats that are plain weights, and the dtype to keep them in.
@@ -51,7 +51,7 @@ class ForeignSource:
         base_prefix: str = "",
         files: Iterable[Path] | None = None,
     ):
-        self._marks = {file: _mark(file) for file in files or [path]}
+        self._marks = {file: mark_of(file) for file in files or [path]}
         if config.num_layers > len(held):  # before anything is built for a million layers
             raise InputError(
                 f"{path}: the config implies {config.num_layers} layers, the file holds {len(held)} tensors in all; "
@@ -98,7 +98,7 @@ class ForeignSource:
                 f"{self.path}: can no longer be read ({error.strerror}); bring it back and run the command again"
             ) from None
         for file, mark in self._marks.items():
-            if _mark(file) != mark:
+            if mark_of(file) != mark:
                 raise RunError(f"{file}: has changed since it was opened; run the command again")
         return nest(tensors)
 
@@ -112,15 +112,6 @@ class ForeignSource:
     def _tensor(self, name: str) -> np.ndarray:
         """The stored array of that name, as it lies there."""
         raise NotImplementedError
-
-
-def _mark(file: Path) -> tuple[int, ...] | None:
-    """What changes when somebody writes or replaces a file; None where it is gone."""
-    try:
-        found = os.stat(file)
-    except OSError:
-        return None
-    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def _compare(
