@@ -80,7 +80,7 @@ def _spread(report: Lifecycle) -> list[str]:
         f"Later, {plural(count, 'attention head')} {'looks' if count == 1 else 'look'} at the outlier's tokens with over {SINK_SHARE:.0%} of "
         f"{'its' if count == 1 else 'their'} attention (the tokens are attention sinks), head {strongest.head} of layer "
         f"{strongest.layer + 1} with {percent(strongest.mass)}, where even attention would give {percent(strongest.even, 1)}; what such a token gives back, its value, has "
-        f"{number(strongest.drain)} times the length of the others' there."
+        f"{percent(strongest.drain)} of the length of the others' there."
     ]
 
 

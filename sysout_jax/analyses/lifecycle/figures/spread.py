@@ -15,7 +15,7 @@ from sysout_jax.analyses.lifecycle.trace import Trace
 from sysout_jax.figures import style
 from sysout_jax.nonfinite import finite_or
 from sysout_jax.outliers.tokens import TokenText
-from sysout_jax.words import listed, named, number, percent
+from sysout_jax.words import listed, named, percent
 
 MAX_TOKENS = 22  # positions whose text stays readable on the axis of a heat map
 BEFORE = 3  # positions shown before the first outlier token
@@ -217,7 +217,7 @@ def spread_sentence(report: Lifecycle, token_text: TokenText) -> str:
         f"{word} tokens"
     )
     if np.isfinite(drain):
-        sentence += f", whose values have {number(drain)} times the length of the others'"
+        sentence += f", whose values have {percent(drain)} of the length of the others'"
     if sink is None:
         return f"{sentence}; it is no sink head."
     return (
