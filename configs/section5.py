@@ -1,15 +1,19 @@
-"""Which attention prevents outliers: variants × seeds on Bigram-Backcopy, with a GPT-2 of 3 layers and one head; and other settings of default.
+"""Which attention prevents outliers: variants × seeds on Bigram-Backcopy, with a GPT-2 of 3 layers and one head; other settings of default; another
+share of positions with nothing to read; and four variants on text.
 
-    python -m train.prepare --task bigram-backcopy --source plays.txt --windows 60000 --out data/bigram_backcopy
-    python -m train.prepare --task bigram-backcopy --source plays.txt --windows 60000 --without-bos --out data/without_bos
+    P="python -m train.prepare"
+    $P --task bigram-backcopy --source plays.txt --windows 60000 --out data/bigram_backcopy
+    $P --task bigram-backcopy --source plays.txt --windows 60000 --without-bos --out data/without_bos
+    $P --task sparse-copy --source plays.txt --windows 60000 --idle 0.1 --out data/idle_0.1   # and 0.5, 0.9
+    $P --source books.jsonl.xz --tokenizer tokenizer.json --bos '<|endoftext|>' --bos-every 256 --out data/text
     python -m train.sweep configs/section5.py:variants --workdir runs/section5 --only steps=500
-    python -m train.sweep configs/section5.py:settings --workdir runs/section5_settings
+    python -m train.sweep configs/section5.py:settings --workdir runs/section5_settings   # and idle, text
 
-Cost: 4.1 M tokens a run of 500 steps, 33 runs, and 15 of other settings; 31,000 tokens a second, two and a quarter minutes a run, on two
-cores with nothing else to do. 4,000 steps take eight times as long.
-Result: three seeds of every variant after 500 steps, in docs/section5.md: a sink at the first token with default attention whose size and
+Cost: 4.1 M tokens a run of 500 steps, 33 runs, 15 of other settings and 9 of other shares; 31,000 tokens a second, two and a quarter minutes a run, on two
+cores with nothing else to do; two processes together train half as many again. 4,000 steps take eight times as long. A run on text is 16 M tokens.
+Result: in docs/section5.md. Three seeds of every variant after 500 steps: a sink at the first token with default attention whose size and
 layer depend on the seed, none with sigmoid, which also has the lowest loss; scale and gates cannot be told from default. `python -m analyze.variants --ckpt runs/section5 --over seed --data
-data/bigram_backcopy` makes the table. The other settings are not trained yet.
+data/bigram_backcopy` makes the table.
 """
 
 from dataclasses import replace
@@ -74,9 +78,48 @@ def with_setting(setting: str, seed: int) -> TrainConfig:
     return config(500, seed, optimizer=SETTINGS[setting], qk_norm=setting == "qk_norm", data=data)
 
 
+def with_idle(idle: float, seed: int) -> TrainConfig:
+    return config(500, seed, data=f"data/idle_{idle}")
+
+
+def on_text(variant: str, seed: int) -> TrainConfig:
+    """A GPT-2 of 1.7 M parameters, six layers and four heads, on words of books."""
+    return TrainConfig(
+        model=Gpt2Config(
+            num_layers=6,
+            d_model=128,
+            num_heads=4,
+            d_ff=512,
+            vocab_size=4096,
+            context_length=256,
+            bias=False,
+            activation="gelu",
+            attention=variant,
+        ),
+        data=Path("data/text"),
+        steps=4000,
+        batch_size=16,
+        seq_len=256,
+        optimizer=OptimizerConfig(
+            lr=3e-3, min_lr=3e-4, warmup_steps=100, decay_steps=4000, beta2=0.99
+        ),
+        dtype="float32",
+        eval_every=500,
+        eval_sequences=256,
+        save_every=500,
+        keep=100,
+        monitor_every=100,
+        seed=seed,
+    )
+
+
 SWEEPS = {
     "variants": Sweep({"steps": (500, 4000), "seed": range(3), "variant": ATTENTION}, config),
     "settings": Sweep({"seed": range(3), "setting": tuple(SETTINGS)}, with_setting),
+    "idle": Sweep({"seed": range(3), "idle": (0.1, 0.5, 0.9)}, with_idle),
+    "text": Sweep(
+        {"seed": (0,), "variant": ("default", "attention_bias", "context_scale", "gate")}, on_text
+    ),
 }
 
 

@@ -274,9 +274,10 @@ def test_every_config_builds_and_names_its_command():
         text = file.read_text()
         assert f"configs/{file.name}" in text and "Cost" in text and "Result" in text, file
         if file.stem == "section5":
-            for name, runs in (("variants", 2 * 3 * len(ATTENTION)), ("settings", 15)):
+            sweeps = {"variants": 2 * 3 * len(ATTENTION), "settings": 15, "idle": 9, "text": 4}
+            for name, runs in sweeps.items():
                 assert len(load_defined(Path(f"{file}:{name}"), "sweep", Sweep).runs()) == runs
-            with pytest.raises(InputError, match="expected one of variants, settings"):
+            with pytest.raises(InputError, match="expected one of variants, settings, idle, text"):
                 load_defined(Path(f"{file}:x"), "sweep", Sweep)
             continue
         for attention in ATTENTION:
