@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -95,10 +96,20 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         variants.main()
 
 
-def test_the_table_of_the_documentation_is_that_of_its_files():
-    files = sorted((REPOSITORY / "docs" / "section5").glob("*.json"))
+@pytest.mark.parametrize("part", ["variants", "settings"])
+def test_the_tables_of_the_documentation_are_those_of_its_files(part):
+    files = sorted((REPOSITORY / "docs" / "section5" / part).glob("*.json"))
     page = (REPOSITORY / "docs" / "section5.md").read_text(encoding="utf-8")
     assert files and sweep_markdown(read_sweeps(files)[1]) in page
+
+
+def test_where_attention_goes_is_told_as_it_was_measured():
+    section5 = REPOSITORY / "docs" / "section5"
+    files = sorted((section5 / "attention").glob("*.json"))
+    command = [sys.executable, str(section5 / "where_attention_goes.py"), "--read", *map(str, files)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    page = (REPOSITORY / "docs" / "section5.md").read_text(encoding="utf-8")
+    assert files and done.stdout in page
 
 
 @pytest.mark.parametrize("value", ["1e400", "1e308", "-1e308", "null", '"inf"'])

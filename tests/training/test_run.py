@@ -274,10 +274,13 @@ def test_every_config_builds_and_names_its_command():
         text = file.read_text()
         assert f"configs/{file.name}" in text and "Cost" in text and "Result" in text, file
         if file.stem == "section5":
-            sweeps = {"variants": 2 * 3 * len(ATTENTION), "settings": 15, "idle": 9, "text": 4}
+            sweeps = {"variants": 2 * 3 * len(ATTENTION), "settings": 12, "without_bos": 3}
+            sweeps |= {"idle": 9, "text": 4}
             for name, runs in sweeps.items():
                 assert len(load_defined(Path(f"{file}:{name}"), "sweep", Sweep).runs()) == runs
-            with pytest.raises(InputError, match="expected one of variants, settings, idle, text"):
+            with pytest.raises(
+                InputError, match="expected one of variants, settings, without_bos, idle, text"
+            ):
                 load_defined(Path(f"{file}:x"), "sweep", Sweep)
             continue
         for attention in ATTENTION:

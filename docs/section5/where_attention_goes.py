@@ -1,0 +1,131 @@
+"""What queries look at that have something to copy, and what the others look at: runs on Bigram-Backcopy, means over seeds.
+
+    python docs/section5/where_attention_goes.py --runs runs/section5_settings --data data/bigram_backcopy --out where.json
+    python docs/section5/where_attention_goes.py --read docs/section5/attention/*.json    # the table again
+
+Of every run the layer that copies is the one whose copying queries give most to the token they are to copy. Shares of attention are means over queries from position 16 on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+import sysout_jax as so
+from sysout_jax.analyses.variants.snapshots import runs_of
+from sysout_jax.data.batches import validation_slice
+from sysout_jax.words import listed
+
+FIRST_QUERY = 16
+#: What is looked at, and how it is called in the table.
+LOOKED_AT = {
+    "first": "first token",
+    "itself": "itself",
+    "before": "token before",
+    "triggers": "t, e and spaces",
+}
+
+
+@dataclass(frozen=True)
+class Args:
+    """Measure runs of a sweep, or make the table of what was measured."""
+
+    runs: Path | None = None
+    """Directory of `python -m train.sweep`."""
+    data: Path | None = None
+    """What they were trained on."""
+    num_seqs: int = 64
+    """Windows of its validation part."""
+    out: Path | None = None
+    """JSON file to write; must be new."""
+    read: tuple[Path, ...] = ()
+    """Files that it wrote: print their table."""
+
+
+def measure(run: Path, data: Path, num_seqs: int) -> dict:
+    """Shares of attention per layer, of copying and of idle queries; a row's sum with them, which is 1 where softmax is taken."""
+    lm = so.load(run)
+    triggers = json.loads((data / "meta.json").read_text())["task"]["triggers"]
+    tokens_NxT = validation_slice(data, lm.config.context_length, num_seqs)[:, :-1]
+    _, taps = so.capture(lm, tokens_NxT, names=("attn_map",))
+    asks_NxT = np.isin(tokens_NxT, [ord(c) for c in triggers])
+    late = np.arange(tokens_NxT.shape[1]) >= FIRST_QUERY
+    return {
+        kind: [_shares(layer, queries & late, asks_NxT) for layer in taps["attn_map"]]
+        for kind, queries in (("copying", asks_NxT), ("idle", ~asks_NxT))
+    }
+
+
+def _shares(map_NxHxTxT: np.ndarray, queries_NxT: np.ndarray, asks_NxT: np.ndarray) -> dict:
+    n, t = np.nonzero(queries_NxT)
+    rows = np.asarray(map_NxHxTxT, np.float32).mean(axis=1)[n, t]  # (queries, T)
+    q = np.arange(len(t))
+    keys_up_to = np.arange(rows.shape[1]) <= t[:, None]
+    even = 1 / (t + 1)
+    return {
+        "sum": float(rows.sum(1).mean()),
+        "first": float(rows[:, 0].mean()),
+        "itself": float(rows[q, t].mean()),
+        "before": float(rows[q, t - 1].mean()),
+        "triggers": float((rows * asks_NxT[n]).sum(1).mean()),
+        "even": float(even.mean()),
+        "even_triggers": float(((asks_NxT[n] & keys_up_to).sum(1) * even).mean()),
+    }
+
+
+def table(measured: dict[str, dict[str, dict]]) -> str:
+    """Rows are settings; a number is the mean over runs, in the layer that copies."""
+    lines = [
+        "| setting | runs | layer that copies | copying queries: "
+        + " | ".join(["token before", *(f"idle queries: {name}" for name in LOOKED_AT.values())])
+        + " |",
+        "|" + " --- |" * (4 + len(LOOKED_AT)),
+    ]
+    for setting, runs in sorted(measured.items()):
+        layers = [copies(run) for run in runs.values()]
+        idle = [run["idle"][layer] for layer, run in zip(layers, runs.values(), strict=True)]
+        copying = [run["copying"][l]["before"] for l, run in zip(layers, runs.values(), strict=True)]  # fmt: skip
+        means = [np.mean(copying), *(np.mean([each[name] for each in idle]) for name in LOOKED_AT)]
+        where = listed(sorted({layer + 1 for layer in layers}))
+        shares = " | ".join(f"{100 * mean:.0f} %" for mean in means)
+        lines.append(f"| {setting} | {len(runs)} | {where} | {shares} |")
+    return "\n".join(lines)
+
+
+def copies(run: dict) -> int:
+    """The layer whose copying queries give most to the token before them."""
+    return int(np.argmax([layer["before"] for layer in run["copying"]]))
+
+
+def main() -> None:
+    args = tyro.cli(Args)
+    if args.read:
+        print(table(read(args.read)))
+        return
+    if args.runs is None or args.data is None or args.out is None or args.out.exists():
+        sys.exit("Give --runs, --data and a new --out, or --read.")
+    groups, _ = runs_of(args.runs, "seed")
+    measured = {
+        setting: {run.name: measure(run, args.data, args.num_seqs) for run in runs}
+        for setting, runs in groups.items()
+    }
+    args.out.write_text(json.dumps(measured, indent=1) + "\n")
+    print(table(measured))
+
+
+def read(files: tuple[Path, ...]) -> dict[str, dict[str, dict]]:
+    """Runs of all files by their settings."""
+    measured: dict[str, dict[str, dict]] = {}
+    for file in files:
+        for setting, runs in json.loads(file.read_text()).items():
+            measured.setdefault(setting, {}).update(runs)
+    return measured
+
+
+if __name__ == "__main__":
+    main()
