@@ -15,6 +15,7 @@ from sysout_jax.checkpoints.formats import gguf, hugging_face, llama2c, nanogpt,
 from sysout_jax.checkpoints.formats.format import Opened
 from sysout_jax.checks import shown
 from sysout_jax.data.demo_checkpoint import SHORT_NAME, demo_checkpoint
+from sysout_jax.data.trained_checkpoints import NAMES, trained_checkpoint
 from sysout_jax.errors import InputError
 from sysout_jax.language_model import DTYPES, LanguageModel
 from sysout_jax.printable import printable, printable_name, some
@@ -30,7 +31,8 @@ def load(
     *,
     accept: Collection[str] = (),
 ) -> LanguageModel:
-    """Open a checkpoint of any of the `FORMATS`, a Hugging Face hub id (extra `hf`), or `demo`: a pretrained SmolLM2, fetched once.
+    """Open a checkpoint of any of the `FORMATS`, a Hugging Face hub id (extra `hf`), `demo`: a pretrained SmolLM2, fetched once, or
+    one of the small models that come with the package (`data/trained_checkpoints.py`).
 
     Names, shapes and settings are all checked now; the weights themselves are read when they are used. `dtype` is that of
     weights and compute, `mesh` spreads analyses over devices (`sysout_jax.sharding.make_mesh`). `accept` names settings of its config
@@ -67,7 +69,7 @@ def _dtype_name(dtype: Any) -> str:
 
 
 def find(path: str | Path, tell: Callable[[str], object] = lambda line: None) -> Path:
-    """The local file or directory behind a path, a hub id or `demo`; InputError when there is none. `tell` hears of the demo's download."""
+    """The local file or directory behind a path, a hub id, `demo` or the name of a small trained model; InputError when there is none. `tell` hears of the demo's download."""
     if not isinstance(path, str | Path):
         raise InputError(f"a model is {shown(path)}; expected a path or a hub id such as org/name")
     if not str(path):
@@ -79,6 +81,8 @@ def find(path: str | Path, tell: Callable[[str], object] = lambda line: None) ->
         return Path(local)
     if str(path) == SHORT_NAME:
         return demo_checkpoint(tell)
+    if str(path) in NAMES:
+        return trained_checkpoint(str(path))
     if _looks_like_hub_id(str(path)):
         return _download(str(path))
     raise InputError(
