@@ -34,7 +34,8 @@ class Shared:
     def __init__(
         self, lm: so.LanguageModel, prepared: Prepared, tau: float, seed: int, cause: bool = True
     ):
-        self.lm, self.tokens, self.tau, self.seed = lm, prepared.tokens, tau, seed
+        self.lm, self.windows, self.tau, self.seed = lm, prepared.windows, tau, seed
+        self.tokens = prepared.tokens
         self._cause = cause
 
     @cached_property
@@ -44,7 +45,7 @@ class Shared:
     @cached_property
     def lifecycle(self) -> so.Lifecycle:
         return so.lifecycle(
-            self.lm, self.tokens, self.tau, stats=self.stats, cause=self._cause, seed=self.seed
+            self.lm, self.windows, self.tau, stats=self.stats, cause=self._cause, seed=self.seed
         )
 
 

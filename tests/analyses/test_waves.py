@@ -14,7 +14,7 @@ from sysout_jax.analyses.lifecycle.page import lifecycle_sections
 from sysout_jax.analyses.lifecycle.sinks import sink_heads
 from sysout_jax.analyses.lifecycle.summary import lifecycle_summary
 from sysout_jax.analyses.lifecycle.wave_spread import WaveSpread, spreading
-from sysout_jax.analyses.lifecycle.waves import Life, find_waves, grouped, lives_of
+from sysout_jax.analyses.lifecycle.waves import Life, find_waves, grouped, lives_of, ratios_of
 from sysout_jax.analyses.lifecycle.writes import Followed
 from sysout_jax.reports.page import Table
 from sysout_jax.testing import Birth, planted_llama, random_plant
@@ -46,6 +46,15 @@ def test_a_weak_life_is_seen_and_a_weaker_one_is_not():
     (life,) = lives([1, 500, 480, 1])
     assert (life.births, life.deaths) == ((1,), (3,))
     assert lives([1, 90, 80, 1]) == []
+
+
+def test_a_life_is_as_strong_as_where_it_stands_out_most():
+    """|h| grows on and its mean grows faster: 4,000 times the mean in layer 2, 500 times where |h| is largest."""
+    elements = followed([0, 4000, 5000, 1])
+    elements.mean[2] = 10.0
+    (life,) = lives_of(0, elements, 1000.0)
+    assert life.peak == 2 and ratios_of(life, elements).tolist() == [4000, 500]
+    assert lives_of(0, elements, 4001.0) == []
 
 
 def test_two_lives_of_the_same_dim():

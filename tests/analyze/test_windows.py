@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 import sysout_jax as so
+from analyze.analysis import Shared
 from analyze.commands import COMMANDS
 from analyze.source import Prepared, Source, prepare
+from sysout_jax.data.prepare_task import prepare_task, source_bigrams
+from sysout_jax.data.tasks import bigram_backcopy
 from sysout_jax.perplexity import perplexity
 
 READING = [name for name in COMMANDS if name not in ("compare", "absorb")]
@@ -33,6 +36,23 @@ def test_one_protocol_in_every_command(tmp_path, join_rows):
     assert len(protocols) == 1 and (protocols.pop().joined_by == "\n\n") == join_rows
     as_it_is = read("lifecycle", **(flags | {"join_rows": False}))
     assert np.array_equal(first.tokens, as_it_is.tokens) != join_rows
+
+
+def test_a_lifecycle_says_how_its_windows_were_made(tmp_path):
+    """Whatever they were made of; it once told all alike."""
+    (tmp_path / "rows.txt").write_text("A row of a text.\n" * 40)
+    task, sizes = bigram_backcopy(source_bigrams(()), "te "), {"length": 8, "windows": 40}
+    prepare_task(task, {}, tmp_path / "data", val_windows=4, **sizes)
+    text = {"text": tmp_path / "rows.txt", "seq_len": 8}
+    for flags, bos, joined_by in (
+        ({**text, "bos": True}, True, None),
+        ({**text, "join_rows": True}, False, "\n\n"),
+        ({"data": tmp_path / "data"}, True, None),
+        (text, False, None),
+    ):
+        found = read("lifecycle", ckpt="planted", num_seqs=2, **flags)
+        protocol = Shared(found.lm, found, 1000.0, 0).lifecycle.protocol
+        assert (protocol.bos, protocol.joined_by) == (bos, joined_by), flags
 
 
 def test_rows_of_no_text_cannot_be_joined():

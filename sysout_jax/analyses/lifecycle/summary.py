@@ -230,7 +230,7 @@ def _cause(report: Lifecycle) -> list[str]:
     lines = [
         *table.split("\n"),
         *([f"one element alone, perplexity: {alone}"] if alone else []),
-        f"* the share of attention that {plural(cause.heads, 'sink head')} give the outlier tokens; tokens are summed over layers",
+        f"* {_attention_meant(cause.heads)}; tokens are summed over layers",
         f"{' and '.join(CONTROLS)}: perplexity of controls; {report.protocol.sentence()}",
     ]
     return [
@@ -250,3 +250,10 @@ def _percent(share: float, places: int = 0) -> str:
 
 def _more(items, most: int = _MOST) -> str:
     return f" and {len(items) - most} more" if len(items) > most else ""
+
+
+def _attention_meant(heads: int) -> str:
+    if not heads:
+        return "no sink head whose attention on the outlier tokens could be measured"
+    gives = "gives" if heads == 1 else "give"
+    return f"the share of attention that {plural(heads, 'sink head')} {gives} the outlier tokens"

@@ -156,11 +156,18 @@ def lives_of(k: int, followed: Followed, level: float) -> list[Life]:
             end += 1
         # h[start:end] is one rise and what is left of it; layer `end` ends it, and may begin the next one
         life = _life(k, sign * (h_L - x_L), sign * x_L, sign * h_L, start, end)
-        ratio = rules.ratio(np.abs(h_L[life.peak]), followed.mean[life.peak, k]) if life else 0.0
-        if life and ratio > level:
+        if life and ratios_of(life, followed).max() > level:
             lives.append(life)
         start = max(end, start + 1)
     return lives
+
+
+def ratios_of(life: Life, followed: Followed) -> np.ndarray:
+    """|h| of its element over the mean |h| of the sequence, in each layer that it lives in. The largest need not be where |h| is: the mean grows too."""
+    within = slice(life.first, life.last + 1)
+    return rules.ratio(
+        np.abs(followed.h[within, life.element]), followed.mean[within, life.element]
+    )
 
 
 def _life(k: int, write_L, before_L, after_L, start: int, end: int) -> Life | None:
@@ -204,24 +211,22 @@ def grouped(lives: Iterable[Life], places: np.ndarray) -> list[list[Life]]:
 def _wave(lives: Sequence[Life], followed: Followed, tau: float) -> tuple[Wave, Entering]:
     """Without its spread, but with the tokens of it that enter each layer alive."""
     elements = np.array([life.element for life in lives])
-    peaks = np.array([life.peak for life in lives])
-    ratios = rules.ratio(np.abs(followed.h[peaks, elements]), followed.mean[peaks, elements])
+    courses = [ratios_of(life, followed) for life in lives]
+    ratios = np.array([course.max() for course in courses])
     alive: list[set[Place]] = [set() for _ in followed.h]
     living = np.full(len(followed.h), np.nan)
     embedded: set[Place] = set()
-    for life in lives:
+    for life, course in zip(lives, courses, strict=True):
         sequence, token, _ = followed.places[life.element].tolist()
         within = slice(life.first, life.last + 1)
-        ratio_S = rules.ratio(
-            np.abs(followed.h[within, life.element]), followed.mean[within, life.element]
-        )
-        living[within] = np.fmax(living[within], ratio_S)
+        living[within] = np.fmax(living[within], course)
         for tokens in alive[within]:
             tokens.add((sequence, token))
         if life.embedded:
             embedded.add((sequence, token))
     held = np.flatnonzero(np.isfinite(living))
     best = int(np.argmax(ratios))
+    peak = lives[best].first + int(np.argmax(courses[best]))
     order = np.argsort(-ratios, kind="stable")
     places = followed.places[elements[order]].tolist()
     distinct = np.unique(elements)
@@ -239,8 +244,8 @@ def _wave(lives: Sequence[Life], followed: Followed, tau: float) -> tuple[Wave, 
         living=living,
         spread=None,
         ratio=float(ratios[best]),
-        value=float(followed.h[peaks[best], elements[best]]),
-        peak=int(peaks[best]),
+        value=float(followed.h[peak, elements[best]]),
+        peak=peak,
         above=bool(ratios[best] > tau),
     )
     return wave, [embedded, *alive[:-1]]
