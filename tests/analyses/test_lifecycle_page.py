@@ -36,7 +36,7 @@ def test_the_story_names_what_was_planted(planted):
     assert f"One number, dim {birth.dims[0]}, of the" in told and "in layer 2, up to" in told
     assert "It is written by two channels of" in told
     assert {int(c) for c in re.findall(r"(\d+) \(\d+%\)", told)} == set(birth.channels)
-    assert f"After layer {report.death.layer + 1} no outlier is left" in told
+    assert f"After layer {report.death.layer + 1} nothing is over τ any more" in told
     heads = len(report.spread.heads)
     assert f"Later, {heads} attention head" in told
     edits = (report.cause.edits[name].effect.perplexity for name in ("element", "column"))

@@ -235,11 +235,12 @@ def _share(part: np.ndarray, whole: np.ndarray) -> float:
 def _carriers(
     stats: Stats, trace: Trace, layer: int, elements: np.ndarray, sign: np.ndarray, size: np.ndarray
 ) -> tuple[Channel, ...]:
-    """Channels that add most in the direction `sign` to the chosen elements (E, M, P), shares relative to `size`."""
+    """Channels that add most in the direction `sign` to the chosen elements (E, M, P), as shares of the sum of `size`."""
     channels = trace.channels[layer]
     e, m, p = np.nonzero(elements)
-    relative = channels.added[e, m, p] * (sign[e, m, p] / size[e, m, p])[:, None]
-    shares = finite_or(relative).mean(axis=0)
+    along = channels.added[e, m, p] * sign[e, m, p][:, None]
+    # of their sum: a channel of a weak element may write many times what is left of it, against another channel
+    shares = finite_or(along).sum(axis=0) / size[e, m, p].sum()
     ratios = stats.weights.down_column_ratios[layer]
     ranks = np.empty(len(ratios), int)
     ranks[np.argsort(-ratios, kind="stable")] = np.arange(len(ratios))

@@ -25,6 +25,7 @@ from sysout_jax.outliers.definitions import (
     SINK_SHARE,
     TAUS,
     WRITE_SHARE,
+    reachable,
 )
 from sysout_jax.outliers.tokens import TokenText
 from sysout_jax.reports.expected import Expectation
@@ -130,9 +131,11 @@ def _flags(report: Lifecycle) -> Table | str:
             columns.append(report.flags[place][f"{tau:g}"])
     header.append("massive")
     columns.append(report.flags["h"]["massive"])
+    width = weights.down_weight_ratios.shape[1]
     for i, tau in enumerate(TAUS):
-        header.append(f"W_down τ={tau:g}")
-        columns.append([int(count) for count in weights.counts[:, down, i]])
+        if reachable(tau, width):
+            header.append(f"W_down τ={tau:g}")
+            columns.append([int(count) for count in weights.counts[:, down, i]])
     rows = tuple(
         (layer + 1, *(int(column[layer]) for column in columns))
         for layer in range(report.num_layers)
@@ -141,6 +144,10 @@ def _flags(report: Lifecycle) -> Table | str:
     if not flagged:
         return f"No element is flagged at any of τ = {', '.join(f'{tau:g}' for tau in TAUS)}, and none is a massive activation."
     note = f"Elements flagged, {plural(report.num_sequences, 'sequence')} together."
+    if far := [f"{tau:g}" for tau in TAUS if not reachable(tau, width)]:
+        note += (
+            f" In rows of W_down of {width:,} weights none can exceed {joined(far)} times the mean."
+        )
     if left_out := len(rows) - len(flagged):
         note += f" {plural(left_out, 'layer')} without any flag left out."
     return Table(tuple(header), flagged, note)
@@ -177,7 +184,7 @@ def _waves(report: Lifecycle, token_text: TokenText) -> Table | None:
     )
     note = (
         f"Over {number(followed.level)} times the mean, on all {plural(report.num_sequences, 'sequence')}. Shares are of the whole layer, "
-        "attention and MLP, mean over the wave's elements."
+        "attention and MLP together, mean over the elements that the layer writes to or takes from."
     )
     if len(followed.waves) > MAX_WAVES:
         note += f" The first {MAX_WAVES} of {len(followed.waves)} waves."
@@ -376,7 +383,7 @@ def _definitions(report: Lifecycle) -> Table:
         ("activation outlier", f"|h| > τ · mean|h| of its sequence, τ = {report.tau:g}; also at τ = {taus}; x_down alike"),
         ("wave", f"elements of h over {number(report.waves.level)} times the mean in some layer, from a write of at least {WRITE_SHARE:.0%} of their largest "
          f"value until |h| falls under {ALIVE_SHARE:.0%} of it; elements that share a layer of birth and a token or a dim are one wave"),
-        ("takes back (of a wave)", f"a layer whose attention and MLP together remove at least {WRITE_SHARE:.0%} of what enters it; its share is the mean over the wave's elements, "
+        ("takes back (of a wave)", f"a layer whose attention and MLP together remove at least {WRITE_SHARE:.0%} of what enters it; its share is the mean over those elements, "
          "also those under τ"),
         ("massive activation", f"|h| > {MASSIVE_VALUE:g} and |h| > {MASSIVE_RATIO:g} · median|h| (Sun et al.)"),
         ("weight outlier", "|w| > τ · mean|w| of its row"),
@@ -390,11 +397,11 @@ def _definitions(report: Lifecycle) -> Table:
         ("sink head", f"a head after the birth with more than {SINK_SHARE:.0%} of its attention on outlier tokens, and more than the even share; of a wave, on its tokens"),
         ("q/k dims that carry it", f"the fewest that make up {MAIN_SHARE:.0%} of what speaks for these tokens: mean over queries of q·k with them minus q·k with the "
          "other keys before the query; their share exceeds 100% where the other dims speak against"),
-        ("channel's share", "W_down[d*, c*] · x_down[c*] over h[d*], mean over outlier elements; in the table of waves over what the MLP writes there"),
+        ("channel's share", "W_down[d*, c*] · x_down[c*] along the sign of h[d*], over |h[d*]|, both summed over the outlier elements; in the table of waves over what the MLP writes there"),
         ("‖v‖ to others'", "mean length of the values of outlier tokens over that of the other tokens"),
         ("‖v W_O‖ to others'", "the same after the head's output projection, root mean squares"),
-        ("‖their part‖ to ‖head output‖", "length of what outlier tokens add to a head's output over the length of that output, mean over the other queries; lengths, not parts of a whole"),
-        ("‖head output‖ to the layer's heads", "mean length of the head's output over its mean over all heads of the layer"),
+        ("‖their part‖ to ‖head output‖", "length of what outlier tokens add to a head's output, which is the weighted sum of values before W_O, over the length of that output, mean over the other queries; lengths, not parts of a whole"),
+        ("‖head output‖ to the layer's heads", "mean length of the head's output, before W_O, over its mean over all heads of the layer"),
         ("takes back", "what a part, attention or the MLP alone, adds against h[d*], over the value that enters the layer, both summed over the elements over τ; 100% cancels it"),
         *((f"edit: {name}", rule) for name, rule in EDITS.items()),
         *((f"control: {name}", rule) for name, rule in CONTROLS.items()),

@@ -24,7 +24,7 @@ class Channel:
 
     index: int
     label: str  # how it is called: the index, with experts `expert:unit`
-    share: float  # of h[d*], mean over outlier elements
+    share: float  # of h[d*], along its sign, both summed over outlier elements
     x_down: float  # its activation, mean over outlier tokens
     gate: float | None  # gate before the activation function, None without a gate
     up: float

@@ -6,7 +6,17 @@ from sysout_jax.analyses.lifecycle.results import BirthEvent, Lifecycle
 from sysout_jax.analyses.lifecycle.waves import Wave
 from sysout_jax.outliers.definitions import SINK_SHARE
 from sysout_jax.outliers.tokens import TokenText
-from sysout_jax.words import digits, joined, layer_ranges, listed, named, number, percent, plural
+from sysout_jax.words import (
+    digits,
+    in_layers,
+    joined,
+    layer_ranges,
+    listed,
+    named,
+    number,
+    percent,
+    plural,
+)
 
 DEPENDS = 1.05  # times the perplexity from which on a model is said to depend on its outliers
 _COUNTS = {1: "One", 2: "Two", 3: "Three"}
@@ -23,7 +33,16 @@ def story(report: Lifecycle, token_text: TokenText) -> list[str]:
     if not report.found or not report.birth.events:
         return [_STREAM, _without(report, token_text)]
     event = max(report.birth.events, key=lambda birth: max(map(abs, birth.values)))
-    return [_STREAM, _birth(report, event, token_text), *_writers(event), *_spread(report), _death(report), *_waves(report), *_cause(report)]  # fmt: skip
+    return [
+        _STREAM,
+        _birth(report, event, token_text),
+        *_writers(event),
+        *_other_births(report, event),
+        *_spread(report),
+        _death(report),
+        *_waves(report),
+        *_cause(report),
+    ]
 
 
 def _without(report: Lifecycle, token_text: TokenText) -> str:
@@ -71,13 +90,23 @@ def _writers(event: BirthEvent) -> list[str]:
     ]
 
 
+def _other_births(report: Lifecycle, event: BirthEvent) -> list[str]:
+    others = [each.layer for each in report.birth.events if each is not event]
+    if not others:
+        return []
+    return [f"Weaker outliers are born {in_layers(others)}."]
+
+
 def _spread(report: Lifecycle) -> list[str]:
     count = len(report.spread.heads)
     if not count:
         return []
+    several = len(report.birth.events) > 1
+    when = f"After layer {report.birth.events[0].layer + 1}" if several else "Later"
+    whose = "the tokens of outliers" if several else "the outlier's tokens"
     strongest = max(report.spread.heads, key=lambda head: head.mass)
     return [
-        f"Later, {plural(count, 'attention head')} {'looks' if count == 1 else 'look'} at the outlier's tokens with over {SINK_SHARE:.0%} of "
+        f"{when}, {plural(count, 'attention head')} {'looks' if count == 1 else 'look'} at {whose} with over {SINK_SHARE:.0%} of "
         f"{'its' if count == 1 else 'their'} attention (the tokens are attention sinks), head {strongest.head} of layer "
         f"{strongest.layer + 1} with {percent(strongest.mass)}, where even attention would give {percent(strongest.even, 1)}; what such a token gives back, its value, has "
         f"{percent(strongest.drain)} of the length of the others' there."
@@ -93,7 +122,7 @@ def _death(report: Lifecycle) -> str:
     if by:
         strongest = max(by, key=lambda o: o.removed)
         who = f"; the MLP of layer {strongest.layer + 1} takes back {percent(strongest.removed)} of what enters there"
-    return f"After layer {death.layer + 1} no outlier is left{who}."
+    return f"After layer {death.layer + 1} nothing is over τ any more{who}."
 
 
 def _cause(report: Lifecycle) -> list[str]:
@@ -118,10 +147,20 @@ def _cause(report: Lifecycle) -> list[str]:
         if element.effect.perplexity > DEPENDS * column.effect.perplexity
         else ""
     )
+    channels = len(cause.writers)
+    several = len({writer.layer for writer in cause.writers}) > 1
+    of = (
+        "of the writers"
+        if not several
+        else f"of all writers {in_layers({w.layer for w in cause.writers})}"
+    )
+    what = "this channel writes" if channels == 1 else "these channels write"
+    if several:
+        what = f"these {channels} channels write"
     return [
-        f"{depends}: with {plural(element.weights, 'weight')} of the writers set to zero, perplexity (how many tokens the model hesitates between, "
+        f"{depends}: with {plural(element.weights, 'weight')} {of} set to zero, perplexity (how much the text surprises the model, "
         f"lower is better) goes from {before} to {zeroed}, and the largest number that is left is {number(element.effect.ratio)} times the mean; with "
-        f"all that these channels write set to zero, to {columns} and {number(column.effect.ratio)}.{rest}"
+        f"all that {what} set to zero, to {columns} and {number(column.effect.ratio)}.{rest}"
     ]
 
 

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sized
 from math import isfinite
 
+import numpy as np
+
 from sysout_jax.analyses.lifecycle.results import Birth, BirthEvent, Effect, Lifecycle, Spread
 from sysout_jax.analyses.lifecycle.story import course_of
 from sysout_jax.analyses.lifecycle.wave_spread import WaveSpread
@@ -14,7 +16,7 @@ from sysout_jax.outliers.definitions import SINK_SHARE
 from sysout_jax.outliers.tokens import TokenText
 from sysout_jax.reports.nonfinite import nothing_measured, remarks
 from sysout_jax.reports.terminal import ran_over, text_table
-from sysout_jax.words import digits, in_layers, named, number, plural
+from sysout_jax.words import digits, in_layers, named, number, plural, runs
 
 _MOST = 6  # members of a list that are printed
 
@@ -48,10 +50,13 @@ def verdict(report: Lifecycle) -> str:
             f"the largest |h| {'that is finite ' if report.nonfinite.h.total else ''}is {report.largest_h.ratio:.4g} times the mean."
         )
     assert report.birth.layer is not None and report.death.last_alive is not None
-    last = report.death.last_alive + 1
-    end = "the last layer" if report.death.layer is None else f"layer {last}"
+    alive = np.flatnonzero(report.stats.h.outlier_tokens(report.tau).any(axis=(1, 2)))
+    end = "the last layer" if report.death.layer is None else f"layer {report.death.last_alive + 1}"
+    when = f"from layer {report.birth.layer + 1} to {end}"
+    if len(runs(alive)) > 1:  # taken back, and written again
+        when = in_layers(alive)
     return (
-        f"{report.model}: activation outliers at tau = {report.tau:g} from layer {report.birth.layer + 1} to {end} "
+        f"{report.model}: activation outliers at tau = {report.tau:g} {when} "
         f"(of {report.num_layers}), up to {report.largest_h.ratio:,.0f} times the mean, in {where}."
     )
 
@@ -187,7 +192,7 @@ def _death(report: Lifecycle) -> list[str]:
     if death.layer is None:
         lines = ["Death   none: outliers survive the last layer"]
     else:
-        lines = [f"Death   layer {death.layer + 1}: after it no outlier is left"]
+        lines = [f"Death   layer {death.layer + 1}: after it nothing is over tau any more"]
     for item in sorted(death.oppositions, key=lambda o: -o.removed)[:2]:
         channels = ", ".join(c.label for c in item.channels[:_MOST])
         carried = (
