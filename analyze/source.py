@@ -62,8 +62,8 @@ class Source:
     ckpt: str | None = None
     """Hugging Face directory or hub id, GGUF file, nanoGPT ckpt.pt, llama2.c .bin, or a directory written by
     python -m sysout_jax.convert or python -m train. Some have names: demo (the default), a pretrained SmolLM2 of 98 MB that is
-    fetched once; planted, a small model whose outliers are known by construction; backcopy-default and backcopy-gate, tiny
-    models that we trained (docs/section5.md)."""
+    fetched once; planted, a small model whose outliers are known by construction; backcopy-default, backcopy-gate and
+    backcopy-context_scale, tiny models that we trained (docs/section5.md)."""
     text: Path | None = None
     """Text file to analyse in non-overlapping windows. Default: a short text that comes with the package."""
     prompt: str | None = None

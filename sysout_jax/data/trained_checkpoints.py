@@ -9,7 +9,7 @@ from pathlib import Path
 
 DIRECTORY = Path(__file__).parent / "trained"
 #: Where a path is expected and nothing lies at it.
-NAMES = ("backcopy-default", "backcopy-gate")
+NAMES = ("backcopy-default", "backcopy-gate", "backcopy-context_scale")
 
 
 def trained_checkpoint(name: str) -> Path:

@@ -15,6 +15,7 @@ import jax
 from sysout_jax.checkpoints.checkpoint import write_config
 from sysout_jax.checkpoints.run_checkpoints import RUN, steps
 from sysout_jax.data import tokenizers
+from sysout_jax.data.token_files import read_meta
 from sysout_jax.errors import AtWork, InputError, RunError
 from sysout_jax.storage.held import check_name
 from sysout_jax.storage.serialise import read_json_object
@@ -126,7 +127,8 @@ def claim(config: TrainConfig, workdir: Path) -> None:
         # first, so that a run killed between these files is still this config's
         write_file(workdir / CONFIG, (json.dumps(to_dict(config), indent=2) + "\n").encode())
         (workdir / RUN).mkdir(exist_ok=True)
-        write_config(workdir, config.model)
+        meta = read_meta(config.data)
+        write_config(workdir, config.model, meta.windows.bos_id if meta and meta.windows else None)
         tokenizer = config.data / tokenizers.FILE
         if tokenizer.is_file():
             write_file(workdir / tokenizers.FILE, tokenizer.read_bytes())

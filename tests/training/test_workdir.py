@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from sysout_jax.checkpoints import checkpoint
+from sysout_jax.data.prepare_task import prepare_task, source_bigrams
+from sysout_jax.data.tasks import bigram_backcopy
 from sysout_jax.errors import InputError, RunError
 from sysout_jax.storage import staging, workspaces
 from sysout_jax.training import workdir
@@ -44,6 +46,17 @@ def test_killed_between_its_files_and_claimed_again(config, tmp_path, monkeypatc
     assert from_dict(json.loads((tmp_path / "run/train.json").read_text())) == config
     names = {p.name for p in (tmp_path / "run").iterdir()}
     assert {"train.json", "model.json", "tokenizer.json", "checkpoints"} == names
+
+
+def test_a_model_trained_on_windows_of_bos_knows_it(config, tmp_path):
+    task = bigram_backcopy(source_bigrams(()), "te ")
+    prepared = tmp_path / "task"
+    prepare_task(task, {}, prepared, length=16, windows=40, val_windows=4)
+    model = dataclasses.replace(config.model, vocab_size=257)
+    claim(dataclasses.replace(config, data=prepared, model=model), tmp_path / "run")
+    assert checkpoint.read_config(tmp_path / "run")[1] == 256
+    claim(config, tmp_path / "other")
+    assert checkpoint.read_config(tmp_path / "other")[1] is None
 
 
 def test_another_config_and_another_directory_are_refused(config, tmp_path):
