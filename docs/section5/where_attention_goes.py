@@ -1,7 +1,7 @@
 """What queries look at that have something to copy, and what the others look at: runs on Bigram-Backcopy, means over seeds.
 
     python docs/section5/where_attention_goes.py --runs runs/section5_settings --data data/bigram_backcopy --out where.json
-    python docs/section5/where_attention_goes.py --read docs/section5/attention/*.json    # the table again
+    python docs/section5/where_attention_goes.py --read docs/section5/attention/settings/*.json    # a table again
 
 Of every run the layer that copies is the one whose copying queries give most to the token they are to copy. Shares of attention are means over queries from position 16 on.
 """
@@ -19,9 +19,17 @@ import tyro
 import sysout_jax as so
 from sysout_jax.analyses.variants.snapshots import runs_of
 from sysout_jax.data.batches import validation_slice
-from sysout_jax.words import listed
+from sysout_jax.words import listed, number
 
 FIRST_QUERY = 16
+SCALED = (  # what attention gives is multiplied, or a part of it goes to no token
+    "attention_bias",
+    "context_scale",
+    "gate",
+    "gate_elements",
+    "learned_sink",
+    "softmax1",
+)
 #: What is looked at, and how it is called in the table.
 LOOKED_AT = {
     "first": "first token",
@@ -52,13 +60,21 @@ def measure(run: Path, data: Path, num_seqs: int) -> dict:
     lm = so.load(run)
     triggers = json.loads((data / "meta.json").read_text())["task"]["triggers"]
     tokens_NxT = validation_slice(data, lm.config.context_length, num_seqs)[:, :-1]
-    _, taps = so.capture(lm, tokens_NxT, names=("attn_map",))
+    scaled = lm.config.attention in SCALED
+    _, taps = so.capture(
+        lm, tokens_NxT, names=("attn_map", "attn_scale") if scaled else ("attn_map",)
+    )
     asks_NxT = np.isin(tokens_NxT, [ord(c) for c in triggers])
     late = np.arange(tokens_NxT.shape[1]) >= FIRST_QUERY
-    return {
-        kind: [_shares(layer, queries & late, asks_NxT) for layer in taps["attn_map"]]
-        for kind, queries in (("copying", asks_NxT), ("idle", ~asks_NxT))
-    }
+    found: dict = {"copying": [], "idle": []}
+    for kind, queries in (("copying", asks_NxT), ("idle", ~asks_NxT)):
+        for layer, maps in enumerate(taps["attn_map"]):
+            shares = _shares(maps, queries & late, asks_NxT)
+            if scaled:
+                scale_NxT = np.asarray(taps["attn_scale"][layer]).mean(axis=1)
+                shares["scale"] = float(scale_NxT[queries & late].mean())
+            found[kind].append(shares)
+    return found
 
 
 def _shares(map_NxHxTxT: np.ndarray, queries_NxT: np.ndarray, asks_NxT: np.ndarray) -> dict:
@@ -83,8 +99,8 @@ def table(measured: dict[str, dict[str, dict]]) -> str:
     lines = [
         "| setting | runs | layer that copies | copying queries: "
         + " | ".join(["token before", *(f"idle queries: {name}" for name in LOOKED_AT.values())])
-        + " |",
-        "|" + " --- |" * (4 + len(LOOKED_AT)),
+        + " | weights sum to: copying, idle | scale: copying, idle |",
+        "|" + " --- |" * (6 + len(LOOKED_AT)),
     ]
     for setting, runs in sorted(measured.items()):
         layers = [copies(run) for run in runs.values()]
@@ -93,7 +109,15 @@ def table(measured: dict[str, dict[str, dict]]) -> str:
         means = [np.mean(copying), *(np.mean([each[name] for each in idle]) for name in LOOKED_AT)]
         where = listed(sorted({layer + 1 for layer in layers}))
         shares = " | ".join(f"{100 * mean:.0f} %" for mean in means)
-        lines.append(f"| {setting} | {len(runs)} | {where} | {shares} |")
+        sums, scales = (
+            ", ".join(
+                number(float(np.mean([run[kind][l].get(name, np.nan) for l, run in zip(layers, runs.values(), strict=True)])))
+                for kind in ("copying", "idle")
+            )
+            for name in ("sum", "scale")
+        )  # fmt: skip
+        scales = "–" if "n/a" in scales else scales
+        lines.append(f"| {setting} | {len(runs)} | {where} | {shares} | {sums} | {scales} |")
     return "\n".join(lines)
 
 

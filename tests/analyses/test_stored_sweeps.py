@@ -96,16 +96,17 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         variants.main()
 
 
-@pytest.mark.parametrize("part", ["variants", "settings"])
+@pytest.mark.parametrize("part", ["variants", "settings", "long"])
 def test_the_tables_of_the_documentation_are_those_of_its_files(part):
     files = sorted((REPOSITORY / "docs" / "section5" / part).glob("*.json"))
     page = (REPOSITORY / "docs" / "section5.md").read_text(encoding="utf-8")
     assert files and sweep_markdown(read_sweeps(files)[1]) in page
 
 
-def test_where_attention_goes_is_told_as_it_was_measured():
+@pytest.mark.parametrize("part", ["settings", "long"])
+def test_where_attention_goes_is_told_as_it_was_measured(part):
     section5 = REPOSITORY / "docs" / "section5"
-    files = sorted((section5 / "attention").glob("*.json"))
+    files = sorted((section5 / "attention" / part).glob("*.json"))
     command = [sys.executable, str(section5 / "where_attention_goes.py"), "--read", *map(str, files)]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     page = (REPOSITORY / "docs" / "section5.md").read_text(encoding="utf-8")
