@@ -1,4 +1,4 @@
-"""python -m analyze.all: every analysis of one model and text, and one page that leads to their reports."""
+"""python -m analyze.all: the analyses of one model and text, and one page that leads to their reports."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ ANALYSES: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Args(Expects, Source, ClassLists):
-    """Run every analysis on one model and text in shared passes, and write an index page over their reports."""
+    """Run the eight analyses of one model and text (all but absorb, census and compare) in shared passes, and write an index page over their reports."""
 
     NAME: ClassVar[str] = "all"
 

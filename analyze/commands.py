@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 COMMANDS = {
-    "all": "every analysis of a model, with an index page; costs less than one after the other",
+    "all": "the eight analyses of a model and a text, with an index page; costs less than one after the other",
     "lifecycle": "birth, spread, death and cause of the outliers",
     "positions": "in which layers, tokens, channels, matrices, keys and heads they are",
     "consistency": "whether outliers of weights, activations and attention coincide",

@@ -224,8 +224,11 @@ def cut(source: Source, lm: so.LanguageModel, text: str) -> tuple[Windows, list[
     notes = []
     fewer, shorter = len(tokens) < wanted, tokens.shape[1] < length
     if (source.num_seqs and fewer) or (source.seq_len and shorter):  # than somebody asked for
+        asked = f", not of {length:,}" if source.seq_len and shorter else ""
         notes.append(
-            f"The text fills only {len(tokens)} of {plural(wanted, 'window')} ({plural(tokens.shape[1], 'token')} each)."
+            f"The text fills only {len(tokens)} of {plural(wanted, 'window')}, of {plural(tokens.shape[1], 'token')} each{asked}."
+            if fewer
+            else f"The text is short: {plural(len(tokens), 'window')} of {plural(tokens.shape[1], 'token')}{asked}."
         )
     return Windows(lm.check_tokens(tokens), source.bos, source.joined_by), notes
 

@@ -8,6 +8,7 @@ import numpy as np
 
 RESAMPLES = 2000
 LEVEL = 0.95
+FEW = 6  # resamples of so few are hardly different from single ones
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,14 @@ class Interval:
     low: float  # NaN for a single sequence, as `high`
     high: float
     seeds: tuple[float, ...]
+
+
+def told(count: int, what: str) -> str:
+    """What the brackets of a table hold, for a page: of `count` things such as `windows`."""
+    if count == 1:
+        return f"no interval, as one {what.removesuffix('s')} cannot be resampled"
+    few = ", so few that they are not much more than the range of these" if count < FEW else ""
+    return f"{LEVEL:.0%} bootstrap intervals over {count:,} {what}{few}"
 
 
 def bootstrap_weights(num_sequences: int, seed: int = 0) -> np.ndarray:

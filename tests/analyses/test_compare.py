@@ -33,7 +33,7 @@ def lifecycle(layers=4, heads=2, **changes) -> dict:
         "death": {"layer": 3, "last_alive": 2},
         "cause": {
             "baseline": {"perplexity": 20.0},
-            "edits": {"element": {"effect": {"perplexity": 200.0}}},
+            "edits": {"element": {"weights": 2, "effect": {"perplexity": 200.0}}},
         },
         "statistics": {
             "h": {"ratio": [10.0, 4000.0, 3000.0, 10.0][:layers]},
@@ -73,11 +73,11 @@ def test_differences_in_sentences(one, tmp_path):
     found = differences(compare(one, write(tmp_path / "two", other_report())))
     assert found == [
         "Both one at τ = 1000 and two at τ = 300 have systematic outliers.",
-        "The largest number is 4 times as strong in one: 4,000 times its mean in one, 1,000 times in two.",
+        "The largest number is 4 times as large against its mean in one: 4,000 times its mean in one, 1,000 times in two.",
         "They are born in one in layer 2 of 4, and are last seen in layer 3; in two in layers 1–2 of 4, and are last seen in layer 4.",
         "one uses dim 7, two dims 8, 9.",
-        "one has 3 sink heads of 8 and two 0 sink heads of 8.",
-        "Without the weights that write the outliers perplexity changes by ×10 in one.",
+        "one has 3 sink heads after the birth and two 0 sink heads after the birth.",
+        "Without the weights that write the outliers perplexity changes by ×10 in one (2 of them).",
         "Mind that the runs are not alike: τ is 1000 in one and 300 in the other.",
     ]
 

@@ -74,4 +74,4 @@ def test_counts_of_one_are_singular():
 def test_that_a_text_is_short_is_said_where_somebody_asked_for_more(name, flags, said, tmp_path):
     (tmp_path / "text.txt").write_text("Summer is warm. Winter is cold.")
     notes = read(name, ckpt="planted", text=tmp_path / "text.txt", **flags).notes
-    assert any("fills only" in note for note in notes) == said
+    assert any("fills only" in note or "text is short" in note for note in notes) == said

@@ -109,7 +109,7 @@ def effects_sentence(result: Census) -> str:
     """What to see."""
     return (
         "Change of the loss when a writer is edited: one line per writer, the largest write first; bars are intervals over sequences. "
-        "Controls in grey: as much taken away elsewhere (|), and a random change as large elsewhere (×). Where a coloured mark lies among the grey ones, "
+        "Controls in grey: as much taken away elsewhere (+), and a random change as large elsewhere (×). Where a coloured mark lies among the grey ones, "
         "the writer does no more than any other place of its layer."
     )
 

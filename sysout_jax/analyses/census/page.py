@@ -11,7 +11,7 @@ from sysout_jax.analyses.census import figures
 from sysout_jax.analyses.census.results import Census, Effect, Entry, Pair
 from sysout_jax.analyses.census.writers import RANKINGS
 from sysout_jax.interventions.weights import CONTROLS, EDITS
-from sysout_jax.numerics.intervals import LEVEL, Interval
+from sysout_jax.numerics.intervals import Interval, told
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.nonfinite import nothing_measured, remarks
 from sysout_jax.reports.page import Picture, Section, Table
@@ -152,7 +152,9 @@ def _unedited(result: Census) -> str:
 
 def _note(result: Census) -> str:
     """Of a table with intervals and controls."""
-    intervals = f"In brackets: {LEVEL:.0%} bootstrap intervals over the sequences, edited and unedited paired. "
+    intervals = (
+        f"In brackets: {told(result.num_sequences, 'sequences')}; edited and unedited are paired. "
+    )
     paired = intervals if result.num_sequences > 1 else ""
     return f"{paired}Controls: mean over {plural(result.num_seeds, 'seed')}. {_unedited(result)}"
 

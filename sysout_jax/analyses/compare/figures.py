@@ -53,7 +53,7 @@ def attention(report: Comparison, token_text: TokenText) -> Figure:
             extent=(0.5, L + 0.5, -0.5, H - 0.5), interpolation="nearest",
         )  # fmt: skip
         style.layer_axis(axes, L)
-        axes.set_title(f"{style.label_text(told.name, 24)}: on {_on(told)}")
+        axes.set_title(f"{style.label_text(told.name, 30)}\non {_on(told)}")
         axes.locator_params(axis="y", nbins=8, integer=True)
     panels[0].set_ylabel("head (from 0)")
     figure.colorbar(image, ax=list(panels), pad=0.015, aspect=15)

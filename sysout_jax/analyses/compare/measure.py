@@ -39,6 +39,7 @@ class Told:
     last_alive: int | None  # last layer with outliers
     perplexity: float | None
     perplexity_without: float | None  # with the birth weights at zero
+    birth_weights: float | None  # how many these are
     h_ratio: np.ndarray  # (L,)
     x_down_ratio: np.ndarray  # (L,)
     mass: np.ndarray  # (L, H) attention on outlier tokens
@@ -106,6 +107,7 @@ class _Reader:
             perplexity_without=self.perhaps("cause.edits.element.effect.perplexity")
             if cause
             else None,
+            birth_weights=self.perhaps("cause.edits.element.weights") if cause else None,
             h_ratio=self.array("statistics.h.ratio", (layers,)),
             x_down_ratio=self.array("statistics.x_down.ratio", (layers,)),
             mass=self.array("spread.mass", (layers, None)),

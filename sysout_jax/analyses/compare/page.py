@@ -14,7 +14,17 @@ from sysout_jax.figures.style import label_text
 from sysout_jax.reports.page import Section, Table
 from sysout_jax.reports.report import counting, figure_sections, write_report
 from sysout_jax.storage.serialise import plain
-from sysout_jax.words import change, digits, joined, layer_ranges, listed, named, number, plural
+from sysout_jax.words import (
+    change,
+    digits,
+    joined,
+    layer_ranges,
+    listed,
+    named,
+    number,
+    percent,
+    plural,
+)
 
 NAME = "compare"
 ALIKE = 1.05  # ratios closer than this are not called different
@@ -72,8 +82,8 @@ def _how_strong(report: Comparison) -> Iterator[str]:
     if times < ALIKE:
         yield f"The largest number is about as strong in both: {told}."
     else:
-        how = f"{number(times)} times as strong" if times >= 2 else f"{change(times)} stronger"
-        yield f"The largest number is {how} in {strong.name}: {told}."
+        how = f"{number(times)} times as large" if times >= 2 else f"{percent(times - 1)} larger"
+        yield f"The largest number is {how} against its mean in {strong.name}: {told}."
 
 
 def _where(report: Comparison) -> Iterator[str]:
@@ -101,9 +111,9 @@ def _attention(report: Comparison) -> Iterator[str]:
     a, b = report.both
     if a.found and b.found:
         if a.heads == b.heads:
-            yield f"Both have {plural(a.heads, 'sink head')}."
+            yield f"Both have {plural(a.heads, 'sink head')} after the birth."
         else:
-            parts = [f"{told.name} {plural(told.heads, 'sink head')} of {told.mass.size:,}" for told in report.both]  # fmt: skip
+            parts = [f"{told.name} {plural(told.heads, 'sink head')} after the birth" for told in report.both]  # fmt: skip
             yield f"{joined(parts)}.".replace(f"{a.name} ", f"{a.name} has ", 1)
 
 
@@ -112,7 +122,8 @@ def _cost(report: Comparison) -> Iterator[str]:
     for told in report.both:
         if told.perplexity is not None and told.perplexity_without is not None:
             grows = change(told.perplexity_without / told.perplexity)
-            parts.append(f"{grows} in {told.name}")
+            weights = "" if told.birth_weights is None else f" ({told.birth_weights:,.0f} of them)"
+            parts.append(f"{grows} in {told.name}{weights}")
     if parts:
         yield f"Without the weights that write the outliers perplexity changes by {joined(parts)}."
 
@@ -158,13 +169,13 @@ def facts(report: Comparison) -> Table:
             listed(told.dims) or "–",
             listed(told.channels) or "–",
             end,
-            f"{told.heads:,} of {told.mass.size:,}",
+            f"{told.heads:,}",
             "–" if told.perplexity is None else digits(told.perplexity, told.length),
             "–" if told.perplexity_without is None else digits(told.perplexity_without, told.length),
         ]  # fmt: skip
 
     names = ("text", "τ", "systematic outliers", "largest |h|", "its layer", "birth layers", "birth dims",
-             "channels of the first birth", "last layer with outliers", "sink heads", "perplexity",
+             "channels of the first birth", "last layer with outliers", "sink heads after the birth", "perplexity",
              "perplexity, birth weights zero")  # fmt: skip
     columns = [column(told) for told in report.both]
     return Table(("", report.first.name, report.second.name), tuple(zip(names, *columns, strict=True)))  # fmt: skip

@@ -14,7 +14,7 @@ from sysout_jax.analyses.compression.keeps import KEEPS
 from sysout_jax.analyses.compression.results import Attribution, Compression, Outcome
 from sysout_jax.compress.methods import INPUT_BITS, LEFT_OUT, METHODS
 from sysout_jax.figures.select import short_names
-from sysout_jax.numerics.intervals import LEVEL
+from sysout_jax.numerics.intervals import told
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.nonfinite import remarks
 from sysout_jax.reports.page import Picture, Section, Table
@@ -39,7 +39,7 @@ def write_compression_report(
             "Perplexity",
             (
                 Picture("perplexity", figures.perplexity_sentence(results)),
-                Table(*_rows(results, full=True), _note()),
+                Table(*_rows(results, full=True), _note(results[0].protocol.windows)),
             ),
         ),
     ]
@@ -148,9 +148,9 @@ def _error(value: float) -> str:
     return f"{100 * value:.2g}%" if value < 0.995 else f"{100 * value:,.0f}%"
 
 
-def _note() -> str:
+def _note(windows: int) -> str:
     return (
-        f"In brackets: {LEVEL:.0%} bootstrap intervals over windows. Change: against full precision, same windows. Error of h: "
+        f"In brackets: {told(windows, 'windows')}. Change: against full precision, same windows. Error of h: "
         "‖h' − h‖ / ‖h‖ after the last layer, mean over tokens."
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 from sysout_jax.analyses.intervene import figures
 from sysout_jax.analyses.intervene.measure import Interventions, Outcome
 from sysout_jax.analyses.intervene.runs import CONTROL, WHAT, WHERE
-from sysout_jax.numerics.intervals import LEVEL, Interval
+from sysout_jax.numerics.intervals import Interval, told
 from sysout_jax.outliers.definitions import SINK_SHARE
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.nonfinite import remarks
@@ -84,7 +84,11 @@ def summary(result: Interventions) -> str:
     table = text_table(
         ("where", "what", "edited", "left", "attention", "perplexity", "its change"), short
     )
-    what = f"Left: tokens that still hold an {called}." if result.found else f"Left: {called}s."
+    what = (
+        f"Left: tokens that still hold an {called}, summed over layers."
+        if result.found
+        else f"Left: {called}s."
+    )
     return "\n".join(
         [verdict(result), *_nonfinite(result), *result.notes, table, what, _note(result)]
     )
@@ -149,7 +153,7 @@ def _note(result: Interventions) -> str:
         else "mean over all heads after the birth, as none is a sink"
     )
     return (
-        f"In brackets: {LEVEL:.0%} bootstrap intervals over the sequences. Resamples and random others: mean over "
+        f"In brackets: {told(result.protocol.windows, 'sequences')}. Resamples and random others: mean over "
         f"{plural(result.num_seeds, 'seed')}. Attention: {heads}. Change: of perplexity against the unedited model, sequences paired. "
         f"Perplexity: {result.protocol.sentence()}."
     )

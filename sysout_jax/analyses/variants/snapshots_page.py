@@ -34,7 +34,7 @@ SHORT = {
     "first_token_share": "first tok.",
     "h_ratio": "|h|/mean",
     "value_drain": "drain",
-    "x_down_top": "x_down",
+    "x_down_top": "|x_down|",
     "down_column_ratio": "W_down",
     "grad_norm_down": "∇W_down",
     "val_loss": "val loss",
@@ -135,7 +135,7 @@ def write_steps_report(
 
 
 def sweep_headline(groups: Mapping[str, Sequence[Snapshot]], over: str) -> str:
-    """How many runs there are."""
+    """How many runs there are, and what is told of them."""
     runs = sum(map(len, groups.values()))
     return f"{plural(runs, 'run')} in {plural(len(groups), 'setting')}, mean and 95 % interval over {over}."
 
@@ -167,7 +167,8 @@ def sweep_summary(groups: Mapping[str, Sequence[Snapshot]], over: str) -> str:
 
     tables = map(table, _NARROW)
     lines = [sweep_headline(groups, over), *_nonfinite(chain(*groups.values()))]
-    return "\n".join([*lines, "Means, per layer, first to last:", *tables])
+    told = "Means, per layer, first to last; the report has the intervals:"
+    return "\n".join([*lines, told, *tables])
 
 
 def sweep_markdown(groups: Mapping[str, Sequence[Snapshot]]) -> str:
