@@ -45,6 +45,7 @@ from sysout_jax.outliers.definitions import TAU
 from sysout_jax.perplexity import Perplexity, check_predicting, perplexity_of
 from sysout_jax.statistics.collect import Collecting, Stats
 from sysout_jax.weights import expected_shapes
+from sysout_jax.words import joined
 
 
 def compression(
@@ -96,6 +97,11 @@ def compression(
     life = _life(lm, study.stats) if study.stats else None
     weights = born_weights(life, lm.config) if life else {}
     runs, notes = _runs(lm, methods, sparsities)
+    if quantised := _quantised(lm):
+        notes.insert(
+            0,
+            f"The file stores weights as {joined(quantised)}: full precision is what these give when they are read, and the methods round them once more.",
+        )
     followed = dict.fromkeys(name for name, _ in _runs(lm, attribute, (0.0,))[0])
     outcomes = [study.outcome("full", "full precision", None, lm)]
     for name, sparsity in runs:
@@ -152,6 +158,12 @@ def _calibrations(
     else:
         stream.run(list(observers.values()))
     return {name: observer.calibration for name, observer in observers.items()}
+
+
+def _quantised(lm: LanguageModel) -> list[str]:
+    """The quantised types that a GGUF file stores weights in."""
+    types = {type for types in lm.stored_as.values() for type in types.split(", ")}
+    return sorted(types - {"F64", "F32", "F16", "BF16"})
 
 
 def _runs(

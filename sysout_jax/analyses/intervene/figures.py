@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from sysout_jax.analyses.intervene.measure import Interventions, Outcome
 from sysout_jax.analyses.intervene.runs import CONTROL, OUTLIERS
@@ -117,6 +118,8 @@ def _scale(axes: Axes, values: np.ndarray, field: str) -> None:
         axes.set_xlim(-0.06 * max(top, 1e-9), 1.12 * max(top, 1e-9))
     elif top > 20 * least > 0:
         style.log_axis(axes, "x")
+        if top > 1000 * least:  # in a narrow panel not every power of ten has room for its label
+            axes.xaxis.set_major_locator(LogLocator(numticks=4))
     else:
         # rounding is no effect: the axis never spans less than two per cent
         margin = max(0.12 * (top - least), 0.01 * top)

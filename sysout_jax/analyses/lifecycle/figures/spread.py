@@ -14,12 +14,13 @@ from sysout_jax.analyses.lifecycle.sinks import SinkHead
 from sysout_jax.analyses.lifecycle.trace import Trace
 from sysout_jax.figures import style
 from sysout_jax.nonfinite import finite_or
+from sysout_jax.outliers.definitions import main_part
 from sysout_jax.outliers.tokens import TokenText
 from sysout_jax.words import listed, named, percent
 
 MAX_TOKENS = 22  # positions whose text stays readable on the axis of a heat map
 BEFORE = 3  # positions shown before the first outlier token
-MAX_NAMED = 4  # q/k dims named in the panel
+MAX_NAMED = 6  # q/k dims named in the panel
 MAX_INPUTS = 3  # dims of the normalised input named in the panel
 MANY = 256  # dims from which on there is no room for marks
 OTHERS = "others: mean and range"
@@ -156,8 +157,7 @@ def _name_dims(axes: Axes, values_WxD: np.ndarray, mask: np.ndarray) -> None:
 
 def _dims(axes: Axes, trace: Trace) -> None:
     parts = finite_or(trace.qk[trace.close_up.layer, trace.close_up.head])
-    strong = np.argsort(-parts, kind="stable")[:MAX_NAMED]
-    strong = strong[parts[strong] > 0.1 * max(parts.max(), 1e-30)]
+    strong = main_part(parts)  # those that the table names
     axes.bar(np.arange(len(parts)), parts, 0.9, color=style.GREY, rasterized=len(parts) > 512)
     axes.bar(
         strong,
