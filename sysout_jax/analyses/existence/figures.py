@@ -227,7 +227,7 @@ def _sentence(name: str) -> Any:
         if name == "w_down":
             mean = "the mean of its row" if surface.found else "the mean of its column"
         drawn = surface.pooled.values.shape[1]
-        pooled = f" Of {surface.channels:,} channels the largest of every {surface.channels / drawn:.3g} is drawn, so that no peak is lost." if drawn < surface.channels else ""  # fmt: skip
+        pooled = f" Of {surface.channels:,} channels {drawn:,} are drawn, each the largest of its neighbours, so that no peak is lost." if drawn < surface.channels else ""  # fmt: skip
         return f"The largest {what}: {number(first.value)} at {where}, {number(first.ratio)} times {mean}.{pooled}"
 
     return sentence

@@ -37,6 +37,7 @@ from sysout_jax.interventions.weights import (
 )
 from sysout_jax.language_model import LanguageModel
 from sysout_jax.outliers.definitions import entering
+from sysout_jax.words import percent
 
 #: Values that are written.
 WHAT = {
@@ -257,7 +258,7 @@ def possible_runs(bench: Bench, runs: tuple[Run, ...]) -> tuple[tuple[Run, ...],
             )
         else:
             notes.append(
-                f"No outlier lies further from the mean that it is set to than {moved:.2g} times that mean."
+                f"The mean that outliers are set to is nearly their own value: none differs from it by more than {percent(moved)}."
             )
     return runs, tuple(notes)
 
