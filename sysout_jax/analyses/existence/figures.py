@@ -148,9 +148,8 @@ def keep_names_apart(figure: Figure) -> None:
             if box.count_overlaps(kept):
                 name.set_visible(False)
             else:
-                kept.append(
-                    box.padded(0.3 * size.height)
-                )  # “8” and “_ 9” need not overlap to run together
+                # “8” and “_ 9” need not overlap to run together
+                kept.append(box.padded(0.3 * size.height))
 
 
 _X_LABEL = {"x_down": "channel", "w_down": "column (channel)", "h": "dim"}

@@ -240,7 +240,7 @@ def _carriers(
     e, m, p = np.nonzero(elements)
     along = channels.added[e, m, p] * sign[e, m, p][:, None]
     # of their sum: a channel of a weak element may write many times what is left of it, against another channel
-    shares = finite_or(along).sum(axis=0) / size[e, m, p].sum()
+    shares = finite_or(along).sum(axis=0) / (finite_or(size[e, m, p]).sum() or 1.0)
     ratios = stats.weights.down_column_ratios[layer]
     ranks = np.empty(len(ratios), int)
     ranks[np.argsort(-ratios, kind="stable")] = np.arange(len(ratios))

@@ -383,7 +383,7 @@ def _definitions(report: Lifecycle) -> Table:
         ("activation outlier", f"|h| > τ · mean|h| of its sequence, τ = {report.tau:g}; also at τ = {taus}; x_down alike"),
         ("wave", f"elements of h over {number(report.waves.level)} times the mean in some layer, from a write of at least {WRITE_SHARE:.0%} of their largest "
          f"value until |h| falls under {ALIVE_SHARE:.0%} of it; elements that share a layer of birth and a token or a dim are one wave"),
-        ("takes back (of a wave)", f"a layer whose attention and MLP together remove at least {WRITE_SHARE:.0%} of what enters it; its share is the mean over those elements, "
+        ("takes back (of a wave)", f"a layer whose attention and MLP together remove at least {WRITE_SHARE:.0%} of what enters it; its share is the mean over the elements of the wave that it takes from, "
          "also those under τ"),
         ("massive activation", f"|h| > {MASSIVE_VALUE:g} and |h| > {MASSIVE_RATIO:g} · median|h| (Sun et al.)"),
         ("weight outlier", "|w| > τ · mean|w| of its row"),
