@@ -22,7 +22,7 @@ from sysout_jax.language_model import LanguageModel
 from sysout_jax.outliers import definitions as rules
 from sysout_jax.statistics.activations import ActivationStats
 
-MINOR = 0.5  # a layer that writes to less than this share of the elements of the busiest one is not named
+MINOR = 0.5  # a layer that writes to less than this share of the busiest one's elements, and of their strength, is not named
 SPREADS = 12  # strongest waves whose spread is told
 SWEEP = (*rules.TAUS, 10_000.0)  # thresholds at which waves are counted
 
@@ -234,9 +234,9 @@ def _wave(lives: Sequence[Life], followed: Followed, tau: float) -> tuple[Wave, 
     wave = Wave(
         dims=tuple(dict.fromkeys(d for _, _, d in places)),
         tokens=tuple(dict.fromkeys((n, t) for n, t, _ in places)),
-        births=_writes(lives, followed, "births"),
+        births=_writes(lives, ratios, followed, "births"),
         embedded=bool(embedded),
-        deaths=_writes(lives, followed, "deaths"),
+        deaths=_writes(lives, ratios, followed, "deaths"),
         first=int(held[0]),
         last=int(held[-1]),
         alive=np.array([len(tokens) for tokens in alive]),
@@ -251,12 +251,16 @@ def _wave(lives: Sequence[Life], followed: Followed, tau: float) -> tuple[Wave, 
     return wave, [embedded, *alive[:-1]]
 
 
-def _writes(lives: Sequence[Life], followed: Followed, kind: str) -> tuple[Write, ...]:
-    """Per layer, but for those that write to few of the elements."""
-    written = Counter(layer for life in lives for layer in getattr(life, kind))
-    most = max(written.values(), default=0)
+def _writes(
+    lives: Sequence[Life], ratios: np.ndarray, followed: Followed, kind: str
+) -> tuple[Write, ...]:
+    """Per layer, but for those that write to few of the elements and to weak ones: many weak elements do not hide a strong one."""
+    written_2xL = np.zeros((2, len(followed.h)))  # elements, and their strength
+    for life, ratio in zip(lives, ratios, strict=True):
+        written_2xL[:, list(getattr(life, kind))] += [[1.0], [ratio]]
+    much = (written_2xL >= MINOR * written_2xL.max(axis=1, keepdims=True)).any(axis=0)
     writes = []
-    for layer in sorted(layer for layer, count in written.items() if count >= MINOR * most):
+    for layer in np.flatnonzero(much & (written_2xL[0] > 0)).tolist():
         here = [life for life in lives if layer in getattr(life, kind)]
         k = np.array([life.element for life in here])
         write = followed.h[layer, k] - followed.x_in[layer, k]
