@@ -86,32 +86,19 @@ def with_idle(idle: float, seed: int) -> TrainConfig:
 
 def on_text(variant: str, seed: int) -> TrainConfig:
     """A GPT-2 of 1.7 M parameters, six layers and four heads, on words of books."""
-    return TrainConfig(
-        model=Gpt2Config(
-            num_layers=6,
-            d_model=128,
-            num_heads=4,
-            d_ff=512,
-            vocab_size=4096,
-            context_length=256,
-            bias=False,
-            activation="gelu",
-            attention=variant,
-        ),
-        data=Path("data/text"),
-        steps=4000,
+    small = config(4000, seed, variant, data="data/text")
+    shape = {"num_layers": 6, "d_model": 128, "num_heads": 4, "d_ff": 512, "vocab_size": 4096}
+    return replace(
+        small,
+        model=replace(small.model, context_length=256, **shape),
         batch_size=16,
         seq_len=256,
         optimizer=OptimizerConfig(
             lr=3e-3, min_lr=3e-4, warmup_steps=100, decay_steps=4000, beta2=0.99
         ),
-        dtype="float32",
         eval_every=500,
-        eval_sequences=256,
         save_every=500,
-        keep=100,
         monitor_every=100,
-        seed=seed,
     )
 
 

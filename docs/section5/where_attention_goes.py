@@ -103,19 +103,18 @@ def table(measured: dict[str, dict[str, dict]]) -> str:
         "|" + " --- |" * (6 + len(LOOKED_AT)),
     ]
     for setting, runs in sorted(measured.items()):
-        layers = [copies(run) for run in runs.values()]
-        idle = [run["idle"][layer] for layer, run in zip(layers, runs.values(), strict=True)]
-        copying = [run["copying"][l]["before"] for l, run in zip(layers, runs.values(), strict=True)]  # fmt: skip
-        means = [np.mean(copying), *(np.mean([each[name] for each in idle]) for name in LOOKED_AT)]
-        where = listed(sorted({layer + 1 for layer in layers}))
-        shares = " | ".join(f"{100 * mean:.0f} %" for mean in means)
+        found = [(run, copies(run)) for run in runs.values()]
+
+        def mean(kind: str, name: str, found=found) -> float:
+            return float(np.mean([run[kind][layer].get(name, np.nan) for run, layer in found]))
+
+        where = listed(sorted({layer + 1 for _, layer in found}))
+        means = [mean("copying", "before"), *(mean("idle", name) for name in LOOKED_AT)]
+        shares = " | ".join(f"{100 * each:.0f} %" for each in means)
         sums, scales = (
-            ", ".join(
-                number(float(np.mean([run[kind][l].get(name, np.nan) for l, run in zip(layers, runs.values(), strict=True)])))
-                for kind in ("copying", "idle")
-            )
+            ", ".join(number(mean(kind, name)) for kind in ("copying", "idle"))
             for name in ("sum", "scale")
-        )  # fmt: skip
+        )
         scales = "–" if "n/a" in scales else scales
         lines.append(f"| {setting} | {len(runs)} | {where} | {shares} | {sums} | {scales} |")
     return "\n".join(lines)

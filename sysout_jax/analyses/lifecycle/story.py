@@ -147,16 +147,10 @@ def _cause(report: Lifecycle) -> list[str]:
         if element.effect.perplexity > DEPENDS * column.effect.perplexity
         else ""
     )
-    channels = len(cause.writers)
-    several = len({writer.layer for writer in cause.writers}) > 1
-    of = (
-        "of the writers"
-        if not several
-        else f"of all writers {in_layers({w.layer for w in cause.writers})}"
-    )
-    what = "this channel writes" if channels == 1 else "these channels write"
-    if several:
-        what = f"these {channels} channels write"
+    channels, layers = len(cause.writers), {writer.layer for writer in cause.writers}
+    of, what = "of the writers", "these channels write" if channels > 1 else "this channel writes"
+    if len(layers) > 1:  # of births that are not told here, too
+        of, what = f"of all writers {in_layers(layers)}", f"these {channels} channels write"
     return [
         f"{depends}: with {plural(element.weights, 'weight')} {of} set to zero, perplexity (how much the text surprises the model, "
         f"lower is better) goes from {before} to {zeroed}, and the largest number that is left is {number(element.effect.ratio)} times the mean; with "
