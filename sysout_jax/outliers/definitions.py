@@ -187,7 +187,8 @@ def severity(mean_C: np.ndarray, variance_C: np.ndarray) -> float:
 
 def neuron_rms_kurtosis(power_C: np.ndarray) -> float:
     """`mean r⁴ / (mean r²)²` of the channels' mean squares r²; 1 when all are equal, C when one holds all, 0 without any. He et al. 2024."""
-    return float((power_C**2).mean() / power_C.mean() ** 2) if power_C.any() else 0.0
+    # Over the mean first, which is exact in any unit; `mean ** 2` is the C library's pow, which rounds one value in thousands otherwise.
+    return float(((power_C / power_C.mean()) ** 2).mean()) if power_C.any() else 0.0
 
 
 def excess_kurtosis(fourth: Array, variance: Array) -> Array:

@@ -147,3 +147,11 @@ def test_even_attention_passes_the_codes_rule_in_short_texts():
         first = sum(1 / (query + 1) for query in range(length))  # its column sum
         assert definitions.even_attention_passes(length) == (first >= length / 10)
     assert definitions.even_attention_passes(43) and not definitions.even_attention_passes(44)
+
+
+@pytest.mark.parametrize("seed", [2313, 5770])
+def test_neuron_kurtosis_is_the_same_in_any_unit(seed):
+    """Of these powers the C library's square of the mean was rounded otherwise than that of the same powers in a smaller unit."""
+    power = np.random.default_rng(seed).standard_normal(31) ** 2
+    here, there = (definitions.neuron_rms_kurtosis(p) for p in (power, np.ldexp(power, -200)))
+    assert here == there
