@@ -224,6 +224,27 @@ def test_the_end_shows_what_cancels_the_outlier():
     assert "end" not in {name for name, spec in FIGURES.items() if spec.applies(alive)}
 
 
+def test_the_life_of_a_dim_is_drawn_at_the_tokens_that_hold_it():
+    """At a low τ the mean was over all tokens that are outliers in any dim, and the planted one looked small."""
+    report = planted(tau=3.0)
+    assert report.trace is not None
+    targets, truth = report.trace.targets, plant().mask(plant().tokens(2, 64))
+    held = np.take_along_axis(truth[targets.sequences], targets.tokens, axis=1) & targets.valid
+    assert held.any() and (targets.valid & ~held).any()
+    upper = lifecycle_figures(report, text)["death"].axes[0]
+    for line in upper.lines:
+        if not str(line.get_label()).startswith("dim "):
+            continue
+        dim = int(str(line.get_label()).removeprefix("dim "))
+        if dim not in plant().truth.births[0].dims:
+            continue
+        values = report.trace.h[..., targets.dims.tolist().index(dim)]
+        np.testing.assert_allclose(line.get_ydata(), values[:, held].mean(axis=1), rtol=1e-6)
+        break
+    else:
+        pytest.fail("no planted dim is drawn")
+
+
 def test_signed_queries_keys_and_values_are_those_of_the_head():
     report = report_of("planted")
     head, traced = report.trace.close_up, report.trace

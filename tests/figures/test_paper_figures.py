@@ -180,6 +180,14 @@ def test_pages_are_well_formed(analysis, case, tmp_path):
     assert "Layers are counted from 1" in "".join(root.itertext())
 
 
+def test_a_threshold_that_no_key_can_reach_has_no_column(tmp_path):
+    """Of 128 keys; the column said 0."""
+    ANALYSES["positions"].write(tmp_path, report_of("positions", "planted"), run_settings())
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "keys τ=100<" in page and "keys τ=300" not in page
+    assert "Of 128 keys none can take 300, 1000 and 3000 times the mean." in page
+
+
 @pytest.mark.parametrize("analysis", ["positions", "consistency"])
 @pytest.mark.parametrize("case", ["planted", "48 layers", "one layer, head and token"])
 def test_layer_axes_count_from_1(analysis, case):

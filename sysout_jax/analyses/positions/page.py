@@ -13,7 +13,7 @@ from sysout_jax.analyses.positions.measure import Place, Positions, strongest
 from sysout_jax.analyses.positions.token_classes import RULES, groups
 from sysout_jax.figures.spec import draw_figures
 from sysout_jax.nonfinite import finite_or
-from sysout_jax.outliers.definitions import CANDIDATE_SHARE, CODE_SHARE, TAUS
+from sysout_jax.outliers.definitions import CANDIDATE_SHARE, CODE_SHARE, TAUS, reachable
 from sysout_jax.outliers.tokens import INITIAL, TokenClasses, TokenText
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.nonfinite import nothing_measured, remarks
@@ -152,7 +152,11 @@ def _flags(report: Positions) -> Table | str:
     stats = report.stats
     columns = {f"{place} τ={tau:g}": getattr(stats, place).counts[:, i] for place in ("h", "x_down") for i, tau in enumerate(TAUS)}  # fmt: skip
     columns |= {"massive": stats.h.massive}
-    columns |= {f"keys τ={tau:g}": stats.attention.counts[:, i] for i, tau in enumerate(TAUS)}
+    columns |= {
+        f"keys τ={tau:g}": stats.attention.counts[:, i]
+        for i, tau in enumerate(TAUS)
+        if reachable(tau, report.length)
+    }
     rows = tuple(
         (layer + 1, *(int(column[layer]) for column in columns.values()))
         for layer in range(report.num_layers)
@@ -161,6 +165,8 @@ def _flags(report: Positions) -> Table | str:
     if not flagged:
         return f"Nothing is flagged at any of τ = {', '.join(f'{tau:g}' for tau in TAUS)}, and no element is a massive activation."
     note = "Elements of h and x_down, and keys of single heads, flagged in all sequences together; other layers have none."
+    if far := [f"{tau:g}" for tau in TAUS if not reachable(tau, report.length)]:
+        note += f" Of {report.length} keys none can take {joined(far)} times the mean."
     return Table(("layer", *columns), flagged, note)
 
 

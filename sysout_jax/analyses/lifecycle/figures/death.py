@@ -10,6 +10,7 @@ from sysout_jax.analyses.lifecycle.figures.followed import (
     called,
     element_mean,
     followed,
+    holders,
     subtitle,
     traced,
 )
@@ -29,7 +30,7 @@ _LOOKS = ((style.BLACK, "-", "o"), (style.BLUE, "--", "s"), (style.ORANGE, "-.",
 
 @style.styled
 def death(report: Lifecycle, token_text: TokenText) -> Figure:
-    """The residual stream at the outlier tokens, layer by layer, and the layers that push against it."""
+    """The residual stream at the tokens where a dim is an outlier, layer by layer, and the layers that push against it."""
     life, trace = traced(report)
     L = report.num_layers
     oppositions = strongest_oppositions(life)
@@ -43,9 +44,10 @@ def death(report: Lifecycle, token_text: TokenText) -> Figure:
         style.mark_layers(axes, sorted({o.layer for o in life.death.oppositions}))
         axes.axhline(0, color=style.BLACK, lw=0.8)
     for p, (colour, line, marker) in zip(dims, _LOOKS, strict=False):
+        tokens = holders(life, trace, p)
         upper.plot(
             x,
-            [element_mean(trace, h[..., p]) for h in trace.h],
+            [element_mean(h[..., p], tokens) for h in trace.h],
             color=colour,
             ls=line,
             marker=marker,
@@ -53,8 +55,8 @@ def death(report: Lifecycle, token_text: TokenText) -> Figure:
             mfc="white",
             label=f"dim {trace.targets.dims[p]}",
         )
-    upper.set_ylabel(f"h, mean over\n{called(report)} tokens")
-    _added(lower, trace, dims[0], L)
+    upper.set_ylabel(f"h, mean over the tokens\nwhere the dim is {called(report)}")
+    _added(lower, trace, dims[0], holders(life, trace, dims[0]), L)
     if life.death.oppositions:
         upper.fill_between([], [], color=style.BAND, label=f"takes {called(report)}s back")
     for axes in (upper, lower):
@@ -81,7 +83,7 @@ def strongest_oppositions(life: Lifecycle) -> list[Opposition]:
     return sorted(strongest, key=lambda o: (o.layer, o.part != "attention"))
 
 
-def _added(axes: Axes, trace: Trace, p: int, num_layers: int) -> None:
+def _added(axes: Axes, trace: Trace, p: int, tokens: np.ndarray, num_layers: int) -> None:
     x = style.layers_from_one(num_layers)
     for offset, part, colour, hatch, name in (
         (-0.2, trace.attn_out, style.SKY, "//", "attention adds"),
@@ -89,7 +91,7 @@ def _added(axes: Axes, trace: Trace, p: int, num_layers: int) -> None:
     ):
         axes.bar(
             x + offset,
-            [element_mean(trace, values[..., p]) for values in part],
+            [element_mean(values[..., p], tokens) for values in part],
             0.4,
             color=colour,
             hatch=hatch if num_layers <= 40 else "",

@@ -6,6 +6,7 @@ import numpy as np
 
 from sysout_jax.analyses.lifecycle.results import Lifecycle
 from sysout_jax.analyses.lifecycle.trace import Trace
+from sysout_jax.nonfinite import finite_or
 from sysout_jax.words import number
 
 
@@ -40,8 +41,17 @@ def called(report: Lifecycle) -> str:
     return "outlier" if report.found else "candidate"
 
 
-def element_mean(trace: Trace, values_ExM: np.ndarray) -> float:
-    """Mean over the followed tokens, without padding and NaN."""
-    chosen = values_ExM[trace.targets.valid]
+def holders(life: Lifecycle, trace: Trace, dim: int) -> np.ndarray:
+    """(E, M) the followed tokens at which the followed dim of this index is over τ (of a candidate: its level) after some layer."""
+    targets = trace.targets
+    mean_LxE = life.stats.h.sequence_mean[:, targets.sequences]
+    size = finite_or(np.abs(trace.h[..., dim]))
+    over = (size > life.tau * mean_LxE[..., None]).any(axis=0) & targets.valid
+    return over if over.any() else targets.valid
+
+
+def element_mean(values_ExM: np.ndarray, chosen_ExM: np.ndarray) -> float:
+    """Mean over the chosen tokens, without NaN."""
+    chosen = values_ExM[chosen_ExM]
     chosen = chosen[np.isfinite(chosen)]
     return float(chosen.mean()) if len(chosen) else float("nan")
