@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 
 import sysout_jax as so
 from sysout_jax.analyses.lifecycle.figures import FIGURES, lifecycle_figures
+from sysout_jax.analyses.lifecycle.results import Opposition
 from sysout_jax.analyses.lifecycle.waves import Wave
 from sysout_jax.figures.saving import save_figures
 from sysout_jax.figures.style import label_text, layer_ticks
@@ -222,6 +224,27 @@ def test_the_end_shows_what_cancels_the_outlier():
     survives = planted_llama(death_layer=None, sinks=1)
     alive = so.lifecycle(survives.lm, survives.tokens(2, 64), cause=False)
     assert "end" not in {name for name, spec in FIGURES.items() if spec.applies(alive)}
+
+
+def test_what_takes_back_many_wide_dims_is_told_in_columns_that_stay_apart():
+    """Three dims and “and 1 more” ran into the channels."""
+    report = planted()
+    channels = tuple(
+        dataclasses.replace(report.birth.events[0].channels[0], label=str(label), share=0.12)
+        for label in range(11008, 11048)
+    )
+    parts = tuple(
+        Opposition(layer, "attention" if layer % 2 else "mlp", 0.612, tuple(range(4000, 4096)), channels)
+        for layer in range(6)
+    )  # fmt: skip
+    death = dataclasses.replace(report.death, oppositions=parts)
+    figure = lifecycle_figures(dataclasses.replace(report, death=death), text)["death"]
+    figure.draw_without_rendering()
+    boxes = [t.get_window_extent() for t in figure.axes[2].texts]
+    assert len(boxes) == 31  # five rows under a head, and that these are five of six
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other)
+    assert max(box.x1 for box in boxes) <= figure.bbox.x1
 
 
 def test_the_life_of_a_dim_is_drawn_at_the_tokens_that_hold_it():

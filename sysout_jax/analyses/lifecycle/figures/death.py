@@ -55,7 +55,7 @@ def death(report: Lifecycle, token_text: TokenText) -> Figure:
             mfc="white",
             label=f"dim {trace.targets.dims[p]}",
         )
-    upper.set_ylabel(f"h, mean over the tokens\nwhere the dim is {called(report)}")
+    upper.set_ylabel(f"h, mean over the\ndim's {called(report)} tokens")
     _added(lower, trace, dims[0], holders(life, trace, dims[0]), L)
     if life.death.oppositions:
         upper.fill_between([], [], color=style.BAND, label=f"takes {called(report)}s back")
@@ -115,12 +115,12 @@ def _table(axes: Axes, oppositions: list[Opposition], count: int) -> None:
                 str(o.layer + 1),
                 _PART[o.part],
                 percent(o.removed),
-                listed(o.dims, 3),
+                listed(o.dims, 2),
                 channels or "–",
             )
         )
     for i, row in enumerate(rows):
-        for x, text in zip((0.0, 0.08, 0.2, 0.31, 0.52), row, strict=True):
+        for x, text in zip((0.0, 0.07, 0.18, 0.28, 0.53), row, strict=True):
             weight = "bold" if i == 0 else "normal"
             axes.text(x, 1 - i / len(rows), text, va="top", fontsize=9, fontweight=weight)
     if count > len(oppositions):
