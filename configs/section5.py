@@ -13,9 +13,9 @@ Cost: 4.1 M tokens a run of 500 steps, 33 runs, 12 of other settings, 3 without 
 cores with nothing else to do; two processes together train half as many again. 4,000 steps take eight times as long. A run on text is 16 M tokens.
 Result: in docs/section5.md. Three seeds of every variant after 500 steps: a sink at the first token with default attention whose size and
 layer depend on the seed, none with sigmoid, which also has the lowest loss; scale and gates cannot be told from default. Other
-settings: no sink with Muon, none without BOS. After 4,000 steps, three seeds: idle queries of default give BOS
-all of their attention, those of context_scale, gate and sigmoid at most 5 %; the largest |h| is in a model with context_scale. `python -m analyze.variants --ckpt runs/section5 --over seed --data
-data/bigram_backcopy` makes the table.
+settings: no sink with Muon, none without BOS. After 4,000 steps, three seeds: idle queries of default give BOS all of their attention,
+those of context_scale, gate and sigmoid at most 5 %; the largest |h| is in a model with context_scale. `python -m analyze.variants
+--ckpt runs/section5 --over seed --data data/bigram_backcopy` makes the table.
 """
 
 from dataclasses import replace

@@ -115,7 +115,7 @@ def follow(stream: Stream, stats: Stats, tau: float, others: Sequence[Observer] 
     return trace(stream, choose_targets(stats.h, tau), birth_layer, others)
 
 
-def _outlier_elements(stats: Stats, trace: Trace, tau: float) -> tuple[np.ndarray, np.ndarray]:
+def outlier_elements(stats: Stats, trace: Trace, tau: float) -> tuple[np.ndarray, np.ndarray]:
     """(L, E, M, P) bool: followed elements that are outliers before and after each layer."""
     mean = stats.h.sequence_mean[:, trace.targets.sequences][:, :, None, None]
     after = rules.exceeds(np.abs(trace.h), mean, tau) & trace.targets.valid[None, :, :, None]
@@ -127,7 +127,7 @@ def find_birth(stats: Stats, trace: Trace | None, tau: float) -> Birth:
     """Layers whose own update makes new elements outliers; always the first layer with outliers."""
     if trace is None:
         return Birth(None, ())
-    before, after = _outlier_elements(stats, trace, tau)
+    before, after = outlier_elements(stats, trace, tau)
     tokens = stats.h.outlier_tokens(tau)
     events: list[BirthEvent] = []
     for layer in range(len(trace.h)):
@@ -193,7 +193,7 @@ def find_death(stats: Stats, trace: Trace | None, birth: Birth, tau: float) -> D
         return Death(None, None, ())
     alive = np.flatnonzero(stats.h.outlier_tokens(tau).any(axis=(1, 2)))
     last = int(alive[-1])
-    before, _ = _outlier_elements(stats, trace, tau)
+    before, _ = outlier_elements(stats, trace, tau)
     oppositions = []
     for layer in range(birth.layer + 1, len(trace.h)):
         entering = before[layer]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from sysout_jax.analyses.lifecycle.measure import outlier_elements
 from sysout_jax.analyses.lifecycle.results import Lifecycle
 from sysout_jax.analyses.lifecycle.trace import Trace
-from sysout_jax.nonfinite import finite_or
 from sysout_jax.words import number
 
 
@@ -43,11 +43,9 @@ def called(report: Lifecycle) -> str:
 
 def holders(life: Lifecycle, trace: Trace, dim: int) -> np.ndarray:
     """(E, M) the followed tokens at which the followed dim of this index is over τ (of a candidate: its level) after some layer."""
-    targets = trace.targets
-    mean_LxE = life.stats.h.sequence_mean[:, targets.sequences]
-    size = finite_or(np.abs(trace.h[..., dim]))
-    over = (size > life.tau * mean_LxE[..., None]).any(axis=0) & targets.valid
-    return over if over.any() else targets.valid
+    _, after_LxExMxP = outlier_elements(life.stats, trace, life.tau)
+    over = np.any(after_LxExMxP[..., dim], axis=0)
+    return over if over.any() else trace.targets.valid
 
 
 def element_mean(values_ExM: np.ndarray, chosen_ExM: np.ndarray) -> float:
