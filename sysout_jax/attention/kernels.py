@@ -18,6 +18,7 @@ from sysout_jax.attention import fused, splash
 from sysout_jax.attention.blocks import blockwise
 from sysout_jax.attention.rows import Attended, causal_logits, reference, split_heads
 from sysout_jax.attention.spec import PLAIN, AttentionSpec
+from sysout_jax.errors import InputError
 from sysout_jax.platform import target_platform
 from sysout_jax.sharding import BATCH_AXES, current_mesh, per_device
 
@@ -59,7 +60,7 @@ def resolve_kernel(
 ) -> str:
     """The kernel that computes `spec` in a compute dtype: what `auto` stands for, or the one asked for.
 
-    `platform` (cpu, gpu, tpu) defaults to what is compiled for, see `target_platform`. Raises ValueError for an unknown kernel and, with
+    `platform` (cpu, gpu, tpu) defaults to what is compiled for, see `target_platform`. Raises InputError for an unknown kernel and, with
     the reason, for one that cannot run there.
     """
     platform = platform or target_platform()
@@ -67,11 +68,11 @@ def resolve_kernel(
         fastest = _FASTEST.get(platform, "blockwise")
         return "blockwise" if _reason(fastest, platform, dtype, spec) else fastest
     if kernel not in KERNELS:
-        raise ValueError(
+        raise InputError(
             f"attention kernel {kernel!r} is unknown; expected auto or one of {', '.join(KERNELS)}"
         )
     if reason := _reason(kernel, platform, dtype, spec):
-        raise ValueError(f"attention kernel {kernel!r} {reason}; use auto, blockwise or reference")
+        raise InputError(f"attention kernel {kernel!r} {reason}; use auto, blockwise or reference")
     return kernel
 
 

@@ -76,15 +76,15 @@ def plan_training(config: TrainConfig, topology: str) -> Plan:
     Raises InputError when libtpu is missing, the topology is unknown, or the config does not divide on it.
     """
     with _compiling_for(config, topology) as (devices, mesh):
-        program = make_program(config, mesh)
-        shape = (config.accumulate, config.batch_size // config.accumulate, config.seq_len + 1)
-        batch = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=program.batch_sharding)
-        traced = program.train.trace(program.shapes, batch)  # type: ignore[attr-defined]
         kernel = resolve_kernel(
             config.kernel,
             config.dtype,
             spec=attention_spec(config.model, config.model.layer(0).attention, config.seq_len),
         )
+        program = make_program(config, mesh)
+        shape = (config.accumulate, config.batch_size // config.accumulate, config.seq_len + 1)
+        batch = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=program.batch_sharding)
+        traced = program.train.trace(program.shapes, batch)  # type: ignore[attr-defined]
         weights = parameter_count(program.shapes["params"], positions=False)
         flops = flops_per_token(config.model, weights, config.seq_len) * config.tokens_per_step
         return _plan("training step", config, topology, devices, mesh, kernel, traced, flops)

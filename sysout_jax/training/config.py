@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 
+from sysout_jax.attention.kernels import KERNELS
 from sysout_jax.checks import Flag, Is, OrNone, Real, Rule, Whole, Word, check_fields, shown
 from sysout_jax.config import ModelConfig, config_to_dict
 from sysout_jax.errors import InputError
@@ -77,7 +78,7 @@ _RULES: dict[str, Rule] = {name: Whole(1) for name in _COUNTS.split()} | {
     "tokens": OrNone(Whole(1, 2**63 - 1)),
     "optimizer": Is(OptimizerConfig),
     "dtype": Word(("float32", "bfloat16")),
-    "kernel": Is(str),
+    "kernel": Word(("auto", *KERNELS)),
     "remat": Flag(),
     "z_loss": _ZERO_OR_MORE,
     "monitor_every": Whole(0),

@@ -71,14 +71,11 @@ def fit(
     workdir = Path(workdir)
     sinks.check_extras(config.tensorboard, config.wandb)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    try:
-        kernel = resolve_kernel(
-            config.kernel,
-            config.dtype,
-            spec=attention_spec(config.model, config.model.layer(0).attention, config.seq_len),
-        )
-    except ValueError as error:
-        raise InputError(f"kernel {config.kernel}: {error}") from None
+    kernel = resolve_kernel(
+        config.kernel,
+        config.dtype,
+        spec=attention_spec(config.model, config.model.layer(0).attention, config.seq_len),
+    )
     for split in ("train", "val"):
         check_vocab(config.data, split, config.model.vocab_size)
     with jax.set_mesh(mesh):

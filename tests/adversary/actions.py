@@ -17,6 +17,7 @@ ANALYSES = ("lifecycle", "positions", "consistency", "existence", "length", "var
 MODULES = {f"analyze.{name}": f"analyze.{name}" for name in ANALYSES} | {
     "convert": "sysout_jax.convert.__main__",
     "train": "train.__main__",
+    "train.plan": "train.plan",
     "train.prepare": "train.prepare",
     "train.sweep": "train.sweep",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
+import importlib.util
 from random import Random
 from typing import Any
 
@@ -40,10 +40,16 @@ BASE: list[str] = [
     "train --config tiny.py --workdir run --steps 4",
     "train --config tiny.py --workdir new --init run --steps 2",
 ]
+if importlib.util.find_spec("libtpu"):  # nothing can be planned without
+    BASE += [
+        "train.plan --config tiny.py --batch-size 4 --topology v5e:2x2",
+        "train.plan --config tiny.py --batch-size 4 --topology v5e:2x2 --analyze",
+    ]
 
 NUMBERS = ["0", "-1", "1", "2", "3", "nan", "inf", "-inf", "1e308", "1e300", "-1e308", "1e-320", "1e400", "0.5", "1.5", "-0.0", "2147483647", "2147483648", "9223372036854775808", "18446744073709551616", str(10**30), str(10**70), "1" * 5000, "0x10", "1_0", "١", "", " "]  # fmt: skip
 WORDS = ["", " ", "x", "None", "True", "false", "--", "-", "-x", "a\nb", "\x1b[31mred", "\udcff", "\udc80abc", "\u202e", "ä", "🙂", "%s", "{}", "[x]", "*", "\\", "'", "w" * 3000, "a" * 300_000]  # fmt: skip
 PATHS = ["model", "run", "text.txt", "nowhere", "nowhere/deep/er", "text.txt/below", ".", "", "/dev/null", "/dev/null/x", "/dev/full", "/proc/self/x", "[x]", "a\\b", "a b", "ä", "\udcff", "new\n", "x" * 300, "y/" * 2000 + "z", "model/config.json", "data", "a/b", "~nobody/x", "tiny.py", "classes.json"]  # fmt: skip
+TOPOLOGIES = ["v5e:2x4", "v4:2x2x2", "v4:2x2", "v5e:2x2x2", "v5e:0x0", "v5e:3x5", "v5e:16x16", "v5e:99999x99999", f"v5p:{'2x' * 2000}2", "v5e:2x", "v5e:-2x2", "v5e:٢x٢", "v7:2x2", "v5e", "cpu:2x2"]  # fmt: skip
 
 #: Flags that ask for work in proportion to their value: large ones are no mistakes and take for ever.
 WORK = ("seeds", "longest", "windows", "count", "steps", "tokens", "accumulate", "eval_sequences", "monitor_sequences", "batch_size", "workers", "num_layers", "d_model", "d_ff", "num_heads", "vocab_size", "context_length", "head_dim", "num_kv_heads")  # fmt: skip
@@ -60,14 +66,14 @@ def flags(command: str) -> dict[str, str]:
     """Every flag of a command and the type it is declared with."""
     from tests.adversary.actions import MODULES
 
-    module = importlib.import_module(MODULES[command])
-    if command != "train":
-        return dict(_fields(module.Args))
+    if command not in ("train", "train.plan"):
+        return dict(_fields(importlib.import_module(MODULES[command]).Args))
     from sysout_jax.families.gpt2 import Gpt2Config
     from sysout_jax.training.config import TrainConfig
 
     settings = dict(_fields(TrainConfig)) | {f"model.{n}": t for n, t in _fields(Gpt2Config)}
-    return settings | {"config": "Path", "workdir": "Path"}
+    own = {"workdir": "Path"} if command == "train" else {"topology": "str", "analyze": "bool"}
+    return settings | {"config": "Path"} | own
 
 
 def _fields(cls: Any, prefix: str = ""):
@@ -133,6 +139,8 @@ def _value(rng: Random, name: str, kind: str) -> str:
         return rng.choice(paths)
     if last in WORK:
         return rng.choice([n for n in NUMBERS if n not in ("2147483647", "2147483648", "9223372036854775808", "18446744073709551616", str(10**30), str(10**70))] + WORDS)  # fmt: skip
+    if last == "topology":
+        return rng.choice(TOPOLOGIES + WORDS)
     if rng.random() < 0.1:
         return rng.choice(NUMBERS + WORDS + PATHS)
     return rng.choice(NUMBERS if "int" in kind or "float" in kind else WORDS + NUMBERS[:6])

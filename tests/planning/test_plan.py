@@ -69,9 +69,21 @@ def test_plan_without_libtpu_says_what_to_install(config, monkeypatch):
         plan_training(config, "v5e:2x2")
 
 
-def test_plan_of_a_slice(config):
+@pytest.fixture
+def libtpu() -> None:
     if not importlib.util.find_spec("libtpu"):
         pytest.skip("needs libtpu, from the tpu extra")
+
+
+@pytest.mark.usefixtures("libtpu")
+def test_a_kernel_that_cannot_compute_the_variant(config):
+    sigmoid = dataclasses.replace(config.model, attention="sigmoid")
+    with pytest.raises(InputError, match=r"'fused' does not compute.*use auto"):
+        plan_training(dataclasses.replace(config, model=sigmoid, kernel="fused"), "v5e:2x2")
+
+
+@pytest.mark.usefixtures("libtpu")
+def test_plan_of_a_slice(config):
     wide = dataclasses.replace(config.model, d_model=256, d_ff=512, context_length=256)
     config = dataclasses.replace(config, model=wide, seq_len=256, dtype="bfloat16")
     found = plan_training(config, "v5e:2x2")

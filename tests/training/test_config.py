@@ -38,7 +38,7 @@ BAD = {name: [0, -1, 1.0, NAN, 10**30, *ODD] for name in COUNTS.split()} | {
     "remat": ["false", 0, None],
     "tensorboard": ["false", 1],
     "wandb": [None, 3, False],
-    "kernel": [None, 3],
+    "kernel": [None, 3, "flash"],
     "dtype": ["float16", None, 3],
     "data": ["data", None, 3],
     "model": [None, {}],

@@ -231,7 +231,7 @@ def test_bad_data_and_meshes(config, tmp_path):
     cases = [
         (dataclasses.replace(config, data=tmp_path / "none"), "train.bin"),
         (dataclasses.replace(config, mesh=MeshConfig(data=4096)), "devices"),
-        (dataclasses.replace(config, kernel="flash"), "flash.*blockwise"),
+        (dataclasses.replace(config, kernel="splash"), "splash.*blockwise"),
         (
             dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=40)),
             "vocabulary has 40",

@@ -84,7 +84,7 @@ def test_refused_runs_leave_no_directory(config, tmp_path, monkeypatch):
     cases = [
         dataclasses.replace(config, data=tmp_path / "none"),
         dataclasses.replace(config, mesh=MeshConfig(data=4096)),
-        dataclasses.replace(config, kernel="flash"),
+        dataclasses.replace(config, kernel="splash"),
     ]
     for bad in cases:
         with pytest.raises(InputError):
