@@ -5,6 +5,7 @@ share of positions with nothing to read; and four variants on text.
     $P --task bigram-backcopy --source plays.txt --windows 60000 --out data/bigram_backcopy
     $P --task bigram-backcopy --source plays.txt --windows 60000 --without-bos --out data/without_bos
     $P --task sparse-copy --source plays.txt --windows 60000 --idle 0.1 --out data/idle_0.1   # and 0.5, 0.9
+    python docs/section5/train_tokenizer.py books.jsonl.xz tokenizer.json
     $P --source books.jsonl.xz --tokenizer tokenizer.json --bos '<|endoftext|>' --bos-every 256 --out data/text
     python -m train.sweep configs/section5.py:variants --workdir runs/section5 --only steps=500
     python -m train.sweep configs/section5.py:settings --workdir runs/section5_settings   # and without_bos, idle, text

@@ -4,6 +4,7 @@
     python docs/section5/where_attention_goes.py --read docs/section5/attention/settings/*.json    # a table again
 
 Of every run the layer that copies is the one whose copying queries give most to the token they are to copy. Shares of attention are means over queries from position 16 on.
+A second table: by what the attention of BOS is multiplied, which sees only itself, and what this makes of BOS.
 """
 
 from __future__ import annotations
@@ -56,14 +57,14 @@ class Args:
 
 
 def measure(run: Path, data: Path, num_seqs: int) -> dict:
-    """Shares of attention per layer, of copying and of idle queries; a row's sum with them, which is 1 where softmax is taken."""
+    """Per layer: shares of attention of copying and of idle queries, with a row's sum, which is 1 where softmax is taken; and the life of BOS."""
     lm = so.load(run)
-    triggers = json.loads((data / "meta.json").read_text())["task"]["triggers"]
+    meta = json.loads((data / "meta.json").read_text())
+    triggers, bos = meta["task"]["triggers"], meta["windows"].get("bos_id")
     tokens_NxT = validation_slice(data, lm.config.context_length, num_seqs)[:, :-1]
     scaled = lm.config.attention in SCALED
-    _, taps = so.capture(
-        lm, tokens_NxT, names=("attn_map", "attn_scale") if scaled else ("attn_map",)
-    )
+    names = ("attn_map", "attn_out", "h_mid", "h", *(("attn_scale",) if scaled else ()))
+    _, taps = so.capture(lm, tokens_NxT, names=names)
     asks_NxT = np.isin(tokens_NxT, [ord(c) for c in triggers])
     late = np.arange(tokens_NxT.shape[1]) >= FIRST_QUERY
     found: dict = {"copying": [], "idle": []}
@@ -74,6 +75,30 @@ def measure(run: Path, data: Path, num_seqs: int) -> dict:
                 scale_NxT = np.asarray(taps["attn_scale"][layer]).mean(axis=1)
                 shares["scale"] = float(scale_NxT[queries & late].mean())
             found[kind].append(shares)
+    if bos is not None:
+        found["bos"] = [_bos(taps, layer) for layer in range(lm.num_layers)]
+    return found
+
+
+def _bos(taps: dict, layer: int) -> dict:
+    """BOS in one layer: largest |h| before and after its attention, and of the layer's output over its window's mean; what scales what attention gives.
+
+    The same of all other tokens, where the layer's output and the scale are concerned.
+    """
+    after_D = np.asarray(taps["h_mid"][layer], np.float32)[0, 0]  # the same in every window
+    before_D = after_D - np.asarray(taps["attn_out"][layer], np.float32)[0, 0]
+    h_NxTxD = np.abs(np.asarray(taps["h"][layer], np.float32))
+    ratio_NxTxD = h_NxTxD / h_NxTxD.mean(axis=(1, 2), keepdims=True)
+    found = {
+        "before": before_D,
+        "after": after_D,
+        "ratio": ratio_NxTxD[:, 0],
+        "ratio_of_others": ratio_NxTxD[:, 1:],
+    }
+    found = {name: float(np.abs(values).max()) for name, values in found.items()}
+    if "attn_scale" in taps:
+        scale_NxT = np.asarray(taps["attn_scale"][layer], np.float32).mean(axis=1)
+        found |= {"scale": float(scale_NxT[0, 0]), "scale_of_others": float(scale_NxT[:, 1:].mean())}  # fmt: skip
     return found
 
 
@@ -120,6 +145,31 @@ def table(measured: dict[str, dict[str, dict]]) -> str:
     return "\n".join(lines)
 
 
+OF_BOS = {
+    "ratio": "largest \\|h\\| / mean: BOS",
+    "ratio_of_others": "all other tokens",
+    "before": "largest \\|h\\| of BOS before attention",
+    "after": "after attention",
+    "scale": "scale: BOS",
+    "scale_of_others": "mean of all other queries",
+}
+
+
+def table_of_bos(measured: dict[str, dict[str, dict]]) -> str:
+    """One row per run; the numbers of a cell are the layers."""
+    lines = ["| run | " + " | ".join(OF_BOS.values()) + " |", "|" + " --- |" * (1 + len(OF_BOS))]
+    for runs in measured.values():
+        for name, layers in ((name, run["bos"]) for name, run in runs.items() if "bos" in run):
+            cells = (" ".join(f"{layer[key]:.3g}" for layer in layers if key in layer) for key in OF_BOS)  # fmt: skip
+            lines.append(f"| {name} | " + " | ".join(cell or "–" for cell in cells) + " |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def tables(measured: dict[str, dict[str, dict]]) -> str:
+    """Both, the second where it has rows."""
+    return "\n\n".join(filter(None, (table(measured), table_of_bos(measured))))
+
+
 def copies(run: dict) -> int:
     """The layer whose copying queries give most to the token before them."""
     return int(np.argmax([layer["before"] for layer in run["copying"]]))
@@ -128,7 +178,7 @@ def copies(run: dict) -> int:
 def main() -> None:
     args = tyro.cli(Args)
     if args.read:
-        print(table(read(args.read)))
+        print(tables(read(args.read)))
         return
     if args.runs is None or args.data is None or args.out is None or args.out.exists():
         sys.exit("Give --runs, --data and a new --out, or --read.")
@@ -138,7 +188,7 @@ def main() -> None:
         for setting, runs in groups.items()
     }
     args.out.write_text(json.dumps(measured, indent=1) + "\n")
-    print(table(measured))
+    print(tables(measured))
 
 
 def read(files: tuple[Path, ...]) -> dict[str, dict[str, dict]]:
