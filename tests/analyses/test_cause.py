@@ -15,7 +15,7 @@ from sysout_jax.analyses.lifecycle.summary import lifecycle_summary
 from sysout_jax.interventions.weights import CONTROLS, EDITS
 from sysout_jax.outliers.definitions import TAUS
 from sysout_jax.testing import Birth, planted_llama
-from sysout_jax.weights import InMemory
+from sysout_jax.weights import InMemory, groups
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +73,36 @@ def test_every_edit_is_that_of_weights_edited_by_hand(planted):
         perplexity, ratios, over = by_hand(plant, tokens, edit)
         assert effect.perplexity == pytest.approx(perplexity, rel=1e-4)
         np.testing.assert_allclose(effect.ratio_per_layer, ratios, rtol=1e-3)
+        over, left = over[found.first :], ratios[found.first :].max()
         assert effect.flags == {f"{tau:g}": int((over > tau).sum()) for tau in TAUS}
         assert effect.outliers == int((over > report.tau).sum())
-        assert effect.ratio == pytest.approx(ratios.max(), rel=1e-3)
+        assert effect.ratio == pytest.approx(left, rel=1e-3)
     counts = [len(channels) * len(dims)] * 2
     F, D = plant.lm.config.d_ff, plant.lm.config.d_model
     counts += [len(channels) * D, F * len(dims)]
     assert [edit.weights for edit in found.edits.values()] == counts
+
+
+def test_what_an_earlier_wave_leaves_is_not_told_of_an_edit():
+    """A life under τ in layers 1 and 2, and a larger one from layer 5 on: edits of layer 5 change nothing of the first."""
+    plant = planted_llama(seed=5, num_layers=7, births=(Birth(1, dims=1),), death_layer=3)
+    lm, tokens = plant.lm, plant.tokens(2, 64, 5)
+    params = {name: lm.read(name) for name in groups(lm.config)}
+    params["layer_5"] = params["layer_5"] | {"mlp": params["layer_1"]["mlp"]}
+    for name in ("layer_1", "layer_3"):  # what is written and what is taken back
+        mlp = params[name]["mlp"]
+        weaker = {"down_proj": {"kernel": 0.3 * mlp["down_proj"]["kernel"]}}
+        params[name] = params[name] | {"mlp": mlp | weaker}
+    lm = dataclasses.replace(lm, source=InMemory(params))
+    tau = 1.5 * so.collect(lm, tokens).h.ratio[:5].max()
+    report = so.lifecycle(lm, tokens, tau)
+    element = report.cause.edits["element"].effect
+    assert report.birth.layers == (5,) and report.cause.first == 5
+    assert element.ratio == pytest.approx(element.ratio_per_layer[5:].max())
+    assert element.ratio < 0.2 * element.ratio_per_layer[:5].max()
+    assert element.flags["300"] == 0 < report.cause.baseline.flags["300"]
+    told = cause_sentence(report, str)
+    assert "from layer 6 on" in told and f"{element.ratio_per_layer.max():.0f}" not in told
 
 
 def test_attention_goes_where_the_outlier_goes_and_controls_change_little(planted):

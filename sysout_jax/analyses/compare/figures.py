@@ -49,8 +49,8 @@ def attention(report: Comparison, token_text: TokenText) -> Figure:
         values = finite_or(told.attention)
         L, H = values.shape
         image = axes.imshow(
-            values.T, aspect="auto", origin="lower", cmap=style.HEAT, vmin=0, vmax=1,
-            extent=(0.5, L + 0.5, -0.5, H - 0.5), interpolation="nearest",
+            values.T, aspect="auto", origin="upper", cmap=style.HEAT, vmin=0, vmax=1,
+            extent=(0.5, L + 0.5, H - 0.5, -0.5), interpolation="nearest",
         )  # fmt: skip
         style.layer_axis(axes, L)
         axes.set_title(f"{style.label_text(told.name, 30)}\non {_on(told)}")

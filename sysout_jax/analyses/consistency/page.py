@@ -18,9 +18,10 @@ from sysout_jax.reports.nonfinite import nothing_measured, remarks
 from sysout_jax.reports.page import Section, Table
 from sysout_jax.reports.report import counting, figure_sections, write_report
 from sysout_jax.reports.terminal import ran_over
-from sysout_jax.words import joined, number, percent
+from sysout_jax.words import joined, number, percent, plural
 
 NAME = "consistency"
+FEW = 10  # sequences
 
 
 def write_consistency_report(
@@ -84,8 +85,17 @@ def verdict(report: Consistency) -> str:
 
 def _remarks(report: Consistency) -> list[str]:
     lines = remarks(report.nonfinite)
+    if report.num_sequences < FEW:
+        lines.append(
+            f"The intervals resample {plural(report.num_sequences, 'sequence')}: of so few they say little. Layers are not resampled."
+        )
     if report.missing:
-        largest = joined([f"{number(report.ratios[kind])} in {kind}" for kind in report.missing])
+        largest = joined(
+            [
+                f"{number(report.ratios[kind])} in {kind}{' (of its row)' if kind == 'W_down' else ''}"
+                for kind in report.missing
+            ]
+        )
         lines.append(f"No outlier at τ = {report.tau:g} in {joined(list(report.missing))}; the largest ratios are {largest}.")  # fmt: skip
         if report.candidate:
             lines.append(

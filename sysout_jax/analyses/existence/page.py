@@ -14,9 +14,10 @@ from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.nonfinite import nothing_measured, remarks
 from sysout_jax.reports.page import Section, Table
 from sysout_jax.reports.report import counting, expert_terms, figure_sections, write_report
-from sysout_jax.words import joined, listed, number, percent
+from sysout_jax.words import joined, listed, number, percent, plural
 
 NAME = "existence"
+_BY_ROW = "W_down (by row)"
 
 
 def write_existence_report(
@@ -57,7 +58,7 @@ def existence_summary(report: Existence, token_text: TokenText) -> str:
         what = (
             "outliers"
             if surface.found
-            else f"candidates over {number(surface.level)} times the mean"
+            else f"candidates over {number(surface.level)} times the mean{_of_column(name)}"
         )
         lines.append(
             f"{title:<8}layer {surface.layer + 1}, {what}: {_listing(report, name, token_text)}"
@@ -76,7 +77,7 @@ def existence_summary(report: Existence, token_text: TokenText) -> str:
 def verdict(report: Existence) -> str:
     """One sentence: which places hold outliers."""
     holding = [title for title, surface in surfaces(report).items() if surface.found]
-    which = f"sequence {report.sequence} ({report.length} tokens)"
+    which = f"sequence {report.sequence} ({plural(report.length, 'token')})"
     if report.stats.nonfinite.everything:
         return nothing_measured(report.model, which)
     if not report.found:
@@ -88,6 +89,11 @@ def verdict(report: Existence) -> str:
     calm = [title for title in SURFACES.values() if title not in holding]
     without = f", none in {joined(calm)}" if calm else ""
     return f"{report.model}: outliers at τ = {report.tau:g} in {joined(holding)}{without}; {which}."
+
+
+def _of_column(name: str) -> str:
+    """An outlier of W_down is one of its row; where there is none, columns are compared."""
+    return " of their column" if name == "w_down" else ""
 
 
 def _largest(elements: tuple[Element, ...]) -> str:
@@ -166,11 +172,11 @@ def _flags(report: Existence) -> Table:
     down = stats.weights.modules.index("down")
     rows: tuple[tuple[str | int, ...], ...] = tuple(
         (name, *(int(n) for n in counts.sum(axis=0)))
-        for name, counts in (("x_down", stats.x_down.counts), ("W_down", stats.weights.counts[:, down]), ("h", stats.h.counts))
+        for name, counts in (("x_down", stats.x_down.counts), (_BY_ROW, stats.weights.counts[:, down]), ("h", stats.h.counts))
     )  # fmt: skip
     width = stats.weights.down_weight_ratios.shape[1]
     rows = tuple(
-        tuple("n/a" if row[0] == "W_down" and i and not reachable(TAUS[i - 1], width) else cell for i, cell in enumerate(row))
+        tuple("n/a" if row[0] == _BY_ROW and i and not reachable(TAUS[i - 1], width) else cell for i, cell in enumerate(row))
         for row in rows
     )  # fmt: skip
     far = [f"{tau:g}" for tau in TAUS if not reachable(tau, width)]

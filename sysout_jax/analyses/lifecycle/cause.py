@@ -40,6 +40,7 @@ def find_cause(
     born = birth_weights(birth)
     if not born:
         return None
+    first = min(born)
     taken = np.flatnonzero(stats.h.outlier_channels(tau).any(axis=0))
     writers = birth_writers(birth)
     singles = writers[:MAX_SINGLES] if len(writers) > 1 else ()
@@ -47,9 +48,11 @@ def find_cause(
 
     def effect(measured: Measured) -> Effect:
         return Effect(
-            outliers=int(measured.outliers.sum()),
-            flags={f"{t:g}": int(n) for t, n in zip(TAUS, measured.flags.sum(0), strict=True)},
-            ratio=measured.ratio,
+            outliers=int(measured.outliers[first:].sum()),
+            flags={
+                f"{t:g}": int(n) for t, n in zip(TAUS, measured.flags[first:].sum(0), strict=True)
+            },
+            ratio=float(measured.ratios[first:].max()),
             mass=float(measured.mass[sinks].mean()) if sinks.any() else float("nan"),
             perplexity=measured.perplexity,
             ratio_per_layer=measured.ratios,
@@ -81,6 +84,7 @@ def find_cause(
         singles=singles,
         baseline=effect(unedited.measured),
         edits={edit: edit_of(edit) for edit in EDITS},
+        first=first,
     )
 
 

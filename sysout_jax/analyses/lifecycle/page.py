@@ -77,9 +77,9 @@ def lifecycle_sections(report: Lifecycle, token_text: TokenText) -> list[Section
         "death": _oppositions(report),
         "cause": _causes(report),
     }
-    told = " ".join(story(report, token_text))
+    told = story(report, token_text)
     sections = [
-        *([Section("In short", (told,))] if told else []),
+        *([Section("In short", tuple(told))] if told else []),
         explore(report, token_text),
         Section("How to read this page", (COUNTING, *_remarks(report))),
     ]
@@ -361,7 +361,7 @@ def _causes(report: Lifecycle) -> Table | None:
         "perplexity",
     )
     note = (
-        f"“Over” counts tokens, summed over layers, whose largest |h| is so many times the mean. Perplexity: {report.protocol.sentence()}."
+        f"“Over” counts tokens whose largest |h| is so many times the mean, summed over the layers from layer {causes.first + 1} on, the first that is edited; so is the largest |h|. Perplexity: {report.protocol.sentence()}."
     )  # fmt: skip
     if len(causes.writers) > len(causes.singles) > 0:
         note += f" The {len(causes.singles)} strongest of {len(causes.writers)} writers are edited alone too."

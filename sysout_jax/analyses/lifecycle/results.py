@@ -111,7 +111,7 @@ class Death:
 
 @dataclass(frozen=True)
 class Effect:
-    """The model under one edit, on all sequences."""
+    """The model under one edit, on all sequences. Counts and `ratio` are those of the layers from `Cause.first` on: an edit changes none before."""
 
     outliers: int  # (layer, sequence, token) triples that hold an activation outlier at τ
     flags: dict[str, int]  # the same at every τ: what is gone at one may be there at another
@@ -152,6 +152,7 @@ class Cause:
     singles: tuple[BirthWriter, ...]  # that are also edited alone; empty where there is only one
     baseline: Effect
     edits: dict[str, Edit]  # by a name of `EDITS`
+    first: int  # layer of the first birth that channels carry
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The lifecycle for a reader who has never heard of outliers: one paragraph, each term explained where it first appears."""
+"""The lifecycle for a reader who has never heard of outliers: what, where to, how it ends, and why it matters; each term explained where it first appears."""
 
 from __future__ import annotations
 
@@ -25,24 +25,31 @@ _STREAM = (
     "in the list is a dim)."
 )
 
+_MATTERS = (
+    "Why it matters: a number format of few bits that has to reach an outlier is left with few steps for all other numbers. "
+    "What that costs this model measures python -m analyze.compression."
+)
+
 
 def story(report: Lifecycle, token_text: TokenText) -> list[str]:
-    """Sentences; nothing where nothing could be measured."""
+    """Paragraphs; nothing where nothing could be measured."""
     if report.nonfinite.everything or not report.largest_h.ratio > 0:
         return []
     if not report.found or not report.birth.events:
-        return [_STREAM, _without(report, token_text)]
+        return [f"{_STREAM} {_without(report, token_text)}"]
     event = max(report.birth.events, key=lambda birth: max(map(abs, birth.values)))
-    return [
-        _STREAM,
-        _birth(report, event, token_text),
-        *_writers(event),
-        *_other_births(report, event),
-        *_spread(report),
-        _death(report),
-        *_waves(report),
-        *_cause(report),
-    ]
+    paragraphs = (
+        [
+            _STREAM,
+            _birth(report, event, token_text),
+            *_writers(event),
+            *_other_births(report, event),
+        ],
+        _spread(report),
+        [_death(report), *_waves(report)],
+        [*_cause(report), _MATTERS],
+    )
+    return [" ".join(sentences) for sentences in paragraphs if sentences]
 
 
 def _without(report: Lifecycle, token_text: TokenText) -> str:
@@ -153,7 +160,7 @@ def _cause(report: Lifecycle) -> list[str]:
         of, what = f"of all writers {in_layers(layers)}", f"these {channels} channels write"
     return [
         f"{depends}: with {plural(element.weights, 'weight')} {of} set to zero, perplexity (how much the text surprises the model, "
-        f"lower is better) goes from {before} to {zeroed}, and the largest number that is left is {number(element.effect.ratio)} times the mean; with "
+        f"lower is better) goes from {before} to {zeroed}, and the largest number that is left from layer {cause.first + 1} on is {number(element.effect.ratio)} times the mean; with "
         f"all that {what} set to zero, to {columns} and {number(column.effect.ratio)}.{rest}"
     ]
 

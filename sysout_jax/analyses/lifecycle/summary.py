@@ -235,7 +235,7 @@ def _cause(report: Lifecycle) -> list[str]:
     lines = [
         *table.split("\n"),
         *([f"one element alone, perplexity: {alone}"] if alone else []),
-        f"* {_attention_meant(cause.heads)}; tokens are summed over layers",
+        f"* {_attention_meant(cause.heads)}; tokens (summed over layers) and largest |h| from layer {cause.first + 1} on, the first edited",
         f"{' and '.join(CONTROLS)}: perplexity of controls; {report.protocol.sentence()}",
     ]
     return [

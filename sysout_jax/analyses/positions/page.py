@@ -13,7 +13,13 @@ from sysout_jax.analyses.positions.measure import Place, Positions, strongest
 from sysout_jax.analyses.positions.token_classes import RULES, groups
 from sysout_jax.figures.spec import draw_figures
 from sysout_jax.nonfinite import finite_or
-from sysout_jax.outliers.definitions import CANDIDATE_SHARE, CODE_SHARE, TAUS, reachable
+from sysout_jax.outliers.definitions import (
+    CANDIDATE_SHARE,
+    CODE_SHARE,
+    TAUS,
+    even_attention_passes,
+    reachable,
+)
 from sysout_jax.outliers.tokens import INITIAL, TokenClasses, TokenText
 from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.nonfinite import nothing_measured, remarks
@@ -88,7 +94,7 @@ def positions_summary(report: Positions, token_text: TokenText) -> str:
     keys, T = report.keys, report.length
     layer = int(keys.top[:, 0].argmax())
     lines += [
-        f"keys     {RULES[keys.rule]}: {in_layers(keys.layers)}"
+        f"keys     {RULES[keys.rule]}: {in_layers(keys.layers)}{'; so short a text passes it with even attention' if even_attention_passes(T) else ''}"
         if keys.layers
         else "keys     no attention",
         f"        tokens: {_class_shares(report, keys.tokens.once)}",

@@ -111,6 +111,6 @@ def tokens_sentence(report: Positions, token_text: TokenText) -> str:
     texts = listed((f"“{text}” ×{count}" for text, _, count in counts.texts), 4)
     what = "outlier" if report.h.found else "candidate"
     return (
-        f"Of the {plural(total, 'token')} that carry {what}s of h in any layer, {joined(parts)} "
+        f"{plural(total, 'token')} {'carries' if total == 1 else 'carry'} {what}s of h in some layer: {joined(parts)} "
         f"({texts}); the keys are those by the rule “{RULES[report.keys.rule]}”."
     )

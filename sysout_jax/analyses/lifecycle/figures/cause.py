@@ -89,7 +89,7 @@ def cause_sentence(report: Lifecycle, token_text: TokenText) -> str:
     return (
         f"Perplexity is {told(causes.baseline)}. With the {weights} W_down[d*, c*] at zero it is {told(edits['element'])}, halved {told(edits['half'])}, "
         f"with the whole columns at zero {told(edits['column'])}, with the whole rows {told(edits['row'])}; "
-        f"controls of the columns: {joined(controls)}."
+        f"controls of the columns: {joined(controls)}. What is left is told from layer {causes.first + 1} on, the first that is edited."
     )
 
 

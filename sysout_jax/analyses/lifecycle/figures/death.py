@@ -146,6 +146,8 @@ def death_sentence(report: Lifecycle, token_text: TokenText) -> str:
         else ""
     )
     layers = sorted({o.layer for o in end.oppositions})
+    if len(end.oppositions) == 1:
+        return f"{sentence}; the {_PART[best.part]} of layer {best.layer + 1} takes back {percent(best.removed)}{channels}."
     return (
         f"{sentence}; layer{'s' * (len(layers) > 1)} {layer_ranges(layers)} push{'es' * (len(layers) == 1)} against them, "
         f"most of all the {_PART[best.part]} of layer {best.layer + 1}, "

@@ -107,7 +107,7 @@ def excitation(report: Lifecycle, token_text: TokenText) -> Figure:
         middle.set_title(f"row · input = {product}\ncosine {_cosine(shown.cosine(name))}")
         right = figure.add_subplot(grid[i, 2])
         _others(right, shown, name)
-        right.set_title(f"{len(shown.elsewhere[name])} other tokens\nof the sequence")
+        right.set_title(f"{len(shown.elsewhere[name])} of the other\ntokens of the sequence")
     return figure
 
 
@@ -182,8 +182,8 @@ def excitation_sentence(report: Lifecycle, token_text: TokenText) -> str:
         if not len(dims):
             chance = 1 / np.sqrt(len(shown.x))  # of random directions, root mean square
             words.append(
-                f"no single dim of the input gives much of {name}'s {number(total)}: the row as a whole points along the input, cosine "
-                f"{_cosine(shown.cosine(name))} (by chance ±{_cosine(chance)})"
+                f"{name}'s row as a whole points along the input (cosine {_cosine(shown.cosine(name))}, by chance ±{_cosine(chance)}) and gives "
+                f"{number(total)}, no single dim much of it"
                 if abs(shown.cosine(name)) > CLEAR * chance
                 else f"no single dim of the input gives much of {name}'s {number(total)}"
             )

@@ -166,11 +166,11 @@ def head_shares(mass_LxH: np.ndarray, what: str, birth: int | None, even_L: np.n
     image = upper.imshow(
         mass_LxH.T,
         aspect="auto",
-        origin="lower",
+        origin="upper",  # head 0 on top, as the page draws it
         cmap=style.HEAT,
         vmin=0,
         vmax=_largest(mass_LxH) or 1.0,
-        extent=(0.5, L + 0.5, -0.5, H - 0.5),
+        extent=(0.5, L + 0.5, H - 0.5, -0.5),
         interpolation="nearest",
     )
     upper.set_ylabel("head (from 0)")
