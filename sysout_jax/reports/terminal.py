@@ -55,4 +55,4 @@ def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
 
 def ran_over(sequences: int, length: int) -> str:
     """What was analysed: `2 sequences of 64 tokens`."""
-    return f"{sequences} sequence{'s' * (sequences > 1)} of {length} token{'s' * (length > 1)}"
+    return f"{sequences} sequence{'s' * (sequences > 1)} of {length:,} token{'s' * (length > 1)}"

@@ -58,7 +58,7 @@ def test_no_outlier_is_said_plainly(tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     flags = ["--tau", 1e6, "--what", "mean", "--where", "all", "--seeds", 1]
     assert call(monkeypatch, intervene, *SMALL, *flags, "--out", out) == 0
-    assert "no activation outlier at tau = 1e+06" in words(capsys.readouterr().out)
+    assert "no activation outlier at τ = 1e+06" in words(capsys.readouterr().out)
     text = "".join(ET.fromstring((out / "report.html").read_text()).itertext())
     assert "No outlier at τ = 1e+06: the strongest elements are edited instead" in text
     assert "candidates left" in text and "outliers edited" not in text

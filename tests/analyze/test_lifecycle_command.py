@@ -177,7 +177,7 @@ def test_report_on_a_prompt(model, tmp_path, monkeypatch, capsys):
     )
     printed = capsys.readouterr()
     assert printed.err == ""  # quiet in a pipe
-    assert "no activation outlier at tau = 1000" in words(printed.out)
+    assert "no activation outlier at τ = 1000" in words(printed.out)
     assert printed.out.count("\n") <= 26  # 24 where paths are short
     report = check_outputs(out, FIGURES)
     assert not report["found"] and report["candidate"]["birth"]["layer"] is not None

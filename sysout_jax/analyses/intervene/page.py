@@ -65,9 +65,9 @@ def verdict(result: Interventions) -> str:
     where = f"{plural(result.num_sequences, 'sequence')} of {result.length} tokens"
     born = f"born {in_layers(result.birth_layers)} of {result.num_layers}"
     if result.found:
-        return f"{result.model}: {what} are outliers at tau = {result.tau:g}, {born}, in {where}."
+        return f"{result.model}: {what} are outliers at τ = {result.tau:g}, {born}, in {where}."
     return (
-        f"{result.model}: no activation outlier at tau = {result.tau:g} in {where} (largest |h| is {number(result.largest)} times "
+        f"{result.model}: no activation outlier at τ = {result.tau:g} in {where} (largest |h| is {number(result.largest)} times "
         f"the mean); for orientation, {what} over {number(result.level)} times the mean are edited instead, {born}."
     )
 

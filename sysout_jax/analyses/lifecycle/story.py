@@ -27,7 +27,7 @@ _STREAM = (
 
 _MATTERS = (
     "Why it matters: a number format of few bits that has to reach an outlier is left with few steps for all other numbers. "
-    "What that costs this model measures python -m analyze.compression."
+    "python -m analyze.compression measures what that costs this model."
 )
 
 

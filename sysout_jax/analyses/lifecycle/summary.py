@@ -46,7 +46,7 @@ def verdict(report: Lifecycle) -> str:
         return nothing_measured(report.model, where)
     if not report.found:
         return (
-            f"{report.model}: no activation outlier at tau = {report.tau:g} in {where}; "
+            f"{report.model}: no activation outlier at τ = {report.tau:g} in {where}; "
             f"the largest |h| {'that is finite ' if report.nonfinite.h.total else ''}is {report.largest_h.ratio:.4g} times the mean."
         )
     assert report.birth.layer is not None and report.death.last_alive is not None
@@ -56,7 +56,7 @@ def verdict(report: Lifecycle) -> str:
     if len(runs(alive)) > 1:  # taken back, and written again
         when = in_layers(alive)
     return (
-        f"{report.model}: activation outliers at tau = {report.tau:g} {when} "
+        f"{report.model}: activation outliers at τ = {report.tau:g} {when} "
         f"(of {report.num_layers}), up to {report.largest_h.ratio:,.0f} times the mean, in {where}."
     )
 
@@ -101,7 +101,7 @@ def _waves(report: Lifecycle, token_text: TokenText) -> list[str]:
     if not followed.waves:
         return []
     lines = [
-        f"Waves   {len(followed.waves)} over {number(followed.level)} times the mean, of which {sum(wave.above for wave in followed.waves)} over tau (*)"
+        f"Waves   {len(followed.waves)} over {number(followed.level)} times the mean, of which {sum(wave.above for wave in followed.waves)} over τ (*)"
         f"{f'; the {_MOST} strongest' if len(followed.waves) > _MOST else ''}:"
     ]
     numbered = sorted(enumerate(followed.waves, start=1), key=lambda counted: -counted[1].ratio)[
@@ -192,7 +192,7 @@ def _death(report: Lifecycle) -> list[str]:
     if death.layer is None:
         lines = ["Death   none: outliers survive the last layer"]
     else:
-        lines = [f"Death   layer {death.layer + 1}: after it nothing is over tau any more"]
+        lines = [f"Death   layer {death.layer + 1}: after it nothing is over τ any more"]
     for item in sorted(death.oppositions, key=lambda o: -o.removed)[:2]:
         channels = ", ".join(c.label for c in item.channels[:_MOST])
         carried = (
