@@ -251,8 +251,8 @@ def load_defined(path: Path, name: str, kind: type[T], example: str = "default")
             defined = defined(word)
     except InputError as error:
         raise InputError(f"config {path}: {error}") from None
-    except Exception as error:
-        raise InputError(f"config {path}: {type(error).__name__}: {error}") from None
+    except (Exception, SystemExit) as error:
+        raise InputError(f"config {path}: {_told(error)}") from None
     if callable(defined):
         raise InputError(
             f"config {path}: stands for several; name one behind a colon, as in {path}:{example}"
@@ -260,6 +260,14 @@ def load_defined(path: Path, name: str, kind: type[T], example: str = "default")
     if not isinstance(defined, kind):
         raise InputError(f"config {path}: defines no `{name}` of type {kind.__name__}")
     return defined
+
+
+def _told(error: BaseException) -> str:
+    kind = type(error).__name__
+    try:
+        return f"{kind}: {error}"
+    except Exception:  # it is the user's own, and may fail at that too
+        return kind
 
 
 def _file_and_word(path: Path) -> tuple[Path, str | None]:

@@ -92,6 +92,7 @@ def fit(
                     config, restored.config, workdir / RUN / str(restored.state["step"])
                 )
                 check_identity(config.data, data, restored.data)
+                _check_not_beyond(config, int(restored.state["step"]), workdir)
             claim(config, workdir)
             first = None if start is None or restored else put(lay(start.params, mesh), mesh)
             run = _Run(
@@ -108,6 +109,13 @@ def fit(
             )
             run.write({"run": run_settings(kernel, mesh=dict(mesh.shape))})
             return run.run()
+
+
+def _check_not_beyond(config: TrainConfig, step: int, workdir: Path) -> None:
+    if step > config.last_step:
+        raise InputError(
+            f"{workdir}: is at step {step} and the run would end at step {config.last_step}; ask for at least {step} steps, or name a new workdir"
+        )
 
 
 def _start(config: TrainConfig) -> LanguageModel | None:

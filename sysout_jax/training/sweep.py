@@ -124,6 +124,8 @@ def state_of(run: Run, workdir: Path, problem: str | None = None) -> State:
 
 def _of_another_run(config: TrainConfig, home: Path, step: int) -> str | None:
     """Why what is done in a run's directory is not this config's: a grid may have changed, data been made anew, a directory been copied."""
+    if step > config.last_step:
+        return f"{home}: was trained for {step} steps and not for {config.last_step}; name a new workdir"
     try:
         check(config, home)
         record = read_record(home / RUN / str(step))

@@ -59,8 +59,23 @@ def check(config: TrainConfig, workdir: Path) -> None:
             )
         if METRICS in names:
             _check_not_lost(workdir, begun.save_every)
+        _check_tokenizer(config.data / tokenizers.FILE, workdir / tokenizers.FILE)
     elif any(name != LOCK and not is_workspace(workdir / name) for name in names):
         raise InputError(f"{workdir}: exists and is no training run; name a new workdir")
+
+
+def _check_tokenizer(of_data: Path, of_run: Path) -> None:
+    """InputError where the data's tokenizer is not the one that the run began with: the weights know only that."""
+    if not (of_data.is_file() and of_run.is_file()):
+        return
+    try:
+        same = of_data.read_bytes() == of_run.read_bytes()
+    except OSError as error:
+        raise InputError(f"{error.filename}: {error.strerror}; make it readable") from None
+    if not same:
+        raise InputError(
+            f"{of_data}: is another tokenizer than {of_run}, with which the run began; bring that back, or name a new workdir"
+        )
 
 
 def check_checkpoint(config: TrainConfig, stored: Mapping[str, Any], checkpoint: Path) -> None:

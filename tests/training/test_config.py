@@ -10,7 +10,7 @@ import pytest
 
 from sysout_jax.errors import InputError
 from sysout_jax.sharding import MeshConfig
-from sysout_jax.training.config import OptimizerConfig, from_dict, to_dict
+from sysout_jax.training.config import OptimizerConfig, from_dict, load_config, to_dict
 
 NAN, INF = math.nan, math.inf
 ODD = ["1", None, [1], {}, True]
@@ -112,3 +112,17 @@ def test_the_ends_of_what_can_be(config):
 def test_a_written_config_that_was_damaged(damage, config):
     with pytest.raises(InputError):
         from_dict(damage(to_dict(config)))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("import sys; sys.exit('books are missing')", "SystemExit: books are missing"),
+        ("import sys; sys.exit()", "SystemExit"),
+        ("class E(Exception):\n    def __str__(self): raise ValueError\nraise E()", "E"),
+    ],
+)
+def test_a_file_that_ends_by_itself(source, message, tmp_path):
+    (tmp_path / "c.py").write_text(source)
+    with pytest.raises(InputError, match=message):
+        load_config(tmp_path / "c.py")

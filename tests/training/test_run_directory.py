@@ -48,6 +48,21 @@ def test_a_resume_on_other_data_is_refused(config, tmp_path, split):
     assert fit(moved, run).step == 4  # the same data at another place
 
 
+def test_another_tokenizer_and_fewer_steps_are_refused(config, tmp_path):
+    run = tmp_path / "run"
+    (config.data / "tokenizer.json").write_bytes(b"{}")
+    fit(dataclasses.replace(config, steps=2), run)
+    before = listing(run)
+    (config.data / "tokenizer.json").write_bytes(b"{ }")
+    with pytest.raises(InputError, match=r"is another tokenizer than .*run/tokenizer.json"):
+        fit(dataclasses.replace(config, steps=4), run)
+    (config.data / "tokenizer.json").write_bytes(b"{}")
+    with pytest.raises(InputError, match="is at step 2 and the run would end at step 1"):
+        fit(dataclasses.replace(config, steps=1), run)
+    assert listing(run) == before
+    assert fit(dataclasses.replace(config, steps=4), run).step == 4
+
+
 def test_a_checkpoint_of_another_run_is_refused(config, tmp_path):
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     fit(dataclasses.replace(config, steps=2), ours)

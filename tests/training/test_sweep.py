@@ -112,6 +112,12 @@ def test_what_another_grid_has_done_is_not_taken_for_done(config, tmp_path):
     assert statuses == ["failed"] and "another config (optimizer.lr" in problems["seed=0"]
     data = shutil.copytree(config.data, tmp_path / "elsewhere")
     assert told(dataclasses.replace(config, data=data), 1) == (["done"], {})
+    longer = dataclasses.replace(config, steps=2)
+    assert told(longer, 1)[0] == ["done"]
+    statuses, problems = told(config, 1)
+    assert statuses == ["failed"] and "was trained for 2 steps and not for 1" in problems["seed=0"]
+    config = longer
+    before = latest(tmp_path / "sweep" / "seed=0")
     tokens = np.fromfile(data / "train.bin", np.uint16)
     tokens[3] ^= 1
     tokens.tofile(data / "train.bin")
