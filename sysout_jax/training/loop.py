@@ -31,7 +31,7 @@ from sysout_jax.training.feed import Feed
 from sysout_jax.training.metrics_file import JsonLines
 from sysout_jax.training.monitor import Monitor
 from sysout_jax.training.step import Program, State, make_program
-from sysout_jax.training.workdir import alone_in, check, check_checkpoint, claim
+from sysout_jax.training.workdir import alone_in, check, check_checkpoint, check_not_beyond, claim
 
 
 @dataclass
@@ -92,7 +92,7 @@ def fit(
                     config, restored.config, workdir / RUN / str(restored.state["step"])
                 )
                 check_identity(config.data, data, restored.data)
-                _check_not_beyond(config, int(restored.state["step"]), workdir)
+                check_not_beyond(config, int(restored.state["step"]), workdir)
             claim(config, workdir)
             first = None if start is None or restored else put(lay(start.params, mesh), mesh)
             run = _Run(
@@ -109,13 +109,6 @@ def fit(
             )
             run.write({"run": run_settings(kernel, mesh=dict(mesh.shape))})
             return run.run()
-
-
-def _check_not_beyond(config: TrainConfig, step: int, workdir: Path) -> None:
-    if step > config.last_step:
-        raise InputError(
-            f"{workdir}: is at step {step} and the run would end at step {config.last_step}; ask for at least {step} steps, or name a new workdir"
-        )
 
 
 def _start(config: TrainConfig) -> LanguageModel | None:

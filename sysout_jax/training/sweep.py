@@ -22,7 +22,7 @@ from sysout_jax.storage.held import check_name
 from sysout_jax.training.config import TrainConfig
 from sysout_jax.training.loop import Outcome, Progress, fit
 from sysout_jax.training.metrics_file import METRICS, read_metrics
-from sysout_jax.training.workdir import check, check_checkpoint
+from sysout_jax.training.workdir import check, check_checkpoint, check_not_beyond
 
 WAITING, BEGUN, DONE, FAILED = "waiting", "begun", "done", "failed"
 PAUSE = 1.0  # seconds between two looks at what other processes do
@@ -124,9 +124,8 @@ def state_of(run: Run, workdir: Path, problem: str | None = None) -> State:
 
 def _of_another_run(config: TrainConfig, home: Path, step: int) -> str | None:
     """Why what is done in a run's directory is not this config's: a grid may have changed, data been made anew, a directory been copied."""
-    if step > config.last_step:
-        return f"{home}: was trained for {step} steps and not for {config.last_step}; name a new workdir"
     try:
+        check_not_beyond(config, step, home)
         check(config, home)
         record = read_record(home / RUN / str(step))
         check_checkpoint(config, record.get("config", {}), home / RUN / str(step))

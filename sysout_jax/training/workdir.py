@@ -78,6 +78,14 @@ def _check_tokenizer(of_data: Path, of_run: Path) -> None:
         )
 
 
+def check_not_beyond(config: TrainConfig, step: int, workdir: Path) -> None:
+    """InputError where a run stands beyond the step at which `config` ends: what is there is not what is asked for."""
+    if step > config.last_step:
+        raise InputError(
+            f"{workdir}: is at step {step} and the run would end at step {config.last_step}; ask for at least {step} steps, or name a new workdir"
+        )
+
+
 def check_checkpoint(config: TrainConfig, stored: Mapping[str, Any], checkpoint: Path) -> None:
     """InputError when a checkpoint, with whose values the config `stored` was written, is of a run with another one."""
     if not stored:  # older than that record

@@ -115,7 +115,10 @@ def test_what_another_grid_has_done_is_not_taken_for_done(config, tmp_path):
     longer = dataclasses.replace(config, steps=2)
     assert told(longer, 1)[0] == ["done"]
     statuses, problems = told(config, 1)
-    assert statuses == ["failed"] and "was trained for 2 steps and not for 1" in problems["seed=0"]
+    assert (
+        statuses == ["failed"]
+        and "is at step 2 and the run would end at step 1" in problems["seed=0"]
+    )
     config = longer
     before = latest(tmp_path / "sweep" / "seed=0")
     tokens = np.fromfile(data / "train.bin", np.uint16)

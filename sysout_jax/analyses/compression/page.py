@@ -71,7 +71,7 @@ def verdict(result: Compression) -> str:
     shown = [o for o in result.outcomes[1:] if o.method in ("w8_tensor", "prune_matrix")]
     shown = shown or list(result.outcomes[1:3])
     parts = [f"{digits(o.perplexity.value)} with {o.label}" for o in shown]
-    where = f"{plural(result.protocol.windows, 'window')} of {result.protocol.length} tokens"
+    where = f"{plural(result.protocol.windows, 'window')} of {result.protocol.length:,} tokens"
     return f"{result.model}: perplexity {', '.join([f'{digits(full)} in full precision', *parts])} on {where}."
 
 

@@ -140,7 +140,7 @@ def _remarks(report: Existence) -> list[str]:
         )
     if len(report.shown) < report.length:
         lines.append(
-            f"{len(report.shown)} of {report.length} tokens are drawn: the strongest, their neighbours, and the beginning. Means and "
+            f"{len(report.shown)} of {report.length:,} tokens are drawn: the strongest, their neighbours, and the beginning. Means and "
             "column sums are those of the whole sequence."
         )
     return lines

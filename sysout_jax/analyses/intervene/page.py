@@ -14,7 +14,7 @@ from sysout_jax.reports.expected import Expectation
 from sysout_jax.reports.nonfinite import remarks
 from sysout_jax.reports.page import Picture, Section, Table
 from sysout_jax.reports.report import ATTENTION_ON_THEM, write_report
-from sysout_jax.reports.terminal import text_table
+from sysout_jax.reports.terminal import ran_over, text_table
 from sysout_jax.words import change, digits, in_layers, listed, named, number, percent, plural
 
 NAME = "intervene"
@@ -62,7 +62,7 @@ def write_interventions_report(
 def verdict(result: Interventions) -> str:
     """One sentence: what was edited."""
     what = f"{plural(result.elements, 'element')} of h ({plural(result.tokens, 'token')}, {named('dim', result.dims)})"
-    where = f"{plural(result.num_sequences, 'sequence')} of {result.length} tokens"
+    where = ran_over(result.num_sequences, result.length)
     born = f"born {in_layers(result.birth_layers)} of {result.num_layers}"
     if result.found:
         return f"{result.model}: {what} are outliers at τ = {result.tau:g}, {born}, in {where}."
