@@ -107,7 +107,7 @@ def excitation(report: Lifecycle, token_text: TokenText) -> Figure:
         middle.set_title(f"row · input = {product}\ncosine {_cosine(shown.cosine(name))}")
         right = figure.add_subplot(grid[i, 2])
         _others(right, shown, name)
-        right.set_title(f"{len(shown.elsewhere[name])} of the other\ntokens of the sequence")
+        right.set_title(f"{len(shown.elsewhere[name])} of the\nother tokens")
     return figure
 
 
