@@ -123,6 +123,15 @@ def figures_of(case: str) -> dict[str, Figure]:
         return lifecycle_figures(report_of(case), text)
 
 
+def titles_out_of(figure: Figure) -> list[str]:
+    """Titles of panels that the edge of a drawn figure cuts."""
+    titles = [
+        title for axes in figure.axes for title in (axes.title, axes._left_title, axes._right_title)
+    ]
+    boxes = [(title.get_text(), title.get_window_extent()) for title in titles if title.get_text()]
+    return [words for words, box in boxes if box.x0 < -1 or box.x1 > figure.bbox.x1 + 1]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_every_figure_is_drawn_and_says_one_sentence(case):
     report = report_of(case)
@@ -132,6 +141,7 @@ def test_every_figure_is_drawn_and_says_one_sentence(case):
             with warnings.catch_warnings():
                 warnings.simplefilter("error")  # a missing glyph or a collapsed layout is a warning
                 figures_of(case)[name].draw_without_rendering()
+            assert titles_out_of(figures_of(case)[name]) == []
         if spec.applies(report):
             sentence = spec.sentence(report, text)
             assert sentence.endswith(".") and "nan" not in sentence and "None" not in sentence
